@@ -1,0 +1,23 @@
+"""How good an image is: PSNR, SSIM and LPIPS per image, and intervals for their means."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from flashray.metrics.bootstrap import mean_interval
+from flashray.metrics.lpips import LPIPS, MetricUnavailable, load_lpips
+from flashray.metrics.pixel import psnr, ssim
+
+__all__ = ["LPIPS", "MetricUnavailable", "load_lpips", "mean_interval", "psnr", "score", "ssim"]
+
+
+def score(x_BCHW: Tensor, ref_BCHW: Tensor, lpips: LPIPS | None = None) -> dict[str, Tensor]:
+    """Every metric of a batch of images against their references.
+
+    Both are [B, 3, H, W] in [-1, 1]; values outside are clamped, as writing the image would do.
+    Returns `{"psnr": [B], "ssim": [B], "lpips": [B]}`; without a network there is no `lpips`.
+    """
+    scores = {"psnr": psnr(x_BCHW, ref_BCHW), "ssim": ssim(x_BCHW, ref_BCHW)}
+    if lpips is not None:
+        scores["lpips"] = lpips.score(x_BCHW, ref_BCHW)
+    return scores

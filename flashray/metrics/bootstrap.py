@@ -1,0 +1,36 @@
+"""Bootstrap interval of a mean: how far an average over this many images can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+_DRAWS_AT_ONCE = 2_000_000  # bounds the memory of the resampling, not its result
+
+
+def mean_interval(
+    values: Iterable[float | None], confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Mean of the values and its percentile bootstrap interval: (mean, low, high).
+
+    Missing values (None, NaN) are left out; with none left the answer is three NaN. The same values, in the same order,
+    with the same seed give the same interval. ValueError for a confidence outside (0, 1) or less than one resample.
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, not {confidence}")
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, not {resamples}")
+    sample = np.array([np.nan if value is None else float(value) for value in values], dtype=np.float64)
+    sample = sample[~np.isnan(sample)]
+    if not len(sample):
+        return np.nan, np.nan, np.nan
+    generator = np.random.default_rng(seed)
+    means = np.empty(resamples)
+    rows = max(1, _DRAWS_AT_ONCE // len(sample))
+    for first in range(0, resamples, rows):
+        part = means[first : first + rows]
+        part[:] = sample[generator.integers(len(sample), size=(len(part), len(sample)))].mean(axis=1)
+    # Order statistics rather than interpolation, so that an infinite PSNR gives an infinite bound and not NaN.
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2], method="inverted_cdf")
+    return float(sample.mean()), float(low), float(high)

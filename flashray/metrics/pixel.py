@@ -1,0 +1,38 @@
+"""PSNR and SSIM of each image, stated on the [0, 1] scale as the field does."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+
+def psnr(x_BCHW: Tensor, ref_BCHW: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB, [B]; infinite where the two images are equal.
+
+    Both are [B, C, H, W] in [-1, 1]; values outside are clamped. ValueError when the shapes differ.
+    """
+    x, ref = _comparable(x_BCHW, ref_BCHW)
+    return peak_signal_noise_ratio(x, ref, data_range=1.0, reduction="none", dim=(1, 2, 3))
+
+
+def ssim(x_BCHW: Tensor, ref_BCHW: Tensor) -> Tensor:
+    """Structural similarity, [B] in [-1, 1], 1 for equal images.
+
+    Wang et al. 2004 as torchmetrics computes it: a Gaussian window of std 1.5 and 11 pixels, K1 = 0.01, K2 = 0.03,
+    averaged over channels and all pixels, the border being reflected. (scikit-image leaves 5 pixels of border out.)
+    Both are [B, C, H, W] in [-1, 1]; values outside are clamped. ValueError when the shapes differ.
+    """
+    x, ref = _comparable(x_BCHW, ref_BCHW)
+    value = structural_similarity_index_measure(x, ref, data_range=1.0, reduction="none")
+    assert isinstance(value, Tensor)  # a tuple only when the full map is asked for
+    return value.reshape(len(x))
+
+
+def _comparable(x: Tensor, ref: Tensor) -> tuple[Tensor, Tensor]:
+    if x.shape != ref.shape or x.ndim != 4:
+        raise ValueError(f"images and references differ in shape: {tuple(x.shape)} against {tuple(ref.shape)}")
+    return _unit_range(x), _unit_range(ref)
+
+
+def _unit_range(x: Tensor) -> Tensor:
+    return ((x.float() + 1) / 2).clamp(0, 1)

@@ -1,0 +1,73 @@
+"""Where the reverse diffusion of each image starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from flashray.errors import ConfigError
+from flashray.schedule import NoiseSchedule
+from flashray.seeding import STREAM_START, normal
+
+
+@dataclass(frozen=True)
+class Start:
+    """(ẑ, σ̂) ↦ start step and start latent.
+
+    Attributes:
+        mode: `flash` starts at the step that σ̂ asks for, `full` at pure noise.
+        formula: the start latent: `paper` is √(1-cσ̂²) ẑ + √(cσ̂²) ε (Flash-Diffusion, sample-adaptive inference); `schedule` is
+            √ᾱ ẑ + √(1-ᾱ) ε with the ᾱ of the start step, which is what the denoiser was trained to see there.
+        c: the paper's noise correction; the formula `schedule` has no use for it.
+        sigma_scale: multiplies σ̂ before anything else (its square is the reference code's `var_mult`).
+    """
+
+    mode: Literal["flash", "full"] = "flash"
+    formula: Literal["paper", "schedule"] = "schedule"
+    c: float = 1.0
+    sigma_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("flash", "full"):
+            raise ConfigError(f"start.mode is {self.mode!r}; give flash or full")
+        if self.formula not in ("paper", "schedule"):
+            raise ConfigError(f"start.formula is {self.formula!r}; give paper or schedule")
+        if not self.c > 0 or not self.sigma_scale > 0:
+            raise ConfigError(f"start.c and start.sigma_scale must be positive, got {self.c} and {self.sigma_scale}")
+
+    def falls_back(self, sigma_hat_B: Tensor) -> Tensor:
+        """[B] bool: σ̂ beyond what the formula can express (cσ̂² ≥ 1, or not finite): the image takes the full chain."""
+        variance_B = (self.sigma_scale * sigma_hat_B).square()
+        limit = self.c if self.formula == "paper" else 1.0
+        return ~(limit * variance_B < 1)
+
+    def start_step(self, sigma_hat_B: Tensor, schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
+        """([B] long start steps, [B] bool fall-backs), on the CPU. The start step is the image's NFE."""
+        full = torch.full(sigma_hat_B.shape, len(schedule), dtype=torch.long)
+        if self.mode == "full":
+            return full, torch.zeros_like(full, dtype=torch.bool)
+        fallback_B = self.falls_back(sigma_hat_B).cpu()
+        step_B = schedule.start_step((self.sigma_scale * sigma_hat_B).nan_to_num(nan=torch.inf))
+        return torch.where(fallback_B, full, step_B), fallback_B
+
+    def latent(
+        self, z_hat_BCHW: Tensor, sigma_hat_B: Tensor, start_step_B: Tensor, schedule: NoiseSchedule, seed_B: Tensor
+    ) -> Tensor:
+        """The start latents, with noise of each image's own seed; never NaN.
+
+        An image at the full chain's start gets pure noise; one at start step 0 its ẑ, which is final as it is.
+        """
+        noise = normal(seed_B, seed_B.new_zeros(len(seed_B)), tuple(z_hat_BCHW.shape[1:]), STREAM_START).to(z_hat_BCHW)
+        start_step_B = start_step_B.cpu()
+        if self.formula == "paper":
+            variance_B = self.c * (self.sigma_scale * sigma_hat_B.double().cpu()).square()
+        else:  # an update at step s-1 takes a latent of that step's noise
+            variance_B = 1 - schedule.alphas_cumprod[(start_step_B - 1).clamp(min=0)]
+        variance_B = torch.where(start_step_B == 0, 0.0, variance_B.nan_to_num(nan=1.0).clamp(0, 1))
+        variance_B = torch.where(start_step_B == len(schedule), 1.0, variance_B)
+        variance = variance_B.to(z_hat_BCHW)[:, None, None, None]
+        z_hat = torch.where(variance < 1, z_hat_BCHW, 0.0)  # keeps a non-finite ẑ out of a full chain
+        return (1 - variance).sqrt() * z_hat + variance.sqrt() * noise

@@ -1,0 +1,106 @@
+"""What a solver sees at one step, and the reverse-diffusion step that all of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from flashray.degradations.base import Operator
+
+
+def per_image(value_B: Tensor) -> Tensor:
+    """[B] → [B, 1, 1, 1]."""
+    return value_B[:, None, None, None]
+
+
+def norm(x_BCHW: Tensor) -> Tensor:
+    """[B] Euclidean norm of each image alone: no result depends on who shares the batch."""
+    return torch.linalg.vector_norm(x_BCHW.flatten(1), dim=1)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One update of a batch in which every image is at its own step.
+
+    Attributes:
+        z_BCHW: the latents z_i; they require grad when the solver asks for it.
+        z0_BCHW: the denoiser's estimate ẑ0 (Tweedie's posterior mean), a function of z_BCHW.
+        epsilon_BCHW: the denoiser's noise estimate.
+        alpha_B, alpha_prev_B: ᾱ of this step and of the one that it leads to.
+        timestep_B: the denoiser's time, 0 … 999.
+        index_B: the step's index on the (respaced) schedule.
+        noise: a function of a stream number, giving this step's own standard normal noise.
+        eta: DDIM's η; 1 is ancestral sampling.
+    """
+
+    z_BCHW: Tensor
+    z0_BCHW: Tensor
+    epsilon_BCHW: Tensor
+    alpha_B: Tensor
+    alpha_prev_B: Tensor
+    timestep_B: Tensor
+    index_B: Tensor
+    noise: Callable[[int], Tensor]
+    eta: float = 1.0
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The measurements of the batch: y = A(x) + n.
+
+    Attributes:
+        y_BCHW: measurements in [-1, 1].
+        operator: A, bound to the batch's parameters.
+        noise_std_B: the noise's standard deviation on the [0, 1] scale.
+        encode, decode: the prior's maps between images in [-1, 1] and latents of unit variance.
+    """
+
+    y_BCHW: Tensor
+    operator: Operator
+    noise_std_B: Tensor
+    encode: Callable[[Tensor], Tensor]
+    decode: Callable[[Tensor], Tensor]
+
+    def select(self, rows: Tensor) -> Problem:
+        """The problem of some of the images: `rows` are indices, or a mask."""
+        chosen = (self.y_BCHW[rows], self.operator.select(rows), self.noise_std_B[rows])
+        return Problem(*chosen, self.encode, self.decode)
+
+
+class Solver(Protocol):
+    """One update rule.
+
+    `needs_gradient` asks the loop to keep the graph from z to ẑ0; `needs_adjoint` needs a linear A.
+    """
+
+    name: ClassVar[str]
+    needs_gradient: ClassVar[bool]
+    needs_adjoint: ClassVar[bool]
+
+    def __call__(self, step: Step, problem: Problem) -> Tensor:
+        """z_next_BCHW, without graph."""
+        ...
+
+
+def predict_z0(z_BCHW: Tensor, epsilon_BCHW: Tensor, alpha_B: Tensor) -> Tensor:
+    """ẑ0 = (z - √(1-ᾱ) ε)/√ᾱ."""
+    alpha = per_image(alpha_B)
+    return (z_BCHW - (1 - alpha).sqrt() * epsilon_BCHW) / alpha.sqrt()
+
+
+@torch.no_grad()
+def reverse_step(step: Step, noise_BCHW: Tensor) -> Tensor:
+    """The unconditional step z_i → z_prev: DDIM with η (Song et al. 2021, eq. 12 and 16).
+
+    σ² = η² (1-ᾱ_prev)/(1-ᾱ) (1 - ᾱ/ᾱ_prev);  z_prev = √ᾱ_prev ẑ0 + √(1 - ᾱ_prev - σ²) ε + σ n.
+    With η = 1 this is DDPM's ancestral step with the posterior mean and variance; where ᾱ_prev = 1 no noise is added.
+    """
+    alpha, alpha_prev = per_image(step.alpha_B), per_image(step.alpha_prev_B)
+    variance = step.eta**2 * (1 - alpha_prev) / (1 - alpha) * (1 - alpha / alpha_prev)
+    direction = (1 - alpha_prev - variance).clamp(min=0).sqrt()
+    mean = alpha_prev.sqrt() * step.z0_BCHW + direction * step.epsilon_BCHW
+    return mean + variance.clamp(min=0).sqrt() * noise_BCHW
