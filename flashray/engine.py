@@ -146,7 +146,7 @@ def advance(
             noise=lambda stream: normal(seed_B, step_B, tuple(z.shape[1:]), stream).to(z),
             eta=eta,
         )
-        return solver(step, problem).detach()
+        return solver(step, problem).detach()  # type: ignore[arg-type]  # no problem: a rule that looks at no data
 
 
 def _problem(prior: LatentPrior, degradation: Degradation, jobs: list[Job]) -> tuple[Tensor, Problem]:

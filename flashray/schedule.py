@@ -87,7 +87,9 @@ class NoiseSchedule:
         return self.alphas_cumprod / (1 - self.alphas_cumprod)
 
     def start_step(self, sigma_B: Tensor) -> Tensor:
-        """The step whose SNR is nearest to 1/σ̂²: argmin_i |1/σ̂² - ᾱ_i/(1-ᾱ_i)| (Flash-Diffusion, sample-adaptive inference).
+        """The step whose SNR is nearest to 1/σ̂²: argmin_i |1/σ̂² - ᾱ_i/(1-ᾱ_i)|.
+
+        Flash-Diffusion, sample-adaptive inference.
 
         Args:
             sigma_B: [B] predicted standard deviations of the latent error, ≥ 0; 0 starts at step 0, +inf at the last.

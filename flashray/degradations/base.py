@@ -29,8 +29,9 @@ class Operator(ABC):
 
     def select(self, rows: Tensor) -> Self:
         """The operator of some of the images: `rows` are indices, or a mask."""
-        tensors = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
-        return dataclasses.replace(self, **{n: t[rows] for n, t in tensors.items() if isinstance(t, Tensor)})
+        names = [field.name for field in dataclasses.fields(self)]  # type: ignore[arg-type]
+        values = {name: getattr(self, name) for name in names}
+        return type(self)(**{n: v[rows] if isinstance(v, Tensor) else v for n, v in values.items()})
 
     def measure(self, x_BCHW: Tensor) -> Tensor:
         """A on the [-1, 1] scale: 2 A((x + 1)/2) - 1."""

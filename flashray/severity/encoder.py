@@ -22,9 +22,9 @@ _AUTOENCODERS = {cls.__name__: cls for cls in (AutoencoderDC, AutoencoderKL, VQM
 class SeverityEncoder(ModelMixin, ConfigMixin):
     """Looks at a degraded image once: the latent ẑ of the clean image, and σ̂, the predicted std of ẑ - z₀.
 
-    The trunk is the prior's own encoder (Flash-Diffusion, severity encoding). The head for σ̂ sees the trunk's last features
-    before the projection to latent channels, pooled to their mean and standard deviation: the latents themselves say
-    what the encoder believes, not how sure it can be.
+    The trunk is the prior's own encoder (Flash-Diffusion, severity encoding). The head for σ̂ sees the trunk's last
+    features before the projection to latent channels, pooled to their mean and standard deviation: the latents
+    themselves say what the encoder believes, not how sure it can be.
 
     Args:
         autoencoder_class, autoencoder_config: the prior's autoencoder, of which only the encoder is kept.

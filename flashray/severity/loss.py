@@ -26,9 +26,9 @@ def severity_loss(
 ) -> dict[str, Tensor]:
     """‖ẑ - z₀‖²/d + λσ (σ̄ - σ̂)² + λ_image ‖D(ẑ) - x‖²/d_image, each term a mean over the batch.
 
-    The objective of severity encoding (Flash-Diffusion) is written with standard deviations; its reference code penalises the
-    difference of variances, which `target="variance"` does. (That code also sums its image term over the batch; here
-    every term is averaged, so that no weight depends on the batch size.)
+    The objective of severity encoding (Flash-Diffusion) is written with standard deviations; its reference code
+    penalises the difference of variances, which `target="variance"` does. (That code also sums its image term over the
+    batch; here every term is averaged, so that no weight depends on the batch size.)
 
     Args:
         x_hat_BCHW: D(ẑ), or None when lambda_image is 0.

@@ -19,8 +19,9 @@ class Start:
 
     Attributes:
         mode: `flash` starts at the step that σ̂ asks for, `full` at pure noise.
-        formula: the start latent: `paper` is √(1-cσ̂²) ẑ + √(cσ̂²) ε (Flash-Diffusion, sample-adaptive inference); `schedule` is
-            √ᾱ ẑ + √(1-ᾱ) ε with the ᾱ of the start step, which is what the denoiser was trained to see there.
+        formula: the start latent: `paper` is √(1-cσ̂²) ẑ + √(cσ̂²) ε (Flash-Diffusion, sample-adaptive inference);
+            `schedule` is √ᾱ ẑ + √(1-ᾱ) ε with the ᾱ of the first update, which is what the denoiser was trained to see
+            there.
         c: the paper's noise correction; the formula `schedule` has no use for it.
         sigma_scale: multiplies σ̂ before anything else (its square is the reference code's `var_mult`).
     """

@@ -18,8 +18,8 @@ class PSLD:
     """z_prev = reverse_step(z) - ∇_z (dc_step · ‖y - A x̂0‖₂ + ae_weight · ‖ẑ0 - E(Aᵀy + x̂0 - AᵀA x̂0)‖₂), x̂0 = D(ẑ0).
 
     The second term glues the measured part of y to the rest of x̂0 (Rout et al. 2023, as Flash-Diffusion's
-    appendix uses it); images are in [-1, 1] and norms are per image. The authors' own code differs: it adds noise to the
-    predicted measurement and takes one norm over the batch.
+    appendix uses it); images are in [-1, 1] and norms are per image. The authors' own code differs: it adds noise to
+    the predicted measurement and takes one norm over the batch.
     """
 
     dc_step: float = 2.0

@@ -1,0 +1,127 @@
+"""Run a training loop here, or on Ray Train; both leave a folder with the last training state."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from flashray.errors import ConfigError
+from flashray.training.loop import STATE_FILE, LoopConfig, Task, fit
+from flashray.training.photos import WINDOW_ZOOM, load_windows, shuffled_batches
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    """Where training runs.
+
+    Attributes:
+        launcher: `ray` trains on Ray Train with sharded Ray Data; `local` in this process, where Ray is not needed.
+        storage: folder or URI under which checkpoints go; running the same command again resumes from the last one.
+        workers: Ray Train workers, one GPU each where there are GPUs.
+        threads: CPU threads of a worker; 0 shares this machine's cores among the workers.
+        cache: keep the decoded training windows in Ray's object store; turn it off where they do not fit.
+        max_failures: how many times Ray Train replaces a lost worker.
+    """
+
+    launcher: Literal["ray", "local"] = "ray"
+    storage: str = "runs/training"
+    workers: int = 1
+    device: str = "auto"
+    threads: int = 0
+    cache: bool = True
+    max_failures: int = 3
+
+
+BuildTask = Callable[[], Task]  # must be picklable for Ray: a functools.partial over a module's function
+
+
+def resolve_device(device: str) -> str:
+    """`auto` is the GPU where there is one."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def launch(build: BuildTask, loop: LoopConfig, photos: str, size: int, name: str, config: LaunchConfig) -> Path:
+    """Train the task that `build` makes on the photos of a folder; returns a folder with the last training state.
+
+    Checkpoints are kept under `<storage>/<name>-<fingerprint>`, so that another training never continues this one.
+    """
+    name = f"{name}-{fingerprint(build, loop, photos)}"
+    if config.launcher == "ray":
+        from flashray.training.ray_train import launch_on_ray
+
+        return launch_on_ray(build, loop, photos, size, name, config)
+    return launch_here(build, loop, photos, size, name, config)
+
+
+def launch_here(build: BuildTask, loop: LoopConfig, photos: str, size: int, name: str, config: LaunchConfig) -> Path:
+    """Train in this process, checkpoints in `<storage>/<name>/last`."""
+    if "://" in config.storage:
+        raise ConfigError(
+            f"launch.storage is {config.storage}: the local launcher keeps checkpoints in a folder; name one"
+        )
+    device = resolve_device(config.device)
+    folder = Path(config.storage) / name
+    last = folder / "last"
+    torch.manual_seed(loop.seed)
+    window = load_windows(photos, round(size * WINDOW_ZOOM)).to(device)
+    print(f"{name}: {len(window)} windows of {window.shape[-1]} pixels on {device}", flush=True)
+
+    def report(metrics: dict[str, Any], save: Callable[[Path], None]) -> None:
+        write_state(last, save)
+        append_log(folder / "log.jsonl", metrics)
+        print(line(name, metrics), flush=True)
+
+    fit(
+        build(),
+        loop,
+        batches=lambda epoch: shuffled_batches(window, loop.batch_size, loop.seed, epoch),
+        report=report,
+        resume=last if (last / STATE_FILE).is_file() else None,
+        device=device,
+        batches_per_epoch=len(window) // loop.batch_size,
+    )
+    return last
+
+
+def fingerprint(build: BuildTask, loop: LoopConfig, photos: str) -> str:
+    """Ten digits that are the same in every process: a function's own repr holds its address in memory."""
+    if isinstance(build, functools.partial):
+        made_by: list[Any] = [build.func.__qualname__, build.args, sorted(build.keywords.items())]
+    else:
+        made_by = [getattr(build, "__qualname__", type(build).__qualname__)]
+    return hashlib.sha256(repr([made_by, loop, photos]).encode()).hexdigest()[:10]
+
+
+def write_state(folder: Path, save: Callable[[Path], None]) -> None:
+    """Save a training state so that a kill leaves either the old or the new one."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".state-"))
+    try:
+        save(fresh)
+        folder.mkdir(exist_ok=True)
+        (fresh / STATE_FILE).replace(folder / STATE_FILE)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def append_log(path: Path, metrics: dict[str, Any]) -> None:
+    """Add a line of figures to a JSON-lines log."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S"), **metrics}) + "\n")
+
+
+def line(name: str, metrics: dict[str, Any]) -> str:
+    """One line of progress."""
+    figures = (f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in metrics.items())
+    return f"{name}: {' '.join(figures)}"

@@ -1,0 +1,98 @@
+"""Photos for training: square windows of a folder's images, and random views of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from flashray.errors import ConfigError, ImageError
+from flashray.images import IMAGE_SUFFIXES, decode_image, fit_image, to_uint8
+
+WINDOW_ZOOM = 1.25  # a window's side over the training size: what random views may crop
+
+
+def is_image(name: str) -> bool:
+    """Whether a file name has an image's suffix."""
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def list_photos(folder: str | Path) -> list[Path]:
+    """The image files under a folder, sorted; ConfigError if there is none."""
+    root = Path(folder)
+    found = sorted(path for path in root.rglob("*") if is_image(path.name))
+    if not found:
+        raise ConfigError(f"photos {folder}: no image files there; name a folder of photos")
+    return found
+
+
+def windows(x_CHW: Tensor, side: int) -> list[Tensor]:
+    """Square uint8 windows [3, side, side] of one photo in [-1, 1], its shorter side scaled to `side`.
+
+    A photo clearly longer than wide gives three (both ends and the centre), so that no part of it is lost.
+    """
+    _, height, width = x_CHW.shape
+    scale = side / min(height, width)
+    size = (max(side, round(height * scale)), max(side, round(width * scale)))
+    x = F.interpolate(x_CHW[None], size=size, mode="bicubic", antialias=True, align_corners=False)[0].clamp(-1, 1)
+    slack = max(size) - side
+    offsets = [slack // 2] if slack < side // 10 else [0, slack // 2, slack]
+    if size[0] > size[1]:
+        cut = [x[:, offset : offset + side, :] for offset in offsets]
+    else:
+        cut = [x[:, :, offset : offset + side] for offset in offsets]
+    return [to_uint8(window) for window in cut]
+
+
+def load_windows(folder: str | Path, side: int, threads: int | None = None) -> Tensor:
+    """[n, 3, side, side] uint8 windows of all photos of a folder; ImageError names an unreadable file."""
+
+    def read(path: Path) -> list[Tensor]:
+        try:
+            return windows(decode_image(path.read_bytes()), side)
+        except ImageError as error:
+            raise ImageError(f"{path}: {error}") from error
+
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        return torch.stack([window for cut in pool.map(read, list_photos(folder)) for window in cut])
+
+
+def load_fitted(paths: Iterable[Path], size: int) -> Tensor:
+    """[n, 3, size, size] photos in [-1, 1], resized and centre-cropped as the restoration job does."""
+    return torch.stack([fit_image(decode_image(path.read_bytes()), size, "resize") for path in paths])
+
+
+def random_views(window_BCHW: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Random square crops of uint8 windows, resized to `size` and mirrored at random: [B, 3, size, size] in [-1, 1].
+
+    The crop's side, `size` to WINDOW_ZOOM · `size`, is drawn once a batch (so that one resize serves it), its place and
+    mirroring once an image.
+    """
+    batch, _, side, _ = window_BCHW.shape
+    device = window_BCHW.device
+    crop = int(torch.randint(min(size, side), min(round(size * WINDOW_ZOOM), side) + 1, (1,), generator=generator))
+    top_B, left_B = (torch.randint(0, side - crop + 1, (batch, 1, 1), generator=generator).to(device) for _ in "ab")
+    mirror_B = (torch.rand(batch, 1, 1, generator=generator) < 0.5).to(device)
+    row = torch.arange(crop, device=device)
+    column = torch.where(mirror_B, crop - 1 - row, row)
+    image = torch.arange(batch, device=device)[:, None, None]
+    x = window_BCHW.permute(0, 2, 3, 1)[image, top_B + row[:, None], left_B + column].permute(0, 3, 1, 2)
+    x = x.float() / 127.5 - 1
+    if crop == size:
+        return x
+    return F.interpolate(x, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+
+
+def shuffled_batches(window_NCHW: Tensor, batch_size: int, seed: int, epoch: int) -> Iterator[Tensor]:
+    """One shuffled pass over the windows in whole batches, the order a function of (seed, epoch)."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = torch.randperm(len(window_NCHW), generator=generator).to(window_NCHW.device)
+    if len(order) < batch_size:
+        raise ConfigError(f"batch_size is {batch_size}, but there are only {len(order)} training windows")
+    for start in range(0, len(order) - batch_size + 1, batch_size):
+        yield window_NCHW[order[start : start + batch_size]]

@@ -1,0 +1,139 @@
+"""The thin wrapper that runs a training loop on Ray Train with sharded Ray Data. The only file here that knows Ray."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+import ray.train
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer, get_device, prepare_model
+from torch import Tensor
+
+from flashray import storage
+from flashray.errors import ConfigError, FlashrayError
+from flashray.images import decode_image
+from flashray.training.launch import BuildTask, LaunchConfig, line
+from flashray.training.loop import LoopConfig, fit
+from flashray.training.photos import WINDOW_ZOOM, is_image, windows
+
+
+def launch_on_ray(build: BuildTask, loop: LoopConfig, photos: str, size: int, name: str, config: LaunchConfig) -> Path:
+    """Train on Ray Train; returns a local folder with the last checkpoint's state.
+
+    Running it again under the same name and storage resumes from the last checkpoint, after a lost worker as after a
+    lost driver.
+    """
+    _connect(config)
+    use_gpu = config.device == "cuda" or (config.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
+    uris = list_photo_uris(photos)
+    threads = config.threads or max(1, (os.cpu_count() or 1) // config.workers)
+    side = round(size * WINDOW_ZOOM)
+    dataset = ray.data.from_items([{"uri": uri} for uri in uris], override_num_blocks=max(4, min(256, len(uris) // 50)))
+    dataset = dataset.map_batches(functools.partial(cut_windows, side=side), batch_size=16)
+    if config.cache:  # decode and cut once, not once an epoch
+        dataset = dataset.materialize()
+    trainer = TorchTrainer(
+        functools.partial(_train_worker, build=build, loop=loop, threads=threads),
+        datasets={"train": dataset},
+        scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=use_gpu),
+        run_config=RunConfig(
+            name=name,
+            storage_path=storage.normalise(config.storage),
+            failure_config=FailureConfig(max_failures=config.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    result = trainer.fit()
+    if result.error is not None:
+        raise FlashrayError(f"{name}: training failed: {result.error}; the same command resumes it")
+    assert result.checkpoint is not None
+    return Path(result.checkpoint.to_directory())
+
+
+def list_photo_uris(photos: str) -> list[str]:
+    """The URIs of the images below a folder or prefix, sorted; ConfigError if there is none."""
+    place = storage.normalise(photos)
+    uris = [storage.join(place, entry.key) for entry in storage.list_files(place) if is_image(entry.key)]
+    if not uris:
+        raise ConfigError(f"photos {photos}: no image files there; name a folder or prefix of photos")
+    return uris
+
+
+def cut_windows(batch: dict[str, Any], side: int) -> dict[str, Any]:
+    """Photos by their URIs → their square uint8 windows, [n, 3, side, side]."""
+    cut = [window for uri in batch["uri"] for window in windows(decode_image(storage.read_bytes(uri)), side)]
+    return {"window": np.stack([window.numpy() for window in cut])}
+
+
+def _connect(config: LaunchConfig) -> None:
+    if not ray.is_initialized():
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init()
+        else:  # Ray Data must be able to read beside the workers, on however few cores
+            ray.init(address="local", num_cpus=max(config.workers + 3, os.cpu_count() or 1))
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+def _train_worker(build: BuildTask, loop: LoopConfig, threads: int) -> None:
+    """What each worker runs."""
+    context = ray.train.get_context()
+    rank = context.get_world_rank()
+    device = get_device()
+    torch.set_num_threads(threads)  # Ray gives a worker of one logical CPU one thread
+    torch.manual_seed(loop.seed)
+    shard = ray.train.get_dataset_shard("train")
+
+    def batches(epoch: int) -> Iterator[Tensor]:
+        stream = shard.iter_torch_batches(
+            batch_size=loop.batch_size,
+            drop_last=True,
+            local_shuffle_buffer_size=8 * loop.batch_size,
+            local_shuffle_seed=loop.seed * 1_000_003 + epoch,
+            device=device,
+        )
+        for batch in stream:
+            yield batch["window"]
+
+    def report(metrics: dict[str, Any], save: Callable[[Path], None]) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint = None
+            if rank == 0:
+                # not print, which Ray Train replaces by one that shows everything twice
+                sys.stdout.write(f"{line(context.get_experiment_name(), metrics)}\n")
+                save(Path(folder))
+                checkpoint = Checkpoint.from_directory(folder)
+            ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=f"epoch_{metrics['epoch']:05d}")
+
+    def clock(seconds: float) -> float:
+        if context.get_world_size() == 1:
+            return seconds
+        agreed = torch.tensor(seconds, dtype=torch.float64, device=device)
+        torch.distributed.broadcast(agreed, src=0)
+        return agreed.item()
+
+    arguments = {
+        "report": report,
+        "device": device,
+        "rank": rank,
+        "workers": context.get_world_size(),
+        "wrap": prepare_model,
+        "clock": clock,
+    }
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        fit(build(), loop, batches, **arguments)
+    else:
+        with checkpoint.as_directory() as folder:
+            fit(build(), loop, batches, resume=Path(folder), **arguments)

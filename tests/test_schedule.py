@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+
+from flashray.errors import ConfigError
+from flashray.schedule import NoiseSchedule
+from flashray.solvers.base import Step, predict_z0, reverse_step
+
+LDM = {"num_train_timesteps": 1000, "beta_start": 0.0015, "beta_end": 0.0195, "beta_schedule": "scaled_linear"}
+CONFIGS = {
+    "defaults": {},
+    "linear": {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"},
+    "ldm": LDM,
+    "cosine": {"num_train_timesteps": 1000, "beta_schedule": "squaredcos_cap_v2"},
+    "short": {"num_train_timesteps": 37, "beta_start": 0.01, "beta_end": 0.5, "beta_schedule": "scaled_linear"},
+    "betas": {"num_train_timesteps": 4, "trained_betas": [0.1, 0.2, 0.3, 0.4]},
+}
+
+
+def ldm() -> NoiseSchedule:
+    return NoiseSchedule.from_scheduler_config(LDM)
+
+
+@pytest.mark.parametrize("scheduler", [DDIMScheduler, DDPMScheduler])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_diffusers_config_is_read_as_diffusers_reads_it(name: str, scheduler: type):
+    theirs = scheduler(**CONFIGS[name])
+    ours = NoiseSchedule.from_scheduler_config(dict(theirs.config))
+    assert torch.equal(ours.timesteps, torch.arange(len(theirs.betas)))
+    # diffusers multiplies a thousand float32 factors
+    torch.testing.assert_close(ours.alphas_cumprod.float(), theirs.alphas_cumprod, rtol=2e-4, atol=1e-7)
+    exact = torch.cumprod(1 - theirs.betas.double(), 0)
+    torch.testing.assert_close(ours.alphas_cumprod, exact, rtol=5e-5, atol=1e-8)
+
+
+def test_config_may_say_less_than_diffusers_own_defaults():
+    assert torch.equal(
+        NoiseSchedule.from_scheduler_config({}).alphas_cumprod,
+        NoiseSchedule.from_scheduler_config(CONFIGS["linear"]).alphas_cumprod,
+    )
+
+
+@pytest.mark.parametrize(
+    "config", [{"beta_schedule": "sigmoid"}, {"beta_schedule": None}, LDM | {"rescale_betas_zero_snr": True}]
+)
+def test_unknown_schedules_are_config_errors(config: dict):
+    with pytest.raises(ConfigError, match=r"scheduler: (beta_schedule|rescale_betas_zero_snr)"):
+        NoiseSchedule.from_scheduler_config(config)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_signal_falls_and_ends_are_the_data(name: str):
+    schedule = NoiseSchedule.from_scheduler_config(CONFIGS[name])
+    assert ((schedule.alphas_cumprod > 0) & (schedule.alphas_cumprod < 1)).all()
+    assert (schedule.snr().diff() < 0).all()
+    assert schedule.alphas_cumprod_prev[0] == 1
+    assert torch.equal(schedule.alphas_cumprod_prev[1:], schedule.alphas_cumprod[:-1])
+
+
+@pytest.mark.parametrize("name", ["ldm", "short"])
+def test_every_respacing_has_its_length_ascending_unique_steps_and_consistent_alphas(name: str):
+    schedule = NoiseSchedule.from_scheduler_config(CONFIGS[name])
+    for steps in range(1, len(schedule) + 1):
+        respaced = schedule.respaced(steps)
+        assert len(respaced) == steps == len(respaced.alphas_cumprod) == len(respaced.alphas_cumprod_prev)
+        assert steps == 1 or (respaced.timesteps.diff() > 0).all()
+        assert respaced.timesteps[0] >= 0
+        assert respaced.timesteps[-1] < len(schedule)
+        assert torch.equal(respaced.alphas_cumprod, schedule.alphas_cumprod[respaced.timesteps])
+        assert respaced.alphas_cumprod_prev[0] == 1
+        assert torch.equal(respaced.alphas_cumprod_prev[1:], respaced.alphas_cumprod[:-1])
+
+
+def test_the_full_chain_is_the_schedule_itself():
+    schedule = ldm()
+    assert schedule.respaced(1000) is schedule
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1001, 10**9])
+def test_bad_step_counts_are_config_errors(steps: int):
+    with pytest.raises(ConfigError, match=r"1 … 1000"):
+        ldm().respaced(steps)
+
+
+@pytest.mark.parametrize("steps", [1000, 500, 333, 97, 20, 7, 1])
+def test_start_step_is_the_nearest_snr_and_grows_with_sigma(steps: int):
+    schedule = ldm().respaced(steps)
+    sigma = torch.cat([torch.zeros(1), torch.logspace(-4, 3, 400), torch.tensor([torch.inf])])
+    start = schedule.start_step(sigma)
+    assert start.dtype == torch.long
+    assert (start.diff() >= 0).all()
+    assert start[0] == 0
+    assert start[-1] == steps - 1
+    snr = schedule.snr().tolist()
+    for s, i in zip(sigma[1:-1].tolist(), start[1:-1].tolist(), strict=True):
+        distance = [abs(1 / s**2 - value) for value in snr]
+        assert distance[i] == min(distance)
+
+
+def test_start_step_inverts_the_schedules_own_noise_levels():
+    schedule = ldm().respaced(120)
+    assert torch.equal(schedule.start_step(schedule.snr() ** -0.5), torch.arange(120))
+
+
+def random_step(schedule: NoiseSchedule, index: torch.Tensor, eta: float) -> Step:
+    generator = torch.Generator().manual_seed(0)
+    z, epsilon = (torch.randn(len(index), 4, 3, 3, generator=generator, dtype=torch.float64) for _ in "ab")
+    alpha, previous = schedule.alphas_cumprod[index], schedule.alphas_cumprod_prev[index]
+    z0 = predict_z0(z, epsilon, alpha)
+    return Step(
+        z_BCHW=z,
+        z0_BCHW=z0,
+        epsilon_BCHW=epsilon,
+        alpha_B=alpha,
+        alpha_prev_B=previous,
+        timestep_B=schedule.timesteps[index],
+        index_B=index,
+        noise=lambda stream: z,
+        eta=eta,
+    )
+
+
+@pytest.mark.parametrize("name", ["ldm", "linear", "short"])
+def test_ancestral_steps_have_ddpms_posterior_mean_and_variance(name: str):
+    """Ho et al. 2020, equation 7, written with β as it stands there."""
+    schedule = NoiseSchedule.from_scheduler_config(CONFIGS[name])
+    index = torch.arange(len(schedule))
+    step = random_step(schedule, index, eta=1.0)
+    alpha_bar, alpha_bar_prev = (
+        value[:, None, None, None] for value in (schedule.alphas_cumprod, schedule.alphas_cumprod_prev)
+    )
+    alpha = alpha_bar / alpha_bar_prev
+    beta = 1 - alpha
+    mean = alpha_bar_prev.sqrt() * beta / (1 - alpha_bar) * step.z0_BCHW
+    mean = mean + alpha.sqrt() * (1 - alpha_bar_prev) / (1 - alpha_bar) * step.z_BCHW
+    std = ((1 - alpha_bar_prev) / (1 - alpha_bar) * beta).sqrt()
+    torch.testing.assert_close(reverse_step(step, torch.zeros_like(mean)), mean, rtol=1e-8, atol=1e-9)
+    noise = torch.randn(mean.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(reverse_step(step, noise), mean + std * noise, rtol=1e-8, atol=1e-9)
+
+
+def test_eta_zero_takes_no_noise_and_the_last_step_is_the_estimate():
+    schedule = ldm()
+    step = random_step(schedule, torch.tensor([999, 400, 0]), eta=0.0)
+    quiet, noisy = (reverse_step(step, noise * torch.ones_like(step.z_BCHW)) for noise in (0.0, 5.0))
+    assert torch.equal(quiet, noisy)
+    torch.testing.assert_close(quiet[2], step.z0_BCHW[2])
+    last = random_step(schedule, torch.tensor([0]), eta=1.0)
+    torch.testing.assert_close(reverse_step(last, torch.full_like(last.z_BCHW, 7.0)), last.z0_BCHW)
+
+
+@pytest.mark.parametrize("steps", [1000, 250, 50])
+def test_ddim_steps_equal_diffusers_own(steps: int):
+    theirs = DDIMScheduler(**LDM, clip_sample=False, steps_offset=1 if steps < 1000 else 0)
+    theirs.set_timesteps(steps)
+    schedule = ldm().respaced(steps)
+    assert torch.equal(schedule.timesteps, theirs.timesteps.flip(0))
+    index = torch.arange(0, steps, max(1, steps // 20))
+    step = random_step(schedule, index, eta=0.0)
+    ours = reverse_step(step, torch.zeros_like(step.z_BCHW))
+    for b, timestep in enumerate(step.timestep_B.tolist()):
+        expected = theirs.step(step.epsilon_BCHW[b], timestep, step.z_BCHW[b]).prev_sample
+        torch.testing.assert_close(ours[b], expected, rtol=1e-3, atol=1e-3)  # its ᾱ are float32

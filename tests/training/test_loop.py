@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from flashray.errors import ConfigError
+from flashray.training.loop import STATE_FILE, LoopConfig, Task, fit, learning_rate, load_averaged
+from flashray.training.photos import shuffled_batches
+
+WINDOWS = torch.randint(0, 256, (24, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+LOOP = LoopConfig(epochs=6, batch_size=4, learning_rate=1e-2, warmup_steps=5)
+
+
+class Mean(Task):
+    """Predict a picture's mean from its pixels; draws randomness from everywhere a task may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.model = nn.Sequential(nn.Flatten(), nn.Linear(48, 8), nn.Dropout(0.2), nn.Linear(8, 1))
+        self.model[1].bias.requires_grad_(False)  # some models are trained in part
+        self.modes: list[bool] = []
+
+    def forward(self, window_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        x = window_BCHW.float() / 255
+        x = x + 0.1 * torch.randn_like(x) + 0.1 * torch.rand(x.shape, generator=generator)
+        error = self.model(x).squeeze(1) - x.flatten(1).mean(dim=1)
+        return {"loss": error.square().mean(), "absolute": error.abs().mean()}
+
+    def validate(self) -> dict[str, float]:
+        self.modes.append(self.training)
+        return {"weight": self.model[3].weight.sum().item()}
+
+
+class Killed(Exception):
+    pass
+
+
+class Recorder:
+    """Keeps every report and checkpoint; may stop the training as a kill would, after a number of them."""
+
+    def __init__(self, folder: Path, kill_after: int = 10**9) -> None:
+        self.folder, self.kill_after = folder, kill_after
+        self.metrics: list[dict[str, Any]] = []
+
+    def __call__(self, metrics: dict[str, Any], save: Any) -> None:
+        self.metrics.append(metrics)
+        place = self.folder / str(metrics["epoch"])
+        place.mkdir(parents=True)
+        save(place)
+        if len(self.metrics) >= self.kill_after:
+            raise Killed
+
+
+def batches(epoch: int) -> Iterable[Tensor]:
+    return shuffled_batches(WINDOWS, 4, 0, epoch)
+
+
+def train(report: Recorder, loop: LoopConfig = LOOP, task: Task | None = None, **options: Any) -> Task:
+    task = task or Mean()
+    fit(task, loop, batches, report, **({"batches_per_epoch": 6} | options))
+    return task
+
+
+def weights(task: Task) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in task.model.state_dict().items()}
+
+
+def assert_equal(some: dict[str, Tensor], others: dict[str, Tensor]) -> None:
+    assert some.keys() == others.keys()
+    assert all(torch.equal(value, others[name]) for name, value in some.items())
+
+
+@pytest.mark.parametrize("kill_after", [1, 3, 5])
+def test_a_killed_training_resumes_to_the_same_bits(kill_after: int, tmp_path: Path):
+    whole = Recorder(tmp_path / "whole")
+    uninterrupted = train(whole)
+    first, second = Recorder(tmp_path / "first", kill_after), Recorder(tmp_path / "second")
+    with pytest.raises(Killed):
+        train(first)
+    torch.manual_seed(12345)  # whatever state the new process is in
+    resumed = train(second, resume=tmp_path / "first" / str(kill_after))
+    assert_equal(weights(resumed), weights(uninterrupted))
+    assert [row["epoch"] for row in second.metrics] == list(range(kill_after + 1, 7))
+    for ours, theirs in zip(first.metrics + second.metrics, whole.metrics, strict=True):
+        assert {k: v for k, v in ours.items() if k != "seconds"} == {k: v for k, v in theirs.items() if k != "seconds"}
+    last, expected = (torch.load(tmp_path / name / "6" / STATE_FILE, weights_only=True) for name in ("second", "whole"))
+    assert_equal(last["model"], expected["model"])
+    for ours, theirs in zip(last["ema"]["shadow_params"], expected["ema"]["shadow_params"], strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_an_interrupted_epoch_is_done_again(tmp_path: Path):
+    """A kill in the middle of epoch 4 costs that epoch's steps and changes nothing."""
+    uninterrupted = train(Recorder(tmp_path / "whole"))
+    calls = itertools.count()
+
+    def breaking(epoch: int) -> Iterable[Tensor]:
+        for batch in batches(epoch):
+            if next(calls) == 21:
+                raise Killed
+            yield batch
+
+    recorder = Recorder(tmp_path / "first")
+    with pytest.raises(Killed):
+        fit(Mean(), LOOP, breaking, recorder, batches_per_epoch=6)
+    assert len(recorder.metrics) == 3
+    assert_equal(weights(train(Recorder(tmp_path / "second"), resume=tmp_path / "first" / "3")), weights(uninterrupted))
+
+
+def test_a_finished_training_is_left_as_it_is(tmp_path: Path):
+    done, again = Recorder(tmp_path / "done"), Recorder(tmp_path / "again")
+    finished = train(done)
+    assert_equal(weights(train(again, resume=tmp_path / "done" / "6")), weights(finished))
+    assert again.metrics == []
+
+
+def test_averaged_weights_are_validated_returned_and_loaded(tmp_path: Path):
+    recorder, task = Recorder(tmp_path), Mean()
+    start = weights(task)
+    train(recorder, task=task)
+    state = torch.load(tmp_path / "6" / STATE_FILE, weights_only=True)
+    returned, raw = weights(task), state["model"]
+    assert not torch.equal(returned["3.weight"], raw["3.weight"])  # the state holds both kinds
+    assert recorder.metrics[-1]["val/weight"] == returned["3.weight"].sum().item()
+    assert torch.equal(returned["1.bias"], start["1.bias"])  # frozen
+    fresh = Mean()
+    load_averaged(fresh, tmp_path / "6")
+    assert_equal(weights(fresh), returned)
+    assert not task.training
+    assert task.modes == [False] * 6
+
+
+def test_validation_does_not_disturb_training(tmp_path: Path):
+    often = train(Recorder(tmp_path / "often"))
+    seldom = Recorder(tmp_path / "seldom")
+    rarely = train(seldom, LoopConfig(**(vars(LOOP) | {"validate_every": 4})))
+    assert_equal(weights(often), weights(rarely))
+    assert [row["epoch"] for row in seldom.metrics] == [4, 6]  # and always the last
+
+
+def test_training_learns(tmp_path: Path):
+    recorder = Recorder(tmp_path)
+    train(recorder, LoopConfig(**(vars(LOOP) | {"epochs": 40, "validate_every": 5})))
+    losses = [row["train/loss"] for row in recorder.metrics]
+    assert losses[-1] < 0.5 * losses[0]
+    assert recorder.metrics[-1]["step"] == 240
+    assert recorder.metrics[-1]["samples"] == 960
+    assert all(row["train/absolute"] > 0 for row in recorder.metrics)
+
+
+def test_the_averages_of_an_epoch_are_of_all_its_batches(tmp_path: Path):
+    class Constant(Mean):
+        def forward(self, window_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+            return super().forward(window_BCHW, generator) | {"pixel": window_BCHW.float().mean()}
+
+    recorder = Recorder(tmp_path)
+    train(recorder, task=Constant())
+    for row in recorder.metrics:
+        assert row["train/pixel"] == pytest.approx(WINDOWS.float().mean().item(), rel=1e-5)
+
+
+def test_a_time_limit_stops_training_and_leaves_a_checkpoint(tmp_path: Path):
+    times = itertools.count()
+    recorder = Recorder(tmp_path)
+    loop = LoopConfig(**(vars(LOOP) | {"epochs": 1000, "seconds": 20.0, "validate_every": 100}))
+    train(recorder, loop, clock=lambda seconds: float(next(times)))  # every look at the clock takes a second
+    (row,) = recorder.metrics
+    assert row["epoch"] < 1000
+    assert row["seconds"] >= 20
+    assert row["step"] <= 21
+    assert (tmp_path / str(row["epoch"]) / STATE_FILE).is_file()
+    again = Recorder(tmp_path / "again")
+    train(again, loop, resume=tmp_path / str(row["epoch"]))
+    assert again.metrics == []  # its time is spent
+
+
+def test_an_epoch_without_a_batch_is_an_error(tmp_path: Path):
+    with pytest.raises(ConfigError, match="batch_size is 4"):
+        fit(Mean(), LOOP, lambda epoch: [], Recorder(tmp_path))
+
+
+def test_workers_draw_different_views(tmp_path: Path):
+    assert not torch.equal(
+        train(Recorder(tmp_path / "0"), rank=0).model[3].weight, train(Recorder(tmp_path / "1"), rank=1).model[3].weight
+    )
+
+
+def test_bf16_only_changes_the_forward_pass(tmp_path: Path):
+    task = train(Recorder(tmp_path), LoopConfig(**(vars(LOOP) | {"precision": "bf16"})))
+    assert all(value.dtype == torch.float32 for value in task.model.state_dict().values())
+    assert all(torch.isfinite(value).all() for value in task.model.state_dict().values())
+
+
+def test_learning_rate_warms_up_and_decays_as_a_cosine():
+    loop = LoopConfig(learning_rate=2e-4, warmup_steps=100)
+    rates = [learning_rate(loop, step, 0.0) for step in range(150)]
+    assert rates[0] == pytest.approx(2e-6)
+    assert rates[49] == pytest.approx(1e-4)
+    assert rates[99:] == pytest.approx([2e-4] * 51)
+    decay = [learning_rate(loop, 10**6, progress / 100) for progress in range(101)]
+    assert decay == sorted(decay, reverse=True)
+    assert decay[50] == pytest.approx(2e-4 * 0.51)
+    assert decay[100] == pytest.approx(2e-4 * 0.02)
+    assert learning_rate(loop, 10**6, 7.0) == decay[100]
+    assert all(math.isfinite(rate) and rate > 0 for rate in rates + decay)
+    assert learning_rate(LoopConfig(warmup_steps=0), 0, 0.0) == LoopConfig().learning_rate
+
+
+def test_the_rate_follows_whichever_end_is_nearer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seen: list[float] = []
+
+    def recording(config: LoopConfig, step: int, progress: float) -> float:
+        seen.append(progress)
+        return learning_rate(config, step, progress)
+
+    monkeypatch.setattr("flashray.training.loop.learning_rate", recording)
+    train(Recorder(tmp_path / "steps"))
+    assert seen == pytest.approx([step / 36 for step in range(36)])
+    seen.clear()
+    times = itertools.count()
+    loop = LoopConfig(**(vars(LOOP) | {"epochs": 1000, "seconds": 10.0}))
+    train(Recorder(tmp_path / "time"), loop, clock=lambda seconds: float(next(times)))
+    assert seen == sorted(seen)
+    assert seen[-1] >= 1

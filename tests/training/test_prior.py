@@ -1,0 +1,189 @@
+"""Whole trainings in this process, as small as they go."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import LDMPipeline
+from torch import Tensor
+
+from flashray.errors import ConfigError
+from flashray.images import encode_png
+from flashray.prior import load_prior
+from flashray.severity import error_std, load_severity_encoder
+from flashray.training import launch
+from flashray.training.autoencoder import AutoencoderConfig
+from flashray.training.denoiser import VALIDATION_TIMESTEPS, DenoiserConfig
+from flashray.training.launch import LaunchConfig
+from flashray.training.loop import LoopConfig
+from flashray.training.photos import list_photos, load_fitted
+from flashray.training.prior import TrainPriorConfig, train_prior
+from flashray.training.severity import SeverityConfig
+from flashray.training.severity_job import TrainSeverityConfig, train_severity
+
+LOOP = LoopConfig(epochs=2, batch_size=8, learning_rate=2e-3, warmup_steps=2, ema_decay=0.5)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory, photo: Tensor) -> Callable[[str], str]:
+    """Folders of 24 training and 6 validation photos of several sizes, cut from a real one."""
+    folder = tmp_path_factory.mktemp("photos")
+    for n in range(30):
+        height, width = ((48, 48), (40, 70), (64, 44))[n % 3]
+        top, left = 12 * n, (37 * n) % 400
+        place = folder / ("val" if n % 5 == 0 else "train") / f"{n:02d}.png"
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(encode_png(photo[:, top : top + height, left : left + width]))
+    return lambda name: str(folder / name)
+
+
+def prior_config(
+    photos: Callable[[str], str], folder: Path, loop: LoopConfig = LOOP, **more: object
+) -> TrainPriorConfig:
+    return TrainPriorConfig(
+        photos=photos("train"),
+        val_photos=photos("val"),
+        output=str(folder / "prior"),
+        size=32,
+        card="",
+        autoencoder=AutoencoderConfig(4, (8, 16, 16), (0, 1, 1), (0, 1, 1), crop=24, lpips=0.0),
+        denoiser=DenoiserConfig((16, 32), (False, True), 1),
+        autoencoder_loop=loop,
+        denoiser_loop=loop,
+        launch=LaunchConfig("local", str(folder / "state"), device="cpu"),
+        **more,  # type: ignore[arg-type]
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(photos: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prior of two epochs a stage."""
+    folder = tmp_path_factory.mktemp("trained")
+    train_prior(prior_config(photos, folder))
+    return folder
+
+
+def log_of(folder: Path, name: str) -> list[dict]:
+    (log,) = (folder / "state").glob(f"{name}-*/log.jsonl")
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def test_a_trained_prior_opens_and_its_latents_have_unit_size(trained: Path, photos: Callable[[str], str]):
+    prior = load_prior(str(trained / "prior"))
+    assert prior.sample_size == 32
+    x = load_fitted(list_photos(photos("train")), 32)
+    z = prior.encode(x)
+    assert z.shape == (24, 4, 8, 8)
+    assert z.square().mean().item() == pytest.approx(1, rel=0.01)  # half-precision weights
+    assert torch.isfinite(prior.decode(z)).all()
+    assert torch.isfinite(prior.epsilon(z, torch.arange(24) * 40)).all()
+    for weights in (trained / "prior").rglob("*.safetensors"):
+        assert weights.stat().st_size > 0
+    assert not list((trained / "prior").rglob("*.bin"))
+
+
+def test_each_stage_is_logged_and_improves(trained: Path):
+    for stage in ("autoencoder", "denoiser"):
+        rows = log_of(trained, stage)
+        assert [row["epoch"] for row in rows] == [1, 2]
+        assert rows[1]["step"] == 2 * rows[0]["step"] > 0
+        assert rows[1]["train/loss"] < rows[0]["train/loss"]
+    assert {"val/psnr", "val/ssim"} <= set(log_of(trained, "autoencoder")[0])
+    assert {f"val/loss_t{t:03d}" for t in VALIDATION_TIMESTEPS} <= set(log_of(trained, "denoiser")[0])
+
+
+def test_the_folder_is_a_diffusers_pipeline(trained: Path):
+    pipeline = LDMPipeline.from_pretrained(trained / "prior")
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(num_inference_steps=2, output_type="np").images
+    assert images.shape == (1, 32, 32, 3)
+
+
+def test_running_again_trains_nothing_and_gives_the_same_bytes(
+    trained: Path, photos: Callable[[str], str], tmp_path: Path
+):
+    before = {path: path.read_bytes() for path in (trained / "prior").rglob("*.safetensors")}
+    assert len(before) == 2
+    train_prior(prior_config(photos, trained))
+    assert {path: path.read_bytes() for path in before} == before
+    assert len(log_of(trained, "denoiser")) == 2
+
+
+def test_training_in_two_runs_equals_training_in_one(trained: Path, photos: Callable[[str], str], tmp_path: Path):
+    """Each stage is killed after its first epoch, once that epoch's state is written: the same bytes come out."""
+    real = launch.append_log
+
+    def dying(path: Path, metrics: dict) -> None:
+        real(path, metrics)
+        raise KeyboardInterrupt
+
+    for stages in (("autoencoder",), ("denoiser",)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(launch, "append_log", dying)
+            with pytest.raises(KeyboardInterrupt):
+                train_prior(prior_config(photos, tmp_path, stages=stages))
+        train_prior(prior_config(photos, tmp_path, stages=stages))
+    for path in (trained / "prior").rglob("*.safetensors"):
+        assert (tmp_path / "prior" / path.relative_to(trained / "prior")).read_bytes() == path.read_bytes()
+    for stage in ("autoencoder", "denoiser"):
+        assert [row["epoch"] for row in log_of(tmp_path, stage)] == [1, 2]
+
+
+def test_training_can_start_from_another_prior(trained: Path, photos: Callable[[str], str], tmp_path: Path):
+    nothing = LoopConfig(**(vars(LOOP) | {"epochs": 1, "learning_rate": 0.0}))
+    train_prior(prior_config(photos, tmp_path, nothing, init=str(trained / "prior")))
+    x = load_fitted(list_photos(photos("val")), 32)
+    ours, theirs = load_prior(str(tmp_path / "prior")), load_prior(str(trained / "prior"))
+    torch.testing.assert_close(ours.encode(x), theirs.encode(x), rtol=1e-3, atol=1e-3)
+    t = torch.tensor([5] * len(x))
+    z = theirs.encode(x)
+    torch.testing.assert_close(ours.epsilon(z, t), theirs.epsilon(z, t), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("stages", [(), ("decoder",), ("autoencoder", "unet")])
+def test_unknown_stages_are_config_errors(stages: tuple[str, ...], photos: Callable[[str], str], tmp_path: Path):
+    with pytest.raises(ConfigError, match="give autoencoder, denoiser or both"):
+        prior_config(photos, tmp_path, stages=stages)
+
+
+def test_a_denoiser_without_autoencoder_is_a_config_error(photos: Callable[[str], str], tmp_path: Path):
+    with pytest.raises(ConfigError, match="train the stage autoencoder first"):
+        train_prior(prior_config(photos, tmp_path, stages=("denoiser",)))
+
+
+def test_a_trained_severity_encoder_opens_and_knows_its_family(
+    trained: Path, photos: Callable[[str], str], tmp_path: Path
+):
+    config = TrainSeverityConfig(
+        photos=photos("train"),
+        val_photos=photos("val"),
+        output=str(tmp_path / "encoder"),
+        prior=str(trained / "prior"),
+        severity=SeverityConfig(crop=32),
+        loop=LOOP,
+        launch=LaunchConfig("local", str(tmp_path / "state"), device="cpu"),
+    )
+    figures = train_severity(config)
+    assert set(figures) >= {"latent_mse", "sigma_error", "spearman_sigma", "ordering", "ordering_true"}
+    encoder = load_severity_encoder(config.output)
+    assert encoder.degradation == "gaussian_blur"
+    assert encoder.config.noise_std == 0.05
+    x = load_fitted(list_photos(photos("val")), 32)
+    z_hat, sigma_hat = encoder(x)
+    z0 = load_prior(config.prior).encode(x)
+    assert z_hat.shape == z0.shape
+    assert (sigma_hat > 0).all()
+    # two epochs from the prior's own encoder stay near it
+    assert (error_std(z_hat, z0) < 1).all()
+    assert train_severity(config) == figures  # finished: nothing is trained again
+    logs = list((tmp_path / "state").rglob("log.jsonl"))
+    assert [len(log.read_text().splitlines()) for log in logs] == [2]
+
+
+def test_a_folder_with_fewer_windows_than_a_batch_is_a_config_error(photos: Callable[[str], str], tmp_path: Path):
+    with pytest.raises(ConfigError, match="batch_size is 1000"):
+        train_prior(prior_config(photos, tmp_path, LoopConfig(epochs=1, batch_size=1000)))

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from flashray.degradations import make_degradation
+from flashray.prior import LatentPrior
+from flashray.schedule import NoiseSchedule
+from flashray.severity import SeverityEncoder, error_std
+from flashray.training.severity import (
+    ORDERING_LEVELS,
+    SeverityConfig,
+    SeverityTask,
+    ordering_accuracy,
+    severity_figures,
+)
+from tests.models import SIDE, dc, unet
+
+BLUR = make_degradation("gaussian_blur")
+
+
+class Pixels(nn.Module):
+    """An autoencoder whose latents are the pixels."""
+
+    def encode(self, x: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(latent=x)
+
+
+def pixel_prior() -> LatentPrior:
+    return LatentPrior(Pixels(), nn.Identity(), NoiseSchedule.from_scheduler_config({}), SIDE)
+
+
+def tiny_task(photo: Tensor, config: SeverityConfig) -> SeverityTask:
+    prior = LatentPrior(dc(), unet(), NoiseSchedule.from_scheduler_config({}), SIDE, scale=2.5).requires_grad_(False)
+    encoder = SeverityEncoder.from_prior(prior, "gaussian_blur", {}, 0.05)
+    return SeverityTask(encoder, prior, BLUR, 0.05, config, crops(photo, 2))
+
+
+def crops(photo: Tensor, count: int) -> Tensor:
+    return torch.stack([photo[:, 20 * n : 20 * n + SIDE, 15 * n : 15 * n + SIDE] for n in range(count)])
+
+
+class Oracle:
+    """ẑ = y, and as σ̂ a function of the true error. It must be asked batch by batch and level by level."""
+
+    def __init__(self, x_NCHW: Tensor, sigma=lambda true: true) -> None:
+        self.batches = x_NCHW.split(16)
+        self.sigma, self.calls = sigma, 0
+        self.true: list[Tensor] = []
+
+    def __call__(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.batches[self.calls // ORDERING_LEVELS]
+        self.calls += 1
+        self.true.append(error_std(y, x))
+        return y, self.sigma(self.true[-1])
+
+
+@pytest.mark.parametrize("count", [1, 16, 21])
+def test_an_encoder_that_knows_its_error_has_perfect_figures(photo: Tensor, count: int):
+    x = crops(photo, count)
+    oracle = Oracle(x)
+    figures = severity_figures(oracle, pixel_prior(), BLUR, 0.0, x)  # type: ignore[arg-type]
+    assert oracle.calls == len(oracle.batches) * ORDERING_LEVELS
+    assert figures["ordering"] == figures["ordering_true"] == 1
+    assert figures["spearman_sigma"] == pytest.approx(1)
+    assert figures["sigma_error"] == 0
+    assert figures["spearman_level"] == pytest.approx(figures["spearman_level_true"])
+    assert figures["sigma_hat_mean"] == figures["sigma_true_mean"] > 0
+
+
+def test_figures_equal_scipys_on_the_same_numbers(photo: Tensor):
+    x = crops(photo, 19)
+    noise = torch.Generator().manual_seed(0)
+    answers: list[Tensor] = []
+
+    def wrong(true: Tensor) -> Tensor:
+        answers.append(true * (0.5 + torch.rand(true.shape, generator=noise)))
+        return answers[-1]
+
+    oracle = Oracle(x, wrong)
+    figures = severity_figures(oracle, pixel_prior(), BLUR, 0.05, x)  # type: ignore[arg-type]
+    true, predicted = (
+        torch.cat([torch.stack(rows[:10]), torch.stack(rows[10:])], dim=1).T.numpy() for rows in (oracle.true, answers)
+    )
+    assert true.shape == (19, 10)
+    assert figures["spearman_sigma"] == pytest.approx(stats.spearmanr(predicted.ravel(), true.ravel())[0], abs=1e-5)
+    level = np.tile(np.arange(10), (19, 1))
+    assert figures["spearman_level"] == pytest.approx(stats.spearmanr(predicted.ravel(), level.ravel())[0], abs=1e-5)
+    assert figures["spearman_level_true"] == pytest.approx(stats.spearmanr(true.ravel(), level.ravel())[0], abs=1e-5)
+    assert figures["sigma_error"] == pytest.approx(np.abs(predicted - true).mean(), rel=1e-5)
+    pairs = [(i, j) for i in range(10) for j in range(i + 1, 10)]
+    by_hand = np.mean([row[i] < row[j] for row in predicted for i, j in pairs])
+    assert figures["ordering"] == pytest.approx(by_hand)
+    assert figures["ordering"] < figures["ordering_true"]
+    # the pixels' own error has a mean of nearly zero, so its square is its variance
+    assert figures["latent_mse"] == pytest.approx((true**2).mean(), rel=0.02)
+
+
+@pytest.mark.parametrize(("sign", "value"), [(-1, 0.0), (0, 0.0)])
+def test_wrong_way_round_or_constant_severity_orders_nothing(photo: Tensor, sign: int, value: float):
+    x = crops(photo, 4)
+    figures = severity_figures(Oracle(x, lambda true: sign * true), pixel_prior(), BLUR, 0.0, x)  # type: ignore[arg-type]
+    assert figures["ordering"] == value
+    assert figures["ordering_true"] == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "accuracy"),
+    [
+        ([[1, 2, 3, 4]], 1),
+        ([[4, 3, 2, 1]], 0),
+        ([[1, 1, 1]], 0),
+        ([[1, 3, 2]], 2 / 3),
+        ([[1, 2], [2, 1]], 0.5),
+        ([[1, 2, 3], [3, 2, 1], [1, 3, 2]], 5 / 9),
+    ],
+)
+def test_ordering_accuracy_by_hand(rows: list[list[float]], accuracy: float):
+    assert ordering_accuracy(torch.tensor(rows, dtype=torch.float32)) == pytest.approx(accuracy)
+
+
+def test_the_same_validation_gives_the_same_figures(photo: Tensor):
+    task = tiny_task(photo, SeverityConfig(crop=SIDE)).eval()
+    torch.manual_seed(1)
+    first = task.validate()
+    torch.manual_seed(2)
+    assert task.validate() == first
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 0.0), (0.0, 0.5)])
+def test_the_task_trains_the_encoder_and_nothing_else(photo: Tensor, weights: tuple[float, float]):
+    task = tiny_task(photo, SeverityConfig(*weights, crop=SIDE))
+    window = ((crops(photo, 4) + 1) * 127.5).to(torch.uint8)
+    terms = task(window, torch.Generator().manual_seed(0))
+    assert terms["loss"].item() == pytest.approx(
+        (terms["latent"] + weights[0] * terms["sigma"] + weights[1] * terms["image"]).item(), rel=1e-5
+    )
+    assert (terms["image"] == 0) == (weights[1] == 0)
+    terms["loss"].backward()
+    assert all(parameter.grad is None for parameter in task.prior.parameters())
+    assert all(parameter.grad is not None for parameter in task.model.encoder.parameters())
+    assert (task.model.head[1].weight.grad.abs().sum() > 0) == (weights[0] > 0)
+
+
+def test_every_photo_of_a_batch_is_degraded_with_its_own_severity(photo: Tensor, monkeypatch: pytest.MonkeyPatch):
+    task = tiny_task(photo, SeverityConfig(crop=SIDE))
+    seen: list[Tensor] = []
+    real = type(BLUR).bind
+
+    def recording(self, parameters, size):
+        seen.append(parameters["blur_std"])
+        return real(self, parameters, size)
+
+    monkeypatch.setattr(type(BLUR), "bind", recording)
+    window = torch.zeros(64, 3, 40, 40, dtype=torch.uint8)
+    task(window, torch.Generator().manual_seed(0))
+    (std,) = seen
+    assert len(std.unique()) == 64
+    assert std.min() < 0.7
+    assert std.max() > 2.6
