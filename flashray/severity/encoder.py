@@ -89,6 +89,11 @@ class SeverityEncoder(ModelMixin, ConfigMixin):
 
     def forward(self, y_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """(ẑ_BCHW, σ̂_B) of measurements in [-1, 1]; ẑ in the prior's unit-variance latents, σ̂ > 0."""
+        z_hat, pooled = self.trunk(y_BCHW)
+        return z_hat, nn.functional.softplus(self.head(pooled)).squeeze(1)
+
+    def trunk(self, y_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """(ẑ_BCHW, [B, 2F] mean and standard deviation over space of the encoder's last F features)."""
         seen: list[Tensor] = []
         handle = self.encoder.conv_out.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
         try:
@@ -100,9 +105,7 @@ class SeverityEncoder(ModelMixin, ConfigMixin):
         latent = latent[:, : self.latent_channels]  # a KL encoder gives mean and log-variance; the mean is the mode
         z_hat = (latent - self.latent_shift) * self.latent_scale
         features = seen[0].flatten(2).float()
-        pooled = torch.cat([features.mean(dim=2), features.std(dim=2)], dim=1)
-        sigma_hat = nn.functional.softplus(self.head(pooled)).squeeze(1)
-        return z_hat, sigma_hat
+        return z_hat, torch.cat([features.mean(dim=2), features.std(dim=2)], dim=1)
 
 
 def load_severity_encoder(source: str, device: str | torch.device = "cpu") -> SeverityEncoder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -17,7 +18,7 @@ import torch
 
 from flashray.errors import ConfigError
 from flashray.training.loop import STATE_FILE, LoopConfig, Task, fit
-from flashray.training.photos import WINDOW_ZOOM, load_windows, shuffled_batches
+from flashray.training.photos import WINDOW_ZOOM, list_photos, load_windows, shuffled_batches
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ def resolve_device(device: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
+def absolute(source: str) -> str:
+    """A path that means the same in Ray's workers, which run in another folder; other names as they are."""
+    return os.path.abspath(source) if source and os.path.exists(source) else source
+
+
 def launch(build: BuildTask, loop: LoopConfig, photos: str, size: int, name: str, config: LaunchConfig) -> Path:
     """Train the task that `build` makes on the photos of a folder; returns a folder with the last training state.
 
@@ -73,7 +79,7 @@ def launch_here(build: BuildTask, loop: LoopConfig, photos: str, size: int, name
     folder = Path(config.storage) / name
     last = folder / "last"
     torch.manual_seed(loop.seed)
-    window = load_windows(photos, round(size * WINDOW_ZOOM)).to(device)
+    window = load_windows(list_photos(photos), round(size * WINDOW_ZOOM)).to(device)
     print(f"{name}: {len(window)} windows of {window.shape[-1]} pixels on {device}", flush=True)
 
     def report(metrics: dict[str, Any], save: Callable[[Path], None]) -> None:

@@ -49,8 +49,8 @@ def windows(x_CHW: Tensor, side: int) -> list[Tensor]:
     return [to_uint8(window) for window in cut]
 
 
-def load_windows(folder: str | Path, side: int, threads: int | None = None) -> Tensor:
-    """[n, 3, side, side] uint8 windows of all photos of a folder; ImageError names an unreadable file."""
+def load_windows(paths: Iterable[Path], side: int) -> Tensor:
+    """[n, 3, side, side] uint8 windows of all these photos; ImageError names an unreadable file."""
 
     def read(path: Path) -> list[Tensor]:
         try:
@@ -58,8 +58,18 @@ def load_windows(folder: str | Path, side: int, threads: int | None = None) -> T
         except ImageError as error:
             raise ImageError(f"{path}: {error}") from error
 
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        return torch.stack([window for cut in pool.map(read, list_photos(folder)) for window in cut])
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return torch.stack([window for cut in pool.map(read, paths) for window in cut])
+
+
+def sample_windows(folder: str | Path, side: int, count: int, seed: int) -> Tensor:
+    """[count, 3, side, side] uint8 windows of photos drawn at random; they repeat once all have been drawn."""
+    generator = torch.Generator().manual_seed(seed)
+    paths = list_photos(folder)
+    chosen = torch.randperm(len(paths), generator=generator)[:count].tolist()
+    window = load_windows([paths[n] for n in chosen], side)
+    order = torch.cat([torch.randperm(len(window), generator=generator) for _ in range(-(-count // len(window)))])
+    return window[order[:count]]
 
 
 def load_fitted(paths: Iterable[Path], size: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from flashray.prior import LatentPrior, load_prior
 from flashray.training.autoencoder import AutoencoderConfig, AutoencoderTask, latent_scale, make_autoencoder
 from flashray.training.card import note_training, write_prior_card
 from flashray.training.denoiser import SCHEDULER_CONFIG, DenoiserConfig, DenoiserTask, make_denoiser
-from flashray.training.launch import LaunchConfig, launch, resolve_device
+from flashray.training.launch import LaunchConfig, absolute, launch, resolve_device
 from flashray.training.loop import LoopConfig, Task, load_averaged
 from flashray.training.photos import list_photos, load_fitted
 
@@ -66,6 +67,10 @@ class TrainPriorConfig:
 
 def train_prior(config: TrainPriorConfig) -> None:
     """Train the stages in order; each can be resumed by running the same command again."""
+    places: dict[str, Any] = {
+        name: absolute(getattr(config, name)) for name in ("photos", "val_photos", "init", "lpips_weights")
+    }
+    config = dataclasses.replace(config, output=str(Path(config.output).absolute()), **places)
     output = Path(config.output)
     if "autoencoder" in config.stages:
         build: Callable[[], Task] = partial(build_autoencoder_task, config)

@@ -54,18 +54,22 @@ class SeverityTask(Task):
 
     def forward(self, window_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         x = random_views(window_BCHW, self.config.crop or self.prior.sample_size, generator)
-        parameters = self.degradation.sample_parameters(generator, len(x))
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            operator = self.degradation.bind(
-                {k: v.to(x.device) for k, v in parameters.items()}, (x.shape[2], x.shape[3])
-            )
-            y = operator.measure(x) + 2 * self.noise_std * torch.randn_like(x)
+        y = self.degrade(x, generator)
         with torch.no_grad():
             z0 = self.prior.encode(x).float()
         z_hat, sigma_hat = self.model(y)
         x_hat = self.prior.decode(z_hat).float() if self.config.lambda_image else None
         weights = (self.config.lambda_sigma, self.config.lambda_image, self.config.target)
         return severity_loss(z_hat.float(), z0, sigma_hat.float(), x_hat, x, *weights)
+
+    @torch.no_grad()
+    def degrade(self, x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+        """A measurement of each image, of its own random severity."""
+        parameters = self.degradation.sample_parameters(generator, len(x_BCHW))
+        with torch.autocast(x_BCHW.device.type, enabled=False):
+            on_device = {name: value.to(x_BCHW.device) for name, value in parameters.items()}
+            operator = self.degradation.bind(on_device, (x_BCHW.shape[2], x_BCHW.shape[3]))
+            return operator.measure(x_BCHW) + 2 * self.noise_std * torch.randn_like(x_BCHW)
 
     def parts(self) -> list[nn.Module]:
         return [self.prior.autoencoder.encoder, self.prior.autoencoder.decoder]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,9 +14,10 @@ from flashray.degradations import make_degradation
 from flashray.prior import load_prior
 from flashray.severity.encoder import SeverityEncoder, load_severity_encoder
 from flashray.training.card import note_training, write_severity_card
-from flashray.training.launch import LaunchConfig, launch, resolve_device
+from flashray.training.launch import LaunchConfig, absolute, launch, resolve_device
 from flashray.training.loop import LoopConfig, load_averaged
-from flashray.training.photos import list_photos, load_fitted
+from flashray.training.photos import WINDOW_ZOOM, list_photos, load_fitted, sample_windows
+from flashray.training.refit import RefitConfig, refit_head
 from flashray.training.severity import SeverityConfig, SeverityTask
 
 
@@ -46,22 +48,33 @@ class TrainSeverityConfig:
     init: str = ""
     degradation: FamilyConfig = field(default_factory=FamilyConfig)
     severity: SeverityConfig = field(default_factory=SeverityConfig)
+    refit: RefitConfig = field(default_factory=RefitConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
 
 
 def train_severity(config: TrainSeverityConfig) -> dict[str, float]:
     """Train (or resume) and save the encoder; returns its figures on the validation photos."""
+    places: dict[str, Any] = {
+        name: absolute(getattr(config, name)) for name in ("photos", "val_photos", "prior", "init")
+    }
+    config = dataclasses.replace(config, **places)
     build = partial(build_severity_task, config)
     size = load_prior(config.prior).sample_size
     name = f"severity-{config.degradation.name}-{config.severity.crop or size}"
     state = launch(build, config.loop, config.photos, size, name, config.launch)
     task = build()
     load_averaged(task, state)
+    task.to(resolve_device(config.launch.device)).eval()
+    if config.refit.views:
+        window = sample_windows(config.photos, round(size * WINDOW_ZOOM), config.refit.views, config.loop.seed)
+        errors = refit_head(task, window, config.refit, config.loop.seed)
+        print(
+            f"{name}: refitting the head on {len(window)} views: |σ̂ - σ̄| {errors['before']:.4f} → {errors['after']:.4f}"
+        )
     encoder = SeverityEncoder.from_config(task.model.config).half()
     encoder.load_state_dict({key: value.half() for key, value in task.model.state_dict().items()})
     encoder.save_pretrained(config.output, safe_serialization=True)
-    task.to(resolve_device(config.launch.device)).eval()
     figures = task.validate()
     output = Path(config.output)
     trained = note_training(output, name, state, config.loop)

@@ -14,6 +14,7 @@ from flashray.training.photos import (
     load_fitted,
     load_windows,
     random_views,
+    sample_windows,
     shuffled_batches,
     windows,
 )
@@ -55,12 +56,16 @@ def test_load_windows_reads_a_folder_in_order(tmp_path: Path):
         (tmp_path / name).write_bytes(encode_png(torch.full((3, 30, 30), value)))
     (tmp_path / "notes.txt").write_text("not a photo")
     assert [path.name for path in list_photos(tmp_path)] == ["a.png", "c.PNG", "d.png"]
-    stack = load_windows(tmp_path, 20)
+    stack = load_windows(list_photos(tmp_path), 20)
     assert stack.shape == (3, 3, 20, 20)
     assert [int(window.float().mean()) for window in stack] == [
         int(to_uint8(torch.tensor(v))) for v in colours.values()
     ]
-    assert torch.equal(stack, load_windows(tmp_path, 20, threads=1))
+    drawn = sample_windows(tmp_path, 20, 7, seed=1)
+    assert torch.equal(drawn, sample_windows(tmp_path, 20, 7, seed=1))
+    assert sorted(window.float().mean().item() for window in drawn[:3]) == [w.float().mean().item() for w in stack]
+    assert len(drawn) == 7
+    assert len(sample_windows(tmp_path, 20, 2, seed=1)) == 2
     fitted = load_fitted(list_photos(tmp_path), 16)
     assert fitted.shape == (3, 3, 16, 16)
     torch.testing.assert_close(fitted[2], torch.full((3, 16, 16), 0.5), rtol=0, atol=0.01)
@@ -71,14 +76,14 @@ def test_a_folder_without_photos_is_a_config_error(folder: str, tmp_path: Path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "readme.txt").touch()
     with pytest.raises(ConfigError, match=rf"{folder}: no image files"):
-        load_windows(tmp_path / folder, 20)
+        list_photos(tmp_path / folder)
 
 
 def test_an_unreadable_photo_is_named(tmp_path: Path):
     (tmp_path / "good.png").write_bytes(encode_png(torch.zeros(3, 20, 20)))
     (tmp_path / "broken.png").write_bytes(b"nothing")
     with pytest.raises(ImageError, match=r"broken\.png: this is not an image"):
-        load_windows(tmp_path, 20)
+        load_windows(list_photos(tmp_path), 20)
 
 
 def noise_windows(count: int, side: int) -> Tensor:
