@@ -1,0 +1,267 @@
+"""Configuration: frozen dataclasses, the command line that jsonargparse makes of them, the checks before any work."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import yaml
+
+from flashray import storage
+from flashray.errors import ConfigError
+
+METRICS = ("psnr", "ssim", "lpips")
+_FLAGS = ("plan_only", "retry_failed")  # may stand on the command line without a value
+
+
+@dataclass(frozen=True)
+class DegradationConfig:
+    """The degradation that the measurements went through.
+
+    Args:
+        name: the family, such as gaussian_blur.
+        settings: the family's own settings, such as the range of its severity.
+        noise_std: standard deviation of the measurement's noise on the [0, 1] scale; [low, high] draws it per image.
+    """
+
+    name: str = "gaussian_blur"
+    settings: dict[str, Any] = field(default_factory=dict)
+    noise_std: float | list[float] = 0.05
+
+    @property
+    def noise_range(self) -> tuple[float, float]:
+        """(low, high) of noise_std; equal where it is one number."""
+        values = self.noise_std if isinstance(self.noise_std, list) else [self.noise_std, self.noise_std]
+        return values[0], values[-1]
+
+
+@dataclass(frozen=True)
+class StartConfig:
+    """Where the reverse diffusion of each image starts.
+
+    Args:
+        mode: flash starts at the step that the severity encoder asks for, full at pure noise.
+        severity_encoder: bundled:NAME or a folder; a full chain needs none.
+        formula: the start latent; paper is √(1-cσ²) ẑ + √(cσ²) ε, schedule is √ᾱ ẑ + √(1-ᾱ) ε.
+        c: the paper formula's noise correction.
+        sigma_scale: multiplies σ̂ before anything else.
+    """
+
+    mode: Literal["flash", "full"] = "flash"
+    severity_encoder: str = "bundled:gaussian_blur"
+    formula: Literal["paper", "schedule"] = "schedule"
+    c: float = 1.0
+    sigma_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class SolverConfig:
+    """The update rule and its chain.
+
+    Args:
+        name: the solver, such as latent_dps.
+        steps: length of the (respaced) chain; the prior's own length is the whole of it.
+        eta: DDIM's η of the reverse steps; 1 is ancestral sampling.
+        settings: the solver's own settings, such as its step size.
+    """
+
+    name: str = "latent_dps"
+    steps: int = 1000
+    eta: float = 1.0
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """MLflow.
+
+    Args:
+        enabled: false runs without tracking.
+        experiment: the experiment's name.
+        tracking_uri: an MLflow server or database; default MLFLOW_TRACKING_URI, else mlflow.db beside the output.
+    """
+
+    enabled: bool = True
+    experiment: str = "flashray"
+    tracking_uri: str | None = None
+
+
+@dataclass(frozen=True)
+class ReconstructConfig:
+    """Everything that one run of jobs/reconstruct.py depends on.
+
+    Args:
+        archive: folder or s3:// prefix of images; an image's key is its path below it.
+        output: run directory, a folder or s3:// prefix outside the archive.
+        measurement: observed (the archive holds degraded images) or simulated (it holds clean ones, which the run
+            degrades, each by its key, and scores against).
+        manifest: CSV or Parquet with a column key, the degradation's parameters and perhaps noise_std.
+        references: folder or prefix of clean images with the archive's keys, to score observed measurements against.
+        degradation: the forward operator and the noise.
+        start: where the reverse diffusion starts.
+        solver: the update rule.
+        prior: bundled, a folder in diffusers' layout, or a hub id.
+        seed: all randomness follows from it and the keys.
+        limit: only the first so many images, in the order of their keys.
+        fit: photos of another size than the prior's; resize (shorter side, then centre crop), crop, or error.
+        metrics: what to compute where a reference exists, of psnr, ssim and lpips.
+        slots: images that one solver actor has in flight.
+        severity_batch: images that the severity encoder sees at once.
+        unit_images: mean number of images of a unit, the grain of dispatch, retry and resume.
+        device: cpu, cuda, or auto (cuda where the cluster has GPUs).
+        solver_actors: default one a GPU; on CPUs one a node.
+        severity_actors: default as many as solver actors.
+        plan_only: print the quote (images, steps, share saved) and stop.
+        retry_failed: take up the images that failed before.
+        mlflow: tracking.
+    """
+
+    archive: str
+    output: str
+    measurement: Literal["observed", "simulated"] = "observed"
+    manifest: str | None = None
+    references: str | None = None
+    degradation: DegradationConfig = field(default_factory=DegradationConfig)
+    start: StartConfig = field(default_factory=StartConfig)
+    solver: SolverConfig = field(default_factory=SolverConfig)
+    prior: str = "bundled"
+    seed: int = 0
+    limit: int | None = None
+    fit: Literal["resize", "crop", "error"] = "resize"
+    metrics: list[str] = field(default_factory=lambda: list(METRICS))
+    slots: int = 8
+    severity_batch: int = 16
+    unit_images: int = 32
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    solver_actors: int | None = None
+    severity_actors: int | None = None
+    plan_only: bool = False
+    retry_failed: bool = False
+    mlflow: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+def parse_args(argv: Sequence[str] | None = None) -> ReconstructConfig:
+    """The checked configuration of a command line; bad arguments print a message and exit with code 2.
+
+    `--config recipe.yaml` holds any of the keys, later arguments override it (`--solver.settings.dc_step 2`),
+    `--print_config` prints the result and exits.
+    """
+    import sys
+
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog="reconstruct", description="Restore an archive of degraded images.")
+    parser.add_argument("--config", action="config", help="a recipe: a YAML file with the keys below")
+    parser.add_class_arguments(ReconstructConfig)
+    values = parser.instantiate(parser.parse_args(_normalise(sys.argv[1:] if argv is None else argv)))
+    try:
+        config = ReconstructConfig(
+            **{item.name: getattr(values, item.name) for item in dataclasses.fields(ReconstructConfig)}
+        )
+        return check(config)
+    except ConfigError as error:
+        parser.error(str(error))
+        raise  # parser.error has already left
+
+
+def check(config: ReconstructConfig) -> ReconstructConfig:
+    """The configuration with absolute places, or a ConfigError that names what is wrong; starts nothing."""
+    from flashray.degradations import make_degradation
+    from flashray.severity.start import Start
+    from flashray.solvers import make_solver
+
+    for name, least in (("slots", 1), ("severity_batch", 1), ("unit_images", 1)):
+        _require(getattr(config, name) >= least, f"{name} is {getattr(config, name)}; give at least {least}")
+    for name in ("limit", "solver_actors", "severity_actors"):
+        value = getattr(config, name)
+        _require(value is None or value >= 1, f"{name} is {value}; give at least 1, or leave it out")
+    _require(config.solver.steps >= 1, f"solver.steps is {config.solver.steps}; give at least 1")
+    _require(0 <= config.solver.eta <= 1, f"solver.eta is {config.solver.eta}; give a number from 0 to 1")
+    low, high = config.degradation.noise_range
+    _require(
+        0 <= low <= high < math.inf and (config.degradation.noise_std in (low, [low, high])),
+        f"degradation.noise_std is {config.degradation.noise_std}; give a number ≥ 0, or [low, high]",
+    )
+    unknown = sorted(set(config.metrics) - set(METRICS))
+    _require(not unknown, f"metrics: {', '.join(unknown)} not known; known: {', '.join(METRICS)}")
+    _require(
+        config.references is None or config.measurement == "observed",
+        "references are for observed measurements; simulated ones are scored against the archive itself",
+    )
+
+    degradation = make_degradation(config.degradation.name, config.degradation.settings)
+    solver = make_solver(config.solver.name, config.solver.settings)
+    _require(
+        degradation.linear or not solver.needs_adjoint,
+        f"solver {config.solver.name} needs an adjoint, and {config.degradation.name} is nonlinear and has none; "
+        "take a solver that goes by gradients, such as latent_dps",
+    )
+    Start(mode=config.start.mode, formula=config.start.formula, c=config.start.c, sigma_scale=config.start.sigma_scale)
+    return _with_places(config)
+
+
+def to_dict(config: ReconstructConfig) -> dict[str, Any]:
+    """The resolved configuration as plain values, with passwords in addresses hidden."""
+    values = dataclasses.asdict(config)
+    values["mlflow"]["tracking_uri"] = storage.redact(config.mlflow.tracking_uri)
+    return values
+
+
+def to_yaml(config: ReconstructConfig) -> str:
+    """The resolved configuration as a recipe."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def _with_places(config: ReconstructConfig) -> ReconstructConfig:
+    """Absolute URIs; refuses an output inside the archive, and relative paths where the working folder is a copy."""
+    places = {name: getattr(config, name) for name in ("archive", "output", "manifest", "references")}
+    in_ray_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    for name, place in places.items():
+        if place is None:
+            continue
+        _require(bool(place), f"{name} is empty; give a folder or a URI")
+        _require(
+            not in_ray_job or storage.is_absolute(place),
+            f"{name} is {place!r}, a relative path: a submitted Ray job runs in a temporary copy of the working "
+            "folder; give an absolute path or a URI",
+        )
+        places[name] = storage.normalise(place)
+    archive, output = places["archive"], places["output"]
+    _require(
+        not storage.is_inside(output, archive),
+        f"output {output} lies inside the archive {archive}: its images would be listed as new ones; "
+        "choose an output outside",
+    )
+    _require(
+        not storage.is_inside(archive, storage.join(output, "reconstructions")),
+        f"archive {archive} lies inside the reconstructions of the output {output}; choose another output",
+    )
+    # a model folder is absolute too, unless the run's working folder travels to every node
+    models = (config.prior, config.start.severity_encoder)
+    prior, encoder = (os.path.abspath(m) if os.path.isdir(m) and not in_ray_job else m for m in models)
+    start = dataclasses.replace(config.start, severity_encoder=encoder)
+    return dataclasses.replace(config, prior=prior, start=start, **places)
+
+
+def _normalise(argv: Sequence[str]) -> list[str]:
+    """Allow `--retry-failed` for `--retry_failed`, and the flags without a value."""
+    result: list[str] = []
+    for position, token in enumerate(argv):
+        option, equals, value = token.partition("=")
+        if re.match(r"--[a-z]", option):
+            option = "--" + option[2:].replace("-", "_")
+            following = argv[position + 1].lower() if position + 1 < len(argv) else ""
+            if option[2:] in _FLAGS and not equals and following not in ("true", "false"):
+                equals, value = "=", "true"
+        result.append(option + equals + value)
+    return result
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)

@@ -1,0 +1,1 @@
+"""The job: archive → plan → units → reconstructions → commits. The only rooms that import ray.data."""

@@ -1,0 +1,168 @@
+"""The archive's listing: which images there are, and what a manifest says of them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import math
+from pathlib import PurePosixPath
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+import torch
+
+from flashray import storage
+from flashray.config import ReconstructConfig
+from flashray.degradations import Degradation, make_degradation
+from flashray.errors import ConfigError
+from flashray.images import IMAGE_SUFFIXES
+from flashray.pipeline.measurement import fixed_parameters
+
+LISTING = pa.schema(
+    [
+        ("index", pa.int64()),  # place in the sorted listing
+        ("key", pa.string()),
+        ("uri", pa.string()),
+        ("size", pa.int64()),
+        ("given", pa.string()),  # the manifest's parameters as JSON, null without
+        ("noise_std", pa.float64()),  # the manifest's, null without
+    ]
+)
+log = logging.getLogger(__name__)
+
+
+def list_archive(config: ReconstructConfig) -> pa.Table:
+    """The images below the archive, sorted by key, cut to `limit`: a table of `LISTING`.
+
+    Hidden files and files of other suffixes are left out, and counted in a log line.
+
+    Raises:
+        ConfigError: when the archive is missing or holds no image, or the manifest does not fit.
+    """
+    archive = config.archive
+    try:
+        if not storage.exists(archive):
+            raise ConfigError(f"archive {archive} does not exist")
+        entries = storage.list_files(archive)
+    except OSError as error:
+        raise ConfigError(f"archive {archive} cannot be listed: {error}") from error
+    images = [entry for entry in entries if _is_image(entry.key)]
+    if not images:
+        raise ConfigError(
+            f"archive {archive} holds no images ({len(entries)} files; known: {', '.join(IMAGE_SUFFIXES)})"
+        )
+    if len(images) < len(entries):
+        log.warning("%d files of the archive are no images by their names and are left out", len(entries) - len(images))
+    images = images[: config.limit]
+    # a name that is not UTF-8 cannot be written down; its row fails when it is read, and says which it was
+    keys = [entry.key.encode(errors="surrogateescape").decode(errors="replace") for entry in images]
+    table = pa.table(
+        {
+            "index": pa.array(range(len(keys)), pa.int64()),
+            "key": pa.array(keys, pa.string()),
+            "uri": pa.array([storage.join(archive, key) for key in keys], pa.string()),
+            "size": pa.array([entry.size for entry in images], pa.int64()),
+        }
+    )
+    given, noise_std = _manifest_columns(config, table["key"])
+    return table.append_column("given", given).append_column("noise_std", noise_std).cast(LISTING)
+
+
+def listing_hash(listing: pa.Table) -> str:
+    """SHA-256 of the keys, sizes and given parameters."""
+    digest = hashlib.sha256()
+    for batch in listing.select(["key", "size", "given", "noise_std"]).to_batches(max_chunksize=100_000):
+        lines = zip(*(column.to_pylist() for column in batch.columns), strict=True)
+        digest.update("".join(f"{line!r}\n" for line in lines).encode())
+    return digest.hexdigest()
+
+
+def differences(old: pa.Table, new: pa.Table) -> dict[str, list[str]]:
+    """Keys `added`, `removed` and `changed` (in size or given parameters) from one listing to another."""
+    before, after = old["key"], new["key"]
+    added = new.filter(pc.invert(pc.is_in(after, before)))["key"].to_pylist()
+    removed = old.filter(pc.invert(pc.is_in(before, after)))["key"].to_pylist()
+    common = new.filter(pc.is_in(after, before))
+    place = pc.index_in(common["key"], before)
+    same = pa.array([True] * len(common))
+    for name in ("size", "given", "noise_std"):
+        was, now = old[name].take(place), common[name]
+        equal = pc.fill_null(pc.equal(was, now), False)
+        same = pc.and_(same, pc.or_(equal, pc.and_(pc.is_null(was), pc.is_null(now))))
+    changed = common.filter(pc.invert(same))["key"].to_pylist()
+    return {"added": added, "removed": removed, "changed": changed}
+
+
+def _is_image(key: str) -> bool:
+    path = PurePosixPath(key)
+    return path.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith(".") for part in path.parts)
+
+
+def _manifest_columns(config: ReconstructConfig, keys: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
+    """(parameters as JSON, noise_std) of each key, null where the manifest says nothing."""
+    degradation = make_degradation(config.degradation.name, config.degradation.settings)
+    observed = config.measurement == "observed"
+    needed = degradation.parameter_names if observed and fixed_parameters(degradation) is None else ()
+    low, high = config.degradation.noise_range
+    if observed and low < high:
+        needed = (*needed, "noise_std")
+    if config.manifest is None:
+        if needed:
+            raise ConfigError(
+                f"the degradation leaves {', '.join(needed)} open, and observed measurements need each image's own: "
+                "name a --manifest (CSV or Parquet) with a column key and these, or fix them in the recipe"
+            )
+        return pa.nulls(len(keys), pa.string()), pa.nulls(len(keys), pa.float64())
+    manifest = _read_manifest(config.manifest)
+    missing = sorted({"key", *needed} - set(manifest.column_names))
+    if missing:
+        raise ConfigError(
+            f"manifest {config.manifest} has no column {', '.join(missing)}; it has {manifest.column_names}"
+        )
+    if pc.count_distinct(manifest["key"]).as_py() < len(manifest):
+        raise ConfigError(f"manifest {config.manifest} names a key more than once")
+    _check_values(config.manifest, manifest, degradation)
+    place = pc.index_in(keys, manifest["key"])
+    names = [name for name in degradation.parameter_names if name in manifest.column_names]
+    rows = zip(*(manifest[name].take(place).to_pylist() for name in names), strict=True)
+    given = [None if any(v is None for v in row) else json.dumps(dict(zip(names, row, strict=True))) for row in rows]
+    noise = manifest["noise_std"].take(place) if "noise_std" in manifest.column_names else pa.nulls(len(keys))
+    return pa.array(given if names else [None] * len(keys), pa.string()), noise.cast(pa.float64())
+
+
+def _read_manifest(uri: str) -> pa.Table:
+    try:
+        data = storage.read_bytes(uri)
+    except OSError as error:
+        raise ConfigError(f"manifest {uri} cannot be read: {error}") from error
+    try:
+        if uri.lower().endswith(".parquet"):
+            table = pq.read_table(io.BytesIO(data))
+        else:
+            text = pyarrow.csv.ConvertOptions(column_types={"key": pa.string()}, strings_can_be_null=False)
+            table = pyarrow.csv.read_csv(io.BytesIO(data), convert_options=text)
+    except pa.ArrowInvalid as error:
+        raise ConfigError(f"manifest {uri} is neither Parquet nor CSV with a header line: {error}") from error
+    return table
+
+
+def _check_values(uri: str, manifest: pa.Table, degradation: Degradation) -> None:
+    for name in (*degradation.parameter_names, "noise_std"):
+        if name not in manifest.column_names:
+            continue
+        try:
+            values = [v for v in manifest[name].cast(pa.float64()).to_pylist() if v is not None]
+        except pa.ArrowInvalid as error:
+            raise ConfigError(f"manifest {uri}: column {name} is not a column of numbers: {error}") from error
+        if name == "noise_std":
+            if not all(0 <= value < math.inf for value in values):
+                raise ConfigError(f"manifest {uri}: noise_std must be ≥ 0 and finite")
+        elif values and len(degradation.parameter_names) == 1:
+            try:
+                degradation.check_parameters({name: torch.tensor(values)})
+            except ConfigError as error:
+                raise ConfigError(f"manifest {uri}: {error}") from error

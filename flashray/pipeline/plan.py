@@ -1,0 +1,245 @@
+"""The plan pass: one look of the severity encoder at each image gives σ̂, start step and cost, kept as Parquet."""
+
+from __future__ import annotations
+
+import io
+import logging
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray.data
+import torch
+
+from flashray import storage
+from flashray.errors import ImageError
+from flashray.pipeline.bench import Bench, start_of
+from flashray.pipeline.board import watched
+from flashray.pipeline.cluster import IO_CPUS, Pools
+from flashray.pipeline.load import load
+from flashray.pipeline.measurement import Photo, unpack_pixels
+from flashray.pipeline.progress import Progress
+from flashray.pipeline.units import pack, unit_ids
+from flashray.pipeline.work import Work
+from flashray.schedule import NoiseSchedule
+from flashray.severity import error_std
+
+# One row an image, or a part of one. `left` and `top` place a part in its image, `width` and `height` are the part's.
+PLAN = pa.schema(
+    [
+        ("key", pa.string()),
+        ("uri", pa.string()),
+        ("part", pa.int32()),
+        ("parts", pa.int32()),
+        ("left", pa.int32()),
+        ("top", pa.int32()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("sigma_hat", pa.float64()),
+        ("sigma_true", pa.float64()),
+        ("start_step", pa.int32()),
+        ("nfe", pa.int32()),
+        ("fallback", pa.bool_()),
+        ("unit_id", pa.string()),
+        ("noise_std", pa.float64()),
+        ("parameters", pa.string()),  # JSON of the degradation's scalar parameters
+        ("status", pa.string()),  # ok or error
+        ("error", pa.string()),
+    ]
+)
+# What the severity pass finds of one image
+SEVERITY = pa.schema(
+    [
+        ("index", pa.int64()),
+        *(PLAN.field(name) for name in ("key", "uri", "width", "height", "sigma_hat", "sigma_true", "noise_std")),
+        *(PLAN.field(name) for name in ("parameters", "status", "error")),
+    ]
+)
+_KEEP_EVERY = 60.0  # seconds between two shards of a severity pass under way
+log = logging.getLogger(__name__)
+
+
+class Severity:
+    """An actor of the severity pool: one loaded chunk in, one row of `SEVERITY` an image out."""
+
+    def __init__(self, work: Work, board: Any) -> None:
+        self.bench, self.board = Bench(work), board
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        (chunk,) = table.to_pylist()
+        count = len(chunk["key"])
+        rows: list[dict[str, Any]] = [
+            {name: chunk[name][i] for name in ("index", "key", "uri", "width", "height", "error")} for i in range(count)
+        ]
+        photos: list[Photo | None] = [None] * count
+        for i, row in enumerate(rows):
+            if row["error"] is None:
+                x = unpack_pixels(chunk["pixels"][i], self.bench.work.size)
+                try:
+                    photos[i] = self.bench.measurer.photo(row["key"], x, chunk["given"][i], chunk["noise_std"][i])
+                except ImageError as error:
+                    row["error"] = str(error)
+        sound = [(row, photo) for row, photo in zip(rows, photos, strict=True) if photo is not None]
+        if sound:
+            try:
+                with watched(self.board, f"the severity of {chunk['unit_id']}"):
+                    self._look(*(list(column) for column in zip(*sound, strict=True)))
+            except ImageError as error:
+                for row, _ in sound:
+                    row["error"] = str(error)
+        for row in rows:
+            row["status"] = "ok" if row["error"] is None else "error"
+        return pa.Table.from_pylist(rows, schema=SEVERITY)
+
+    @torch.no_grad()
+    def _look(self, rows: list[dict[str, Any]], photos: list[Photo]) -> None:
+        bench = self.bench
+        measured = bench.measure(photos)
+        z_hat, sigma_hat = bench.estimate(measured.y_BCHW)
+        for row, photo, parameters in zip(rows, photos, bench.measurer.scalars(measured.parameters), strict=True):
+            row["noise_std"], row["parameters"] = photo.noise_std, parameters
+        if z_hat is None:
+            return
+        for row, sigma in zip(rows, sigma_hat.tolist(), strict=True):
+            row["sigma_hat"] = sigma
+        if bench.measurer.simulated:
+            z_0 = bench.prior.encode(torch.stack([photo.x for photo in photos]).to(bench.device))
+            for row, sigma in zip(rows, error_std(z_hat, z_0).double().tolist(), strict=True):
+                row["sigma_true"] = sigma
+
+
+def chunks(listing: pa.Table, size: int) -> pa.Table:
+    """One row a chunk of `size` images, fixed by the listing alone, so that σ̂ is the same however often it is asked."""
+    listing = listing.combine_chunks()
+    offsets = pa.array(np.append(np.arange(0, len(listing), size), len(listing)), pa.int32())
+    names = pa.array([f"chunk-{number:08d}" for number in range(len(offsets) - 1)], pa.string())
+    lists = {
+        name: pa.ListArray.from_arrays(offsets, listing[name].combine_chunks())
+        for name in ("index", "key", "uri", "given", "noise_std")
+    }
+    return pa.table({"unit_id": names, **lists})
+
+
+def severities(listing: pa.Table, folder: str, work: Work, pools: Pools, board: Any, progress: Progress) -> pa.Table:
+    """The severity pass over a listing: a table of `SEVERITY` in the listing's order.
+
+    What is known is kept as shards in `folder` about once a minute, and an interrupted pass goes on from there.
+    """
+    todo = chunks(listing, work.config.severity_batch)
+    shards = [_read_parquet(storage.join(folder, entry.key)) for entry in storage.list_files(folder)]
+    known = pa.concat_tables([SEVERITY.empty_table(), *shards])
+    first = pa.array(_firsts(todo["index"]))
+    todo = todo.filter(pc.invert(pc.is_in(first, known["index"])))
+    progress.skip(len(known))
+
+    fresh: list[pa.Table] = []
+    kept = len(shards)
+    saved_at = time.monotonic()
+    for table in _look_at(todo, work, pools, board):
+        fresh.append(table)
+        progress.advance(len(table))
+        if time.monotonic() - saved_at > _KEEP_EVERY:
+            _write_parquet(storage.join(folder, f"{kept:08d}.parquet"), pa.concat_tables(fresh))
+            known, fresh, kept, saved_at = pa.concat_tables([known, *fresh]), [], kept + 1, time.monotonic()
+    return pa.concat_tables([known, *fresh]).sort_by("index")
+
+
+def _firsts(column: pa.ChunkedArray) -> pa.Array:
+    """The first element of each list."""
+    column = column.combine_chunks()
+    return column.values.take(column.offsets[:-1]) if len(column) else pa.array([], column.type.value_type)
+
+
+def _look_at(todo: pa.Table, work: Work, pools: Pools, board: Any) -> Iterator[pa.Table]:
+    if not len(todo):
+        return
+    arguments = {"work": work, "board": board}
+    actors = min(pools.severity_actors, len(todo))
+    dataset = (
+        ray.data.from_arrow(blocks(todo))
+        .map_batches(load, batch_size=1, batch_format="pyarrow", num_cpus=IO_CPUS, fn_kwargs=arguments)
+        .map_batches(
+            Severity,
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=pools.cpus,
+            num_gpus=pools.gpus,
+            fn_constructor_kwargs=arguments,
+            compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=4),
+        )
+    )
+    for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        yield table.cast(SEVERITY)
+
+
+def blocks(table: pa.Table) -> list[pa.Table]:
+    """Each row as a table of its own: one block, so one task."""
+    return [table.take([i]) for i in range(len(table))]
+
+
+def finish(found: pa.Table, schedule: NoiseSchedule, work: Work, attempt: int) -> pa.Table:
+    """The plan of an attempt: start steps from the severities, and units. Rows of units first, then the unreadable."""
+    config = work.config
+    sound = found.filter(pc.equal(found["status"], "ok"))
+    broken = found.filter(pc.equal(found["status"], "error"))
+    sigma_hat = torch.from_numpy(sound["sigma_hat"].cast(pa.float64()).to_numpy().copy())
+    step, fallback = start_of(config).start_step(sigma_hat, schedule)
+    start_step = step.numpy()
+    order, unit = pack(start_step, start_step, config.unit_images)
+    steps = pa.array(start_step.astype(np.int32))
+    planned = sound.append_column("start_step", steps).append_column("nfe", steps)
+    planned = planned.append_column("fallback", pa.array(fallback.numpy()))
+    planned = planned.take(pa.array(order)).append_column("unit_id", unit_ids(attempt, unit))
+    return pa.concat_tables([_as_plan(planned), _as_plan(broken)])
+
+
+def _as_plan(table: pa.Table) -> pa.Table:
+    count = len(table)
+    whole = {"part": 0, "parts": 1, "left": 0, "top": 0}
+    columns = []
+    for field in PLAN:
+        if field.name in table.column_names:
+            columns.append(table[field.name].cast(field.type))
+        elif field.name in whole:
+            columns.append(pa.array(np.full(count, whole[field.name]), field.type))
+        else:
+            columns.append(pa.nulls(count, field.type))
+    return pa.table(columns, schema=PLAN)
+
+
+def plan_path(output: str, attempt: int) -> str:
+    return storage.join(output, "plan", f"plan-{attempt:02d}.parquet")
+
+
+def write_plan(output: str, attempt: int, plan: pa.Table) -> None:
+    """Keep the plan of an attempt; it is never changed afterwards."""
+    _write_parquet(plan_path(output, attempt), plan)
+
+
+def read_plan(output: str) -> tuple[pa.Table, int]:
+    """(the latest row of each image, number of attempts planned so far)."""
+    entries = storage.list_files(storage.join(output, "plan"))
+    plans = [_read_parquet(storage.join(output, "plan", entry.key)).cast(PLAN) for entry in entries]
+    latest = PLAN.empty_table()
+    for plan in plans:
+        latest = pa.concat_tables([without(latest, plan), plan])
+    return latest, len(plans)
+
+
+def without(plan: pa.Table, other: pa.Table) -> pa.Table:
+    """The rows of images that `other` does not name."""
+    return plan.filter(pc.invert(pc.is_in(plan["key"], other["key"])))
+
+
+def _read_parquet(uri: str) -> pa.Table:
+    return pq.read_table(io.BytesIO(storage.read_bytes(uri)))
+
+
+def _write_parquet(uri: str, table: pa.Table) -> None:
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    storage.put_bytes(uri, sink.getvalue())

@@ -1,0 +1,245 @@
+"""One run of the job, from a configuration to an exit code: plan what is not planned, solve what is not solved."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from flashray import storage
+from flashray.config import ReconstructConfig, to_dict, to_yaml
+from flashray.errors import ConfigError, FlashrayError
+from flashray.pipeline import rundir, summary
+from flashray.pipeline.archive import list_archive
+from flashray.pipeline.bench import Bench
+from flashray.pipeline.board import start_board, under_way
+from flashray.pipeline.cluster import Pools, cause_of, connect, data_settings, size_pools
+from flashray.pipeline.models import Models, load_models
+from flashray.pipeline.plan import finish, severities, write_plan
+from flashray.pipeline.progress import Progress, clock
+from flashray.pipeline.sheet import make_sheet, to_png
+from flashray.pipeline.solve import solve_units
+from flashray.pipeline.state import State
+from flashray.pipeline.work import Work
+from flashray.tracking import Tracker
+
+log = logging.getLogger(__name__)
+_NAMED = 5  # failed images in the last message
+
+
+def reconstruct(config: ReconstructConfig) -> int:
+    """Run the job, or what is missing of it.
+
+    Args:
+        config: checked by `flashray.config.check`.
+
+    Returns:
+        0 when every image is restored (or, with plan_only, quoted); 1 when failed images remain.
+
+    Raises:
+        ConfigError: before any work, when something is wrong with what was asked (exit code 2).
+        FlashrayError: when the run had to stop; the same command goes on from there (exit code 1).
+    """
+    started = time.monotonic()
+    models = load_models(config)
+    listing = list_archive(config)
+    state = State.read(config.output)
+    failed = state.failures["key"].to_pylist()
+    record = rundir.open_run(config, models.identity(), listing, set(failed))
+    run = Run(config, models, record, started)
+
+    if state.attempts:
+        again = failed if config.retry_failed else []
+        unplanned = listing.filter(pc.is_in(listing["key"], pa.array(again, pa.string())))
+    else:
+        unplanned = listing
+    unsolved = not config.plan_only and (len(state.pending) or not run.finished)
+    if not len(unplanned) and not unsolved:
+        print(summary.quote(state, models.chain) if config.plan_only else "nothing to do: every unit is committed")
+        return 0 if config.plan_only else run.verdict(state)
+    with run.tracked() as tracker:
+        if not config.plan_only:
+            run.reopen()
+        if len(unplanned) or len(state.pending):
+            with run.cluster() as (work, pools, board):
+                if len(unplanned):
+                    run.plan(unplanned, state.attempts, work, pools, board)
+                    state = State.read(config.output)
+                    print(summary.quote(state, models.chain), flush=True)
+                if config.plan_only:
+                    return 0
+                run.keep(tracker)
+                run.solve(state, work, pools, board)
+                state = State.read(config.output)
+        run.finish(state, tracker)
+    return run.verdict(state)
+
+
+class Run:
+    """The steps of one start of a run.
+
+    Args:
+        config, models: what was asked, loaded.
+        record: run.json.
+        started: when this start began, on the monotonic clock.
+    """
+
+    def __init__(self, config: ReconstructConfig, models: Models, record: dict[str, Any], started: float) -> None:
+        self.config, self.models, self.record, self.started = config, models, record, started
+        self.images_solved, self.seconds_solving = 0, 0.0
+
+    @property
+    def finished(self) -> bool:
+        """Whether an earlier start came as far as the summary."""
+        return storage.exists(self._place("summary.json"))
+
+    def reopen(self) -> None:
+        """Take the summary away until it is true again: a run that is killed now is finished by the next start."""
+        storage.delete(self._place("summary.json"))
+
+    @contextmanager
+    def cluster(self) -> Iterator[tuple[Work, Pools, Any]]:
+        """A Ray cluster, pools that fit it, and a board; what stops the work becomes a message on how to go on."""
+        own = connect()
+        try:
+            pools = size_pools(self.config, self.record.get("threads"))
+            if self.record.get("device") not in (None, pools.device):
+                raise ConfigError(
+                    f"output {self.config.output} holds a run made on {self.record['device']}, and this start would "
+                    f"use {pools.device}: the last digits would differ. Choose another --output, or --device"
+                )
+            self.record |= {"device": pools.device, "threads": pools.threads}
+            rundir.write_record(self.config.output, self.record)
+            with data_settings():
+                yield self._work(pools.device, pools.threads), pools, start_board()
+        except ray.exceptions.RayError as error:
+            # the frames of the error hold the actor pools, and those their CPUs, for as long as anybody holds the error
+            error.__cause__ = error.__context__ = error.__traceback__ = None
+            gc.collect()
+            raise FlashrayError(
+                f"the run stopped: {cause_of(error)}. What is committed stays, and the same command goes on from there"
+            ) from error
+        finally:
+            if own:
+                ray.shutdown()
+
+    @contextmanager
+    def tracked(self) -> Iterator[Tracker]:
+        """A tracker that learns truthfully how the run ended; a quote is not tracked."""
+        config = self.config
+        settings = dataclasses.replace(config.mlflow, enabled=config.mlflow.enabled and not config.plan_only)
+        tracker = Tracker(settings, config.output, self.record.get("mlflow"))
+        weights = {name: value for name, value in self.record["fingerprint"].items() if name.startswith("weights.")}
+        tracker.start(
+            name=f"{config.degradation.name} {config.start.mode} {config.solver.name}",
+            params=rundir.flatten(to_dict(config)) | weights | {"images": self.record["archive"]["images"]},
+            tags={
+                "flashray.method": f"{config.start.mode}({config.solver.name})",
+                "flashray.fingerprint": self.record["fingerprint"]["sha256"],
+                "flashray.output": config.output,
+            },
+            config_yaml=to_yaml(config),
+        )
+        try:
+            yield tracker
+        except BaseException as error:
+            tracker.end("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
+            raise
+        tracker.end("FINISHED")
+
+    def keep(self, tracker: Tracker) -> None:
+        """Note the tracked run in run.json."""
+        if tracker.record != self.record.get("mlflow"):
+            self.record["mlflow"] = tracker.record
+            rundir.write_record(self.config.output, self.record)
+
+    def plan(self, listing: pa.Table, attempt: int, work: Work, pools: Pools, board: Any) -> None:
+        """Look at these images, and write the plan of this attempt."""
+        folder = self._place("severity", f"{attempt:02d}")
+        with Progress("plan", len(listing)) as progress:
+            found = severities(listing, folder, work, pools, board, progress)
+        if found["key"].to_pylist() != listing["key"].to_pylist():
+            raise FlashrayError(f"the plan pass lost or doubled images; delete {folder} and run the same command again")
+        schedule = self.models.prior.schedule.respaced(self.config.solver.steps)
+        write_plan(self.config.output, attempt, finish(found, schedule, work, attempt))
+        storage.delete(folder)
+
+    def solve(self, state: State, work: Work, pools: Pools, board: Any) -> None:
+        """Solve and commit the pending units."""
+        pending, began = state.pending, time.monotonic()
+        if not len(pending):
+            return
+        totals = pending.group_by("unit_id").aggregate([("nfe", "sum")])
+        nfe_of = dict(zip(totals["unit_id"].to_pylist(), totals["nfe_sum"].to_pylist(), strict=True))
+        with Progress("solve", len(state.planned), _nfe(state.planned), lambda: under_way(board, nfe_of)) as progress:
+            progress.skip(len(state.planned) - len(pending), _nfe(state.planned) - _nfe(pending))
+            for unit in solve_units(pending, work, pools, board):
+                progress.advance(unit["images"], nfe_of.pop(unit["unit_id"], 0))
+        self.images_solved, self.seconds_solving = len(pending), time.monotonic() - began
+
+    def finish(self, state: State, tracker: Tracker) -> None:
+        """Contact sheet, summary.json, and the same numbers into tracking."""
+        if len(state.pending):
+            raise FlashrayError(f"{len(state.pending)} images are not committed; run the same command again")
+        found = summary.summarise(state, self.models.chain, self.models.unavailable)
+        speed = self.images_solved / self.seconds_solving if self.images_solved else None
+        found["images_per_second"] = speed and round(speed, 4)  # of this start's solve pass
+        found["wall_seconds"] = round(time.monotonic() - self.started, 3)
+        work = self._work("cpu", self.record.get("threads", 1))
+        sheet = make_sheet(Bench(work, self.models.prior, self.models.encoder), state)
+        if sheet is not None:
+            storage.put_bytes(self._place("contact_sheet.png"), to_png(sheet))
+            tracker.picture(sheet, "contact_sheet.png")
+        storage.put_bytes(self._place("summary.json"), rundir.dump(found))
+        spread = summary.distributions(state)
+        tracker.metrics(summary.numbers(found, spread))
+        tracker.values(found, "summary.json")
+        tracker.values(spread, "distributions.json")
+        self.keep(tracker)
+        self._tell(found)
+
+    def verdict(self, state: State) -> int:
+        """The exit code, with a word on what failed and how to retry it."""
+        failures = state.failures
+        if not len(failures):
+            return 0
+        log.error("%d of %d images failed:", len(failures), len(state.plan))
+        for row in failures.slice(0, _NAMED).to_pylist():
+            log.error("  %s: %s", row["key"], row["error"])
+        if len(failures) > _NAMED:
+            log.error("  … and %d more: %s names them", len(failures) - _NAMED, self._place("summary.json"))
+        log.error("repair or replace them in the archive, and run the same command with --retry-failed")
+        return 1
+
+    def _work(self, device: str, threads: int) -> Work:
+        return Work.of(self.config, device, threads, self.models.prior.sample_size, self.models.lpips)
+
+    def _place(self, *parts: str) -> str:
+        return storage.join(self.config.output, *parts)
+
+    def _tell(self, found: dict[str, Any]) -> None:
+        print(
+            f"{found['restored']:,} of {found['images']:,} images restored, {found['mean_nfe'] or 0:.1f} NFE an image "
+            f"(full chain: {self.models.chain:,}), in {clock(found['wall_seconds'])}"
+        )
+        quality = summary.table(found)
+        if quality:
+            print(quality)
+        for metric, reason in self.models.unavailable.items():
+            print(f"{metric} is empty: {reason}")
+        print(f"reconstructions: {self._place('reconstructions')}")
+        print(f"contact sheet:   {self._place('contact_sheet.png')}")
+        if self.record.get("mlflow"):
+            print(f"MLflow:          {self.record['mlflow'].get('serve') or self.record['mlflow']['url']}", flush=True)
+
+
+def _nfe(plan: pa.Table) -> int:
+    return pc.sum(plan["nfe"]).as_py() or 0

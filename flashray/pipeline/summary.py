@@ -1,0 +1,130 @@
+"""The numbers of a run: summary.json, the quote, and the distributions that go to tracking."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from flashray.config import METRICS
+from flashray.metrics import mean_interval
+from flashray.pipeline.commit import SCORED
+from flashray.pipeline.state import State
+
+_BINS = 10
+_FAILURES = 20  # listed in summary.json; the plan and the commits hold them all
+
+
+def summarise(state: State, chain: int, unavailable: dict[str, str]) -> dict[str, Any]:
+    """The content of summary.json but for the times of this start.
+
+    Args:
+        chain: length of the full chain in NFE.
+        unavailable: metrics that could not be computed, and why.
+
+    Means are over the images that have the value; a metric without any value is null.
+    """
+    results = state.results.filter(pc.equal(state.results["status"], "ok"))
+    failures = state.failures
+    nfe = _numbers(results, "nfe")
+    summary: dict[str, Any] = {
+        "images": len(state.plan),
+        "restored": len(results),
+        "failed": len(failures),
+        "mean_nfe": _mean(nfe),
+        "full_chain_nfe": chain,
+        "nfe_saved": _finite(1 - nfe.mean() / chain) if len(nfe) else None,
+        "mean_sigma_hat": _mean(_numbers(results, "sigma_hat")),
+        "fallbacks": pc.sum(state.planned["fallback"]).as_py() or 0,
+    }
+    for prefix in SCORED:
+        for metric in METRICS:
+            summary[prefix + metric] = _mean(_numbers(results, prefix + metric))
+    for metric in METRICS:
+        _, low, high = mean_interval(_numbers(results, metric))
+        summary[f"{metric}_interval"] = [low, high] if math.isfinite(low) and math.isfinite(high) else None
+    summary["unavailable"] = unavailable
+    summary["solver_seconds"] = _finite(float(_numbers(state.results, "seconds").sum()))
+    summary["failures"] = failures.slice(0, _FAILURES).to_pylist()
+    return summary
+
+
+def distributions(state: State) -> dict[str, dict[str, Any]]:
+    """Mean, quantiles and histogram of nfe and sigma_hat over the plan."""
+    found = {}
+    for name in ("nfe", "sigma_hat"):
+        values = _numbers(state.planned, name)
+        if len(values):
+            counts, edges = np.histogram(values, bins=_BINS)
+            found[name] = {
+                "mean": float(values.mean()),
+                **{f"p{q}": float(np.percentile(values, q)) for q in (10, 50, 90)},
+                "max": float(values.max()),
+                "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
+            }
+    return found
+
+
+def numbers(summary: Mapping[str, Any], spread: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """What tracking keeps as metrics: every number of the summary, and the quantiles of the distributions."""
+    found = {name: float(value) for name, value in summary.items() if isinstance(value, int | float)}
+    for name, one in spread.items():
+        found |= {f"{name}_{which}": value for which, value in one.items() if which != "histogram"}
+    return found
+
+
+def quote(state: State, chain: int) -> str:
+    """What the plan costs, for people: images, histogram of NFE, total, and the share saved against the full chain."""
+    nfe = _numbers(state.planned, "nfe").astype(np.int64)
+    unreadable = len(state.plan) - len(nfe)
+    lines = [f"{len(state.plan):,} images, {unreadable:,} of them unreadable"]
+    if len(nfe):
+        counts, edges = np.histogram(nfe, bins=np.unique(np.linspace(nfe.min(), nfe.max() + 1, _BINS + 1).round()))
+        width = len(f"{int(edges[-1]) - 1:,}")
+        for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
+            bar = "█" * round(30 * count / counts.max())
+            lines.append(f"  NFE {int(low):>{width},} … {int(high) - 1:>{width},}  {count:>8,}  {bar}")
+        full = chain * len(nfe)
+        lines.append(
+            f"total {nfe.sum():,} NFE, {nfe.mean():.1f} an image; the full chain takes {full:,}: "
+            f"{1 - nfe.sum() / full:.1%} saved"
+        )
+        fallbacks = pc.sum(state.planned["fallback"]).as_py() or 0
+        if fallbacks:
+            lines.append(f"{fallbacks:,} images fall back to the full chain: σ̂ is beyond what the start can express")
+    return "\n".join(lines)
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """The quality table of a summary, for people; empty where nothing was scored."""
+    lines = []
+    for prefix, name in (("measurement_", "degraded"), ("estimate_", "ẑ decoded"), ("", "restored")):
+        values = {metric: summary[prefix + metric] for metric in METRICS}
+        if any(value is not None for value in values.values()):
+            lines.append(f"  {name:<10}" + "".join(f"{_cell(metric, value):>9}" for metric, value in values.items()))
+    if not lines:
+        return ""
+    return "\n".join([f"  {'':<10}" + "".join(f"{metric.upper():>9}" for metric in METRICS), *lines])
+
+
+def _cell(metric: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if metric == "psnr" else f"{value:.4f}"
+
+
+def _numbers(rows: pa.Table, name: str) -> npt.NDArray[np.float64]:
+    return rows[name].drop_null().cast(pa.float64()).to_numpy()
+
+
+def _mean(values: npt.NDArray[np.float64]) -> float | None:
+    return _finite(float(values.mean())) if len(values) else None
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,34 @@
+"""Restore an archive: python jobs/reconstruct.py --config jobs/recipes/NAME.yaml --archive URI --output URI."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+
+from flashray.config import parse_args
+from flashray.errors import ConfigError, FlashrayError
+from flashray.pipeline.run import reconstruct
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0 done, 1 failed images remain or the run stopped, 2 bad arguments or configuration."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    config = parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends as cleanly as any other error
+    try:
+        return reconstruct(config)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except FlashrayError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

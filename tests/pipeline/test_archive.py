@@ -1,0 +1,141 @@
+"""The listing: what counts as an image, what a manifest adds, and what changed since."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from flashray.config import DegradationConfig, ReconstructConfig
+from flashray.errors import ConfigError
+from flashray.pipeline.archive import LISTING, differences, list_archive, listing_hash
+
+FIXED = DegradationConfig(settings={"std": [1.0, 1.0]})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "archive"
+    for name in ("b.png", "a b.JPG", "sub dir/ключ é.webp", "a.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x" * len(name))
+    return folder
+
+
+def config(folder: Path, **values: Any) -> ReconstructConfig:
+    return ReconstructConfig(**{"archive": str(folder), "output": "/out", "measurement": "simulated"} | values)
+
+
+def test_sorted_keys_uris_and_sizes(folder: Path) -> None:
+    listing = list_archive(config(folder))
+    assert listing.schema == LISTING
+    assert listing["key"].to_pylist() == ["a b.JPG", "a.png", "b.png", "sub dir/ключ é.webp"]
+    assert listing["index"].to_pylist() == [0, 1, 2, 3]
+    assert listing["uri"].to_pylist()[3] == f"{folder}/sub dir/ключ é.webp"
+    assert listing["size"].to_pylist()[0] == len("a b.JPG")
+    assert listing["given"].null_count == 4
+
+
+def test_limit_takes_the_first(folder: Path) -> None:
+    assert list_archive(config(folder, limit=2))["key"].to_pylist() == ["a b.JPG", "a.png"]
+
+
+def test_other_files_are_left_out_and_counted(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("notes.txt", ".hidden.png", ".thumbnails/a.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"")
+    with caplog.at_level(logging.WARNING):
+        assert len(list_archive(config(folder))) == 4
+    assert "3 files" in caplog.text
+
+
+def test_a_name_that_is_not_utf8_keeps_its_row(folder: Path) -> None:
+    (Path(folder) / b"caf\xe9.png".decode(errors="surrogateescape")).write_bytes(b"x")
+    assert "caf\ufffd.png" in list_archive(config(folder))["key"].to_pylist()
+
+
+def test_missing_and_empty_archives(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist"):
+        list_archive(config(tmp_path / "absent"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="holds no images"):
+        list_archive(config(tmp_path / "empty"))
+
+
+def test_an_archive_on_s3(s3: str, folder: Path) -> None:
+    from flashray import storage
+
+    for path in folder.rglob("*.*"):
+        storage.put_bytes(storage.join(s3, "photos", str(path.relative_to(folder))), path.read_bytes())
+    there = list_archive(ReconstructConfig(archive=f"{s3}/photos", output="/out", measurement="simulated"))
+    here = list_archive(config(folder))
+    assert there.drop(["uri"]) == here.drop(["uri"])
+    assert there["uri"].to_pylist()[3] == f"{s3}/photos/sub dir/ключ é.webp"
+
+
+def test_a_manifest_gives_parameters_and_noise(folder: Path, tmp_path: Path) -> None:
+    manifest = tmp_path / "manifest.csv"
+    manifest.write_text('key,blur_std,noise_std,remark\nb.png,1.5,0.02,x\n"a b.JPG",2.5,0.03,y\nelsewhere.png,9,9,z\n')
+    listing = list_archive(config(folder, measurement="observed", manifest=str(manifest)))
+    assert listing["given"].to_pylist() == ['{"blur_std": 2.5}', None, '{"blur_std": 1.5}', None]
+    assert listing["noise_std"].to_pylist() == [0.03, None, 0.02, None]
+
+    table = pa.table({"key": ["a.png"], "blur_std": pa.array([2], pa.int32())})
+    pq.write_table(table, tmp_path / "manifest.parquet")
+    listing = list_archive(config(folder, measurement="observed", manifest=str(tmp_path / "manifest.parquet")))
+    assert listing["given"].to_pylist()[1] == '{"blur_std": 2}'
+    assert listing["noise_std"].null_count == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("key,std\na.png,1\n", "blur_std"),
+        ("name,blur_std\na.png,1\n", "no column key"),
+        ("key,blur_std\na.png,1\na.png,2\n", "more than once"),
+        ("key,blur_std\na.png,-1\n", "blur_std"),
+        ("key,blur_std\na.png,strong\n", "not a column of numbers"),
+        ("key,blur_std,noise_std\na.png,1,-0.5\n", "noise_std"),
+        ("", "neither Parquet nor CSV"),
+    ],
+)
+def test_a_manifest_that_does_not_fit(folder: Path, tmp_path: Path, text: str, words: str) -> None:
+    manifest = tmp_path / "manifest.csv"
+    manifest.write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        list_archive(config(folder, measurement="observed", manifest=str(manifest)))
+
+
+def test_observed_measurements_need_what_the_recipe_leaves_open(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"blur_std.*--manifest"):
+        list_archive(config(folder, measurement="observed"))
+    assert len(list_archive(config(folder, measurement="observed", degradation=FIXED))) == 4
+    ranged = DegradationConfig(settings={"std": [1.0, 1.0]}, noise_std=[0.01, 0.1])
+    with pytest.raises(ConfigError, match="noise_std"):
+        list_archive(config(folder, measurement="observed", degradation=ranged))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        list_archive(config(folder, measurement="observed", manifest=str(tmp_path / "absent.csv")))
+
+
+def test_differences_are_named(folder: Path) -> None:
+    before = list_archive(config(folder))
+    assert differences(before, before) == {"added": [], "removed": [], "changed": []}
+    (folder / "new.png").write_bytes(b"x")
+    (folder / "b.png").write_bytes(b"longer than before")
+    (folder / "a.png").unlink()
+    after = list_archive(config(folder))
+    assert differences(before, after) == {"added": ["new.png"], "removed": ["a.png"], "changed": ["b.png"]}
+    assert listing_hash(before) != listing_hash(after)
+
+
+def test_a_changed_manifest_is_a_difference(folder: Path, tmp_path: Path) -> None:
+    manifest = tmp_path / "manifest.csv"
+    listings = []
+    for value in (1, 2):
+        manifest.write_text(f"key,blur_std\na.png,{value}\n")
+        listings.append(list_archive(config(folder, manifest=str(manifest))))
+    assert differences(*listings)["changed"] == ["a.png"]

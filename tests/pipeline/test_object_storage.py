@@ -1,0 +1,52 @@
+"""A whole run from and to a real S3 server: object storage is only another URI."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flashray import storage
+from flashray.pipeline.state import State
+from tests.conftest import TinyModels
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_a_run_on_s3(s3: str, archive: Path, tiny_models: TinyModels, tmp_path: Path) -> None:
+    for path in archive.rglob("*.*"):
+        storage.put_bytes(storage.join(s3, "archive", path.relative_to(archive).as_posix()), path.read_bytes())
+    output = f"{s3}/run"
+    settings = {
+        "archive": f"{s3}/archive",
+        "output": output,
+        "measurement": "simulated",
+        "prior": tiny_models.prior,
+        "start.severity_encoder": tiny_models.encoder,
+        "solver.steps": 20,
+        "metrics": "[psnr]",
+        "unit_images": 4,
+        "mlflow.tracking_uri": f"sqlite:///{tmp_path}/mlflow.db",
+    }
+    command = [sys.executable, str(ROOT / "jobs" / "reconstruct.py"), *(f"--{k}={v}" for k, v in settings.items())]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    first = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
+    assert first.returncode == 0, first.stderr
+    rows = State.read(output).results.to_pylist()
+    assert len(rows) == 10
+    for row in rows:
+        data = storage.read_bytes(storage.join(output, "reconstructions", row["key"] + ".png"))
+        assert hashlib.sha256(data).hexdigest() == row["sha256"]
+    assert json.loads(storage.read_bytes(f"{output}/summary.json"))["restored"] == 10
+    assert storage.exists(f"{output}/contact_sheet.png")
+    for entry in storage.list_files(output):
+        assert b"flashray-secret" not in storage.read_bytes(storage.join(output, entry.key)), entry.key
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
+    assert again.returncode == 0
+    assert "nothing to do" in again.stdout

@@ -1,0 +1,93 @@
+"""What comes inside the package works together, on photos that none of it was trained on."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from flashray.degradations import make_degradation
+from flashray.degradations.noise import add_noise
+from flashray.experiment import measure_photos, run_cell
+from flashray.metrics import psnr
+from flashray.prior import LatentPrior, bundled, load_prior
+from flashray.sample_photos import sample_crops
+from flashray.severity import SeverityEncoder, Start, load_severity_encoder
+from flashray.solvers import make_solver
+from flashray.training.severity import ordering_accuracy
+
+
+@pytest.fixture(scope="module")
+def prior() -> LatentPrior:
+    return load_prior("bundled")
+
+
+@pytest.fixture(scope="module")
+def encoder() -> SeverityEncoder:
+    return load_severity_encoder("bundled:gaussian_blur")
+
+
+@pytest.fixture(scope="module")
+def crops() -> dict[str, torch.Tensor]:
+    return sample_crops(8)
+
+
+def test_binaries_stay_under_60_megabytes():
+    files = [path for path in bundled().rglob("*") if path.is_file()]
+    assert files
+    assert sum(path.stat().st_size for path in files) < 60e6
+
+
+def test_every_model_says_how_it_was_made():
+    folders = [path.parent for path in bundled().glob("prior/card.json")]
+    folders += [path.parent for path in bundled().glob("severity/*/card.json")]
+    assert len(folders) >= 2
+    for folder in folders:
+        card = json.loads((folder / "card.json").read_text())
+        for stage in card["trained"].values():
+            assert stage["command"].startswith("python jobs/train_")
+            assert {"seed", "seconds", "samples"} <= set(stage)
+        assert (folder / "README.md").is_file()
+
+
+def test_autoencoder_keeps_photos_and_latents_have_unit_mean_square(prior: LatentPrior, crops: dict[str, torch.Tensor]):
+    x = torch.stack(list(crops.values()))
+    with torch.no_grad():
+        z = prior.encode(x)
+        assert psnr(prior.decode(z), x).mean() > 26
+    assert 0.5 < z.square().mean() < 2
+
+
+def test_sigma_hat_orders_blur_levels_of_the_same_photo(encoder: SeverityEncoder, crops: dict[str, torch.Tensor]):
+    x = torch.stack(list(crops.values()))
+    degradation = make_degradation("gaussian_blur")
+    rows = []
+    for n, level in enumerate(torch.linspace(0, 1, 5)):
+        operator = degradation.bind(degradation.parameters_at(level.expand(len(x))), (128, 128))
+        y = add_noise(operator.measure(x), torch.full((len(x),), 0.05), torch.arange(len(x)) + 100 * n)
+        with torch.no_grad():
+            rows.append(encoder(y)[1])
+    assert ordering_accuracy(torch.stack(rows, dim=1)) > 0.9
+
+
+def test_flash_restores_photos_that_it_has_never_seen(
+    prior: LatentPrior, encoder: SeverityEncoder, crops: dict[str, torch.Tensor]
+):
+    x = torch.stack(list(crops.values()))
+    measured = measure_photos(x, list(crops), prior, encoder, make_degradation("gaussian_blur"), noise_std=0.05)
+    solver, schedule = make_solver("latent_dps", {"dc_step": 0.5}), prior.schedule.respaced(50)
+    images, outcome = run_cell(measured, prior, Start(sigma_scale=0.5), solver, schedule, slots=8)
+    assert outcome["failed"] == 0
+    assert len(set(outcome["nfe"].tolist())) > 1
+    assert outcome["nfe"].max() < 25
+    assert (psnr(images, x) - psnr(measured.y_NCHW, x)).mean() > 1
+
+
+def test_bundled_prior_opens_in_diffusers_and_samples():
+    from diffusers import LDMPipeline
+
+    pipeline = LDMPipeline.from_pretrained(bundled("prior"), low_cpu_mem_usage=False, use_safetensors=True)
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(batch_size=1, num_inference_steps=2, output_type="np", generator=torch.manual_seed(0)).images
+    assert images.shape == (1, 128, 128, 3)
