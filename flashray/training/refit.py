@@ -31,28 +31,32 @@ class RefitConfig:
 
 
 @torch.no_grad()
-def look(task: SeverityTask, window_NCHW: Tensor, seed: int, batch_size: int = 16) -> tuple[Tensor, Tensor]:
+def look(task: SeverityTask, window_NCHW: Tensor, seed: int, bf16: bool = False) -> tuple[Tensor, Tensor]:
     """([N, features] pooled features of degraded views, [N] their true errors σ̄); one view a window, on the CPU."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     device = task.prior.device
     pooled, sigma_bar = [], []
-    for window in window_NCHW.split(batch_size):
+    for window in window_NCHW.split(16):
         x = random_views(window.to(device), task.prior.sample_size, generator)
         y = task.degrade(x, generator)
-        z_hat, features = task.model.trunk(y)
-        pooled.append(features.cpu())
-        sigma_bar.append(error_std(z_hat, task.prior.encode(x)).cpu())
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            z_hat, features = task.model.trunk(y)
+            z0 = task.prior.encode(x)
+        pooled.append(features.float().cpu())
+        sigma_bar.append(error_std(z_hat.float(), z0.float()).cpu())
     return torch.cat(pooled), torch.cat(sigma_bar)
 
 
-def refit_head(task: SeverityTask, window_NCHW: Tensor, config: RefitConfig, seed: int = 0) -> dict[str, float]:
+def refit_head(
+    task: SeverityTask, window_NCHW: Tensor, config: RefitConfig, seed: int = 0, bf16: bool = False
+) -> dict[str, float]:
     """Fit `task.model.head` to σ̄ by least squares with the trunk as it is.
 
     Returns:
         Mean |σ̂ - σ̄| on the held-out views, before and after.
     """
-    features, sigma_bar = look(task, window_NCHW, seed)
+    features, sigma_bar = look(task, window_NCHW, seed, bf16)
     held = max(1, round(len(features) * config.held_out))
     (test_x, train_x), (test_s, train_s) = (value.split([held, len(value) - held]) for value in (features, sigma_bar))
     head = copy.deepcopy(task.model.head).cpu().requires_grad_(True)

@@ -16,7 +16,7 @@ from flashray.severity.encoder import SeverityEncoder, load_severity_encoder
 from flashray.training.card import note_training, write_severity_card
 from flashray.training.launch import LaunchConfig, absolute, launch, resolve_device
 from flashray.training.loop import LoopConfig, load_averaged
-from flashray.training.photos import WINDOW_ZOOM, list_photos, load_fitted, sample_windows
+from flashray.training.photos import list_photos, load_fitted, sample_windows
 from flashray.training.refit import RefitConfig, refit_head
 from flashray.training.severity import SeverityConfig, SeverityTask
 
@@ -67,8 +67,8 @@ def train_severity(config: TrainSeverityConfig) -> dict[str, float]:
     load_averaged(task, state)
     task.to(resolve_device(config.launch.device)).eval()
     if config.refit.views:
-        window = sample_windows(config.photos, round(size * WINDOW_ZOOM), config.refit.views, config.loop.seed)
-        errors = refit_head(task, window, config.refit, config.loop.seed)
+        window = sample_windows(config.photos, size, config.refit.views, config.loop.seed)
+        errors = refit_head(task, window, config.refit, config.loop.seed, bf16=config.loop.precision == "bf16")
         print(
             f"{name}: refitting the head on {len(window)} views: |σ̂ - σ̄| {errors['before']:.4f} → {errors['after']:.4f}"
         )
