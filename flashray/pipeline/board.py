@@ -6,6 +6,7 @@ exhausts the memory) would hold the run forever. The board counts the deaths, an
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -49,7 +50,10 @@ def start_board() -> Any:
 
 @contextmanager
 def watched(board: Any, work: str) -> Iterator[None]:
-    """Note the beginning and the end of a piece of work; ImageError when it has killed its worker three times."""
+    """Note the beginning and the end of a piece of work; ImageError when it has killed its worker three times.
+
+    After an error of the GPU itself nothing works in the process any more: it ends here, and Ray starts another one.
+    """
     try:
         deaths = ray.get(board.begin.remote(work), timeout=_PATIENCE)
     except ray.exceptions.RayError:
@@ -58,8 +62,17 @@ def watched(board: Any, work: str) -> Iterator[None]:
         if deaths >= ATTEMPTS:
             raise ImageError(f"given up: the worker died {deaths} times while it was at {work}")
         yield
+    except Exception as error:
+        if "CUDA error" in str(error):
+            os._exit(1)  # before the board learns of an end
+        raise
     finally:
         board.end.remote(work)
+
+
+def reason(error: Exception) -> str:
+    """What a row says of an error that its image, or its whole batch, ran into."""
+    return str(error) if isinstance(error, ImageError) else f"{type(error).__name__}: {error}"
 
 
 def under_way(board: Any, nfe_of: Mapping[str, int]) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import pyarrow as pa
 import ray
 import ray.data
 
@@ -21,7 +22,8 @@ from flashray.errors import ConfigError
 # Logical CPUs beside the solver's: load and write tasks need a place to run while the actors hold theirs.
 SPARE_CPUS = 2
 IO_CPUS = 0.5  # of a load or write task; unlike any actor's, so that Ray Data does not fuse reading into the solver
-_OBJECT_STORE = 2 * 1024**3
+WAVE = 10_000  # tasks of a stage in one Ray Data program; beyond some 20,000 its bookkeeping weighs
+_OBJECT_STORE = 2 * 1024**3  # bytes, or less where the machine is small
 _GPU_THREADS = 4  # CPU threads of an actor that has a GPU
 # What Ray says by default and a run says better itself, or not at all; its files in /tmp/ray keep the rest
 _QUIET = {
@@ -61,15 +63,31 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def _memory() -> int:
+    """Bytes of memory that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def connect() -> bool:
-    """Connect to the configured cluster (RAY_ADDRESS), or start one on this machine; whether this call started one."""
+    """Connect to the configured cluster (RAY_ADDRESS), or start one on this machine; whether this call did either.
+
+    Raises:
+        ConfigError: when the configured cluster cannot be reached.
+    """
     if ray.is_initialized():
         return False
     for logger, level in _QUIET.items():
         logging.getLogger(logger).setLevel(level)
-    if os.environ.get("RAY_ADDRESS") and os.environ["RAY_ADDRESS"] != "local":
-        with _own_sigterm():
-            ray.init(log_to_driver=False)
+    address = os.environ.get("RAY_ADDRESS", "local")
+    if address not in ("", "local"):
+        try:
+            with _own_sigterm():
+                ray.init(log_to_driver=False)
+        except (ConnectionError, ray.exceptions.RayError) as error:
+            raise ConfigError(
+                f"the Ray cluster of RAY_ADDRESS={address} cannot be reached ({error}); a cluster with tokens wants "
+                "RAY_AUTH_MODE=token and its token; without RAY_ADDRESS the run stays on this machine"
+            ) from error
         return True
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -82,7 +100,7 @@ def connect() -> bool:
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.WARNING,
-            object_store_memory=_OBJECT_STORE,
+            object_store_memory=min(_OBJECT_STORE, _memory() // 4),
         )
     return True
 
@@ -147,6 +165,17 @@ def size_pools(config: ReconstructConfig, threads: int | None) -> Pools:
         log.warning("the cluster has room for %d actors of %g CPUs each, not for %d", room, asked, solver_actors)
     severity_actors = config.severity_actors or solver_actors
     return Pools(device, threads, asked, min(solver_actors, room), min(severity_actors, room))
+
+
+def waves(table: pa.Table) -> Iterator[pa.Table]:
+    """The rows in parts that one Ray Data program can take."""
+    for first in range(0, len(table), WAVE):
+        yield table.slice(first, WAVE)
+
+
+def blocks(table: pa.Table) -> list[pa.Table]:
+    """Each row as a table of its own: one block, and so one task. Blocks of several rows would be fused into one."""
+    return [table.take([i]) for i in range(len(table))]
 
 
 @contextmanager

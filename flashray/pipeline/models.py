@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from flashray import storage
 from flashray.config import ReconstructConfig
 from flashray.errors import ConfigError
 from flashray.metrics import MetricUnavailable, load_lpips
@@ -35,10 +33,7 @@ class Models:
     def identity(self) -> dict[str, Any]:
         """What the bytes of a run with these models depend on (`rundir.identity`)."""
         weights = {"prior": self.prior.sha256, "severity_encoder": self.encoder.sha256 if self.encoder else None}
-        manifest = None
-        if self.config.manifest is not None:
-            manifest = hashlib.sha256(storage.read_bytes(self.config.manifest)).hexdigest()
-        return rundir.identity(self.config, weights, manifest)
+        return rundir.identity(self.config, weights)
 
     @cached_property
     def unavailable(self) -> dict[str, str]:

@@ -18,8 +18,8 @@ import torch
 from flashray import storage
 from flashray.errors import ImageError
 from flashray.pipeline.bench import Bench, start_of
-from flashray.pipeline.board import watched
-from flashray.pipeline.cluster import IO_CPUS, Pools
+from flashray.pipeline.board import reason, watched
+from flashray.pipeline.cluster import IO_CPUS, Pools, blocks, waves
 from flashray.pipeline.load import load
 from flashray.pipeline.measurement import Photo, unpack_pixels
 from flashray.pipeline.progress import Progress
@@ -88,9 +88,11 @@ class Severity:
             try:
                 with watched(self.board, f"the severity of {chunk['unit_id']}"):
                     self._look(*(list(column) for column in zip(*sound, strict=True)))
-            except ImageError as error:
+            except Exception as error:  # the chunk's own loss, and its rows say so
+                log.exception("%s", chunk["unit_id"])
+                why = reason(error)
                 for row, _ in sound:
-                    row["error"] = str(error)
+                    row["error"] = why
         for row in rows:
             row["status"] = "ok" if row["error"] is None else "error"
         return pa.Table.from_pylist(rows, schema=SEVERITY)
@@ -132,14 +134,13 @@ def severities(listing: pa.Table, folder: str, work: Work, pools: Pools, board: 
     todo = chunks(listing, work.config.severity_batch)
     shards = [_read_parquet(storage.join(folder, entry.key)) for entry in storage.list_files(folder)]
     known = pa.concat_tables([SEVERITY.empty_table(), *shards])
-    first = pa.array(_firsts(todo["index"]))
-    todo = todo.filter(pc.invert(pc.is_in(first, known["index"])))
+    todo = todo.filter(pc.invert(pc.is_in(_firsts(todo["index"]), known["index"])))
     progress.skip(len(known))
 
     fresh: list[pa.Table] = []
     kept = len(shards)
     saved_at = time.monotonic()
-    for table in _look_at(todo, work, pools, board):
+    for table in (table for wave in waves(todo) for table in _look_at(wave, work, pools, board)):
         fresh.append(table)
         progress.advance(len(table))
         if time.monotonic() - saved_at > _KEEP_EVERY:
@@ -155,8 +156,6 @@ def _firsts(column: pa.ChunkedArray) -> pa.Array:
 
 
 def _look_at(todo: pa.Table, work: Work, pools: Pools, board: Any) -> Iterator[pa.Table]:
-    if not len(todo):
-        return
     arguments = {"work": work, "board": board}
     actors = min(pools.severity_actors, len(todo))
     dataset = (
@@ -174,11 +173,6 @@ def _look_at(todo: pa.Table, work: Work, pools: Pools, board: Any) -> Iterator[p
     )
     for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         yield table.cast(SEVERITY)
-
-
-def blocks(table: pa.Table) -> list[pa.Table]:
-    """Each row as a table of its own: one block, so one task."""
-    return [table.take([i]) for i in range(len(table))]
 
 
 def finish(found: pa.Table, schedule: NoiseSchedule, work: Work, attempt: int) -> pa.Table:

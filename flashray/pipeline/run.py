@@ -166,7 +166,7 @@ class Run:
         folder = self._place("severity", f"{attempt:02d}")
         with Progress("plan", len(listing)) as progress:
             found = severities(listing, folder, work, pools, board, progress)
-        if found["key"].to_pylist() != listing["key"].to_pylist():
+        if not found["key"].equals(listing["key"]):
             raise FlashrayError(f"the plan pass lost or doubled images; delete {folder} and run the same command again")
         schedule = self.models.prior.schedule.respaced(self.config.solver.steps)
         write_plan(self.config.output, attempt, finish(found, schedule, work, attempt))

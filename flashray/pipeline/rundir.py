@@ -19,11 +19,11 @@ from flashray.config import ReconstructConfig, to_dict
 from flashray.errors import ConfigError
 from flashray.pipeline.archive import differences, listing_hash
 
-# What a run's results do not depend on: where it is written, how many actors share the work, and the weights' places,
-# which the weights' own hashes stand for.
+# What a run's results do not depend on: where it is written, how many actors share the work; the weights' places, which
+# the weights' hashes stand for; and the manifest's place, since the listing holds what it says of each image.
 _FREE = {
     *("output", "mlflow", "plan_only", "retry_failed", "device", "solver_actors", "severity_actors"),
-    *("prior", "start.severity_encoder"),
+    *("prior", "start.severity_encoder", "manifest"),
 }
 _PACKAGES = ("flashray", "torch", "ray", "diffusers", "pyarrow", "pillow", "mlflow")
 _NAMED = 3  # keys in a message
@@ -40,13 +40,13 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def identity(config: ReconstructConfig, weights: Mapping[str, str | None], manifest: str | None) -> dict[str, Any]:
+def identity(config: ReconstructConfig, weights: Mapping[str, str | None]) -> dict[str, Any]:
     """Everything but the listing that a run's bytes depend on, as one flat dict."""
     flat = flatten({name: value for name, value in to_dict(config).items() if name not in _FREE})
     flat = {name: value for name, value in flat.items() if name not in _FREE}
     if config.start.mode == "full":  # a full chain has no use for the rest of the start
         flat = {name: value for name, value in flat.items() if not name.startswith("start.") or name == "start.mode"}
-    flat |= {f"weights.{name}": digest for name, digest in weights.items()} | {"manifest.sha256": manifest}
+    flat |= {f"weights.{name}": digest for name, digest in weights.items()}
     return json.loads(json.dumps(flat))
 
 

@@ -28,7 +28,7 @@ def make_sheet(bench: Bench, state: State) -> Image.Image | None:
     if not rows:
         return None
     config = bench.work.config
-    titles = ["degraded", "ẑ decoded", f"{config.solver.name}, {config.start.mode}", "reference"]
+    titles = ["degraded", "ẑ decoded", f"{config.start.mode}({config.solver.name})", "reference"]
     used = [column for column in range(len(titles)) if any(images[column] is not None for _, images in rows)]
     return contact_sheet(
         [[images[column] for column in used] for _, images in rows],
@@ -71,5 +71,5 @@ def _row(bench: Bench, row: dict[str, Any]) -> tuple[str, list[Tensor | None]] |
     if config.references is not None:
         found = load_image(storage.join(config.references, row["key"]), size, config.fit).pixels
         reference = None if found is None else unpack_pixels(found, size)
-    sigma = "" if row["sigma_hat"] is None else f"\nσ̂ {row['sigma_hat']:.3f}"
-    return f"{row['key']}{sigma}\n{row['nfe']} NFE", [y[0].cpu(), estimate, restored, reference]
+    sigma = "" if row["sigma_hat"] is None else f"σ̂ {row['sigma_hat']:.3f}, "
+    return f"{row['key']}\n{sigma}{row['nfe']} NFE", [y[0].cpu(), estimate, restored, reference]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -16,16 +15,14 @@ import torch
 from torch import Tensor
 
 from flashray.engine import Job, solve
-from flashray.errors import ImageError
 from flashray.images import to_uint8
 from flashray.metrics import MetricUnavailable, load_lpips, score
 from flashray.pipeline.bench import Bench
-from flashray.pipeline.board import watched
-from flashray.pipeline.cluster import IO_CPUS, Pools
+from flashray.pipeline.board import reason, watched
+from flashray.pipeline.cluster import IO_CPUS, Pools, blocks, waves
 from flashray.pipeline.commit import COMMIT
 from flashray.pipeline.load import load
 from flashray.pipeline.measurement import unpack_pixels
-from flashray.pipeline.plan import blocks
 from flashray.pipeline.units import group
 from flashray.pipeline.work import Work
 from flashray.pipeline.write import write
@@ -40,7 +37,6 @@ SOLVED = pa.schema(
         ("images", pa.list_(pa.binary())),  # 8-bit pixels [3, size, size], null where a row has an error
     ]
 )
-WAVE = 10_000  # units in one Ray Data program
 _REPORT_EVERY = 2.0  # seconds
 log = logging.getLogger(__name__)
 
@@ -80,12 +76,11 @@ class Solver:
             with watched(self.board, f"solving {unit['unit_id']}"):
                 self._solve(unit, rows, images)
         except Exception as error:  # out of memory, a broken operator: the unit's own loss, and its rows say so
-            if "CUDA error" in str(error):  # nothing works in this process any more: Ray starts another one,
-                os._exit(1)  # and the board counts how often this unit does that
             log.exception("unit %s", unit["unit_id"])
+            why = reason(error)
             for i, row in enumerate(rows):
                 if i not in images and row["error"] is None:
-                    row["error"] = str(error) if isinstance(error, ImageError) else f"{type(error).__name__}: {error}"
+                    row["error"] = why
         for row in rows:
             row["status"] = "ok" if row["error"] is None else "error"
         pixels = [to_uint8(images[i]).numpy().tobytes() if i in images else None for i in range(len(rows))]
@@ -193,8 +188,8 @@ def solve_units(plan: pa.Table, work: Work, pools: Pools, board: Any) -> Iterato
     units = group(plan, UNIT_COLUMNS)
     if work.config.references is not None:
         units = units.append_column("reference_uri", _reference_uris(units["key"], work.config.references))
-    for first in range(0, len(units), WAVE):
-        yield from _solve_wave(units.slice(first, WAVE), work, pools, board)
+    for wave in waves(units):
+        yield from _solve_wave(wave, work, pools, board)
 
 
 def _solve_wave(units: pa.Table, work: Work, pools: Pools, board: Any) -> Iterator[dict[str, Any]]:

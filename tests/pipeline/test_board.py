@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import pytest
 import ray
@@ -11,18 +12,28 @@ from flashray.errors import ImageError
 from flashray.pipeline.board import ATTEMPTS, start_board, under_way, watched
 
 
-def test_work_that_always_kills_its_worker_is_given_up(ray_cluster: None) -> None:
+def crash() -> None:
+    os._exit(1)
+
+
+def lose_the_gpu() -> None:
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+@pytest.mark.parametrize("poison", [crash, lose_the_gpu])
+def test_work_that_always_kills_its_worker_is_given_up(ray_cluster: None, poison: Callable[[], None]) -> None:
     board = start_board()
 
     @ray.remote(num_cpus=0.5, max_retries=-1)
-    def poison() -> str:
+    def work() -> str:
         try:
             with watched(board, "a poison image"):
-                os._exit(1)
+                poison()
         except ImageError as error:
             return str(error)
+        return "survived"
 
-    message = ray.get(poison.remote(), timeout=120)
+    message = ray.get(work.remote(), timeout=120)
     assert f"died {ATTEMPTS} times" in message
     assert "a poison image" in message
 

@@ -299,3 +299,19 @@ def test_what_stops_a_run_is_named_and_the_run_can_go_on(
     os.remove(output / "reconstructions")
     assert reconstruct(config) == 0
     assert reconstructions(str(output)) == reconstructions(done.output)
+
+
+def test_lpips_without_weights_says_why(
+    make: Make, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flashray.pipeline.models import load_models
+
+    monkeypatch.setenv("FLASHRAY_LPIPS_WEIGHTS", str(tmp_path / "absent.safetensors"))
+    models = load_models(make(archive, tmp_path / "run", metrics=["psnr", "lpips"]))
+    assert not models.lpips
+    assert "absent.safetensors" in models.unavailable["lpips"]
+    fixed = DegradationConfig(settings={"std": [1.0, 1.0]})
+    unscored = load_models(
+        make(archive, tmp_path / "run", metrics=["lpips"], measurement="observed", degradation=fixed)
+    )
+    assert unscored.unavailable == {}  # without references nobody asks for it

@@ -25,7 +25,7 @@ def config(tmp_path: Path) -> ReconstructConfig:
 
 
 def open_run(config: ReconstructConfig, weights: dict[str, Any] = WEIGHTS, **values: Any) -> dict[str, Any]:
-    found = rundir.identity(config, weights, None)
+    found = rundir.identity(config, weights)
     return rundir.open_run(config, found, list_archive(config), **values)
 
 

@@ -1,0 +1,181 @@
+"""The actors and tasks of both passes, called in this process: one image's trouble stays its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+
+from flashray.config import ReconstructConfig, SolverConfig, StartConfig
+from flashray.engine import solve
+from flashray.images import decode_image
+from flashray.pipeline import plan
+from flashray.pipeline import solve as solving
+from flashray.pipeline.archive import list_archive
+from flashray.pipeline.board import start_board
+from flashray.pipeline.commit import read_commits
+from flashray.pipeline.load import load
+from flashray.pipeline.plan import Severity, chunks, finish
+from flashray.pipeline.solve import UNIT_COLUMNS, Solver
+from flashray.pipeline.units import group
+from flashray.pipeline.work import Work
+from flashray.pipeline.write import write
+from tests.conftest import TinyModels
+from tests.models import SIDE
+
+
+@pytest.fixture(scope="module")
+def board(ray_cluster: None) -> Any:
+    return start_board()
+
+
+@pytest.fixture
+def work(tiny_models: TinyModels, archive: Path, tmp_path: Path) -> Work:
+    config = ReconstructConfig(
+        str(archive),
+        str(tmp_path / "run"),
+        measurement="simulated",
+        prior=tiny_models.prior,
+        start=StartConfig(severity_encoder=tiny_models.encoder),
+        solver=SolverConfig(steps=20, settings={"dc_step": 0.1}),
+        metrics=["psnr"],
+        slots=3,
+        severity_batch=4,
+        unit_images=4,
+    )
+    return Work.of(config, "cpu", 1, SIDE, lpips=False)
+
+
+def planned(work: Work, board: Any) -> pa.Table:
+    """The plan of the work's archive, by the very stages of the pass."""
+    actor = Severity(work, board)
+    todo = chunks(list_archive(work.config), work.config.severity_batch)
+    found = [actor(load(todo.slice(i, 1), work, board)) for i in range(len(todo))]
+    return finish(pa.concat_tables(found), actor.bench.schedule, work, attempt=0)
+
+
+def solved(work: Work, board: Any, rows: pa.Table) -> list[dict[str, Any]]:
+    """Commit rows with their images, unit by unit."""
+    actor, units = Solver(work, board), group(rows, UNIT_COLUMNS)
+    result = []
+    for i in range(len(units)):
+        (unit,) = actor(load(units.slice(i, 1), work, board)).to_pylist()
+        result += [row | {"image": image} for row, image in zip(unit["rows"], unit["images"], strict=True)]
+    return result
+
+
+def test_a_result_does_not_depend_on_its_company(work: Work, board: Any) -> None:
+    rows = planned(work, board)
+    together = {row["key"]: row["image"] for row in solved(work, board, rows)}
+    alone = dataclasses.replace(work.config, slots=1, severity_batch=1)
+    for row in solved(Work.of(alone, "cpu", 1, SIDE, lpips=False), board, rows):
+        one, other = (
+            torch.frombuffer(bytearray(data), dtype=torch.uint8) for data in (row["image"], together[row["key"]])
+        )
+        assert (one.int() - other.int()).abs().max() <= 1  # of 255: the arithmetic's rounding, and no more
+
+
+def test_an_error_midway_keeps_what_is_done(work: Work, board: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(*args: Any, **values: Any) -> Any:
+        yield next(iter(solve(*args, **values)))
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(solving, "solve", breaks)
+    rows = solved(work, board, planned(work, board))
+    units = len(group(planned(work, board), []))
+    assert sum(row["status"] == "ok" for row in rows) == units
+    for row in rows:
+        assert (row["image"] is not None) == (row["status"] == "ok")
+        assert row["error"] == (None if row["status"] == "ok" else "RuntimeError: out of memory")
+
+
+def test_a_result_that_is_not_finite_is_an_error_row(work: Work, board: Any) -> None:
+    wild = dataclasses.replace(work.config, solver=SolverConfig(steps=20, settings={"dc_step": 1e38}))
+    rows = solved(Work.of(wild, "cpu", 1, SIDE, lpips=False), board, planned(work, board))
+    assert {row["status"] for row in rows if row["nfe"]} == {"error"}
+    assert all("not finite" in row["error"] and row["image"] is None for row in rows if row["nfe"])
+
+
+def test_an_image_that_vanished_since_the_plan(work: Work, board: Any, tmp_path: Path) -> None:
+    rows = planned(work, board)
+    uris = rows["uri"].to_pylist()
+    uris[2] = str(tmp_path / "gone.png")
+    rows = rows.set_column(rows.schema.get_field_index("uri"), "uri", pa.array(uris))
+    found = solved(work, board, rows)
+    assert [row["status"] for row in found].count("error") == 1
+    assert "no such file" in next(row["error"] for row in found if row["status"] == "error")
+
+
+def test_severity_that_fails_is_the_chunks_own_loss(work: Work, board: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    actor = Severity(work, board)
+    todo = chunks(list_archive(work.config), 4)
+
+    def breaks(y: torch.Tensor) -> Any:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(actor.bench, "estimate", breaks)
+    table = actor(load(todo.slice(0, 1), work, board))
+    assert table["status"].to_pylist() == ["error"] * 4
+    assert table["error"].to_pylist() == ["RuntimeError: out of memory"] * 4
+
+
+def test_an_interrupted_severity_pass_goes_on(work: Work, board: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    actor, looked = Severity(work, board), []
+
+    def look_at(todo: pa.Table, *_: Any) -> Any:
+        for i in range(len(todo)):
+            looked.append(todo["unit_id"][i].as_py())
+            if len(looked) == 3:
+                raise KeyboardInterrupt
+            yield actor(load(todo.slice(i, 1), work, board))
+
+    listing, folder = list_archive(work.config), str(Path(work.config.output) / "severity")
+    monkeypatch.setattr(plan, "_look_at", look_at)
+    monkeypatch.setattr(plan, "_KEEP_EVERY", -1.0)
+
+    def severities() -> pa.Table:
+        with plan.Progress("plan", len(listing)) as progress:
+            return plan.severities(listing, folder, work, None, board, progress)  # type: ignore[arg-type]
+
+    with pytest.raises(KeyboardInterrupt):
+        severities()
+    found = severities()
+    assert looked == ["chunk-00000000", "chunk-00000001", "chunk-00000002", "chunk-00000002"]
+    assert found["key"].equals(listing["key"])
+    undisturbed = finish(found, actor.bench.schedule, work, attempt=0)
+    assert undisturbed == planned(work, board)
+
+
+def test_a_name_too_long_for_the_output_is_an_error_row(work: Work) -> None:
+    image = bytes(3 * SIDE * SIDE)
+    long = "x" * 251 + ".png"  # 255 bytes, as long as a name may be; its reconstruction's is longer
+    rows = [{"key": key, "part": 0, "status": "ok", "nfe": 2} for key in ("a b.png", long)]
+    schema = solving.SOLVED
+    table = pa.Table.from_pylist([{"unit_id": "00-00000000", "rows": rows, "images": [image, image]}], schema=schema)
+    assert write(table, work).to_pylist() == [{"unit_id": "00-00000000", "images": 2, "failed": 1, "nfe": 4}]
+    first, second = read_commits(work.config.output, ["00-00000000"]).to_pylist()
+    assert (first["status"], second["status"]) == ("ok", "error")
+    assert "too long" in second["error"]
+    restored = Path(work.config.output) / "reconstructions" / "a b.png.png"
+    assert decode_image(restored.read_bytes()).shape == (3, SIDE, SIDE)
+
+
+def test_loaded_rows_keep_their_order_and_their_errors(work: Work, board: Any, tmp_path: Path, archive: Path) -> None:
+    good = str(archive / "crop 0.png")
+    (tmp_path / "bad.png").write_text("no image")
+    columns = {"unit_id": ["u"], "key": [["a", "b", "c"]], "uri": [[good, str(tmp_path / "bad.png"), good]]}
+    (row,) = load(pa.table(columns | {"reference_uri": [[good, good, "/absent.png"]]}), work, board).to_pylist()
+    assert [error is None for error in row["error"]] == [True, False, True]
+    assert row["pixels"][0] == row["pixels"][2] == row["reference"][0]
+    assert row["reference"][2] is None
+    assert (row["width"], row["height"]) == ([SIDE, None, SIDE], [SIDE, None, SIDE])
+
+
+def test_scalar_parameters_are_kept_as_json(work: Work, board: Any) -> None:
+    for text in planned(work, board)["parameters"].to_pylist():
+        assert set(json.loads(text)) == {"blur_std"}
