@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -122,13 +124,20 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch, open(folder / "log", "wb") as log:
         for name, value in environment.items():
             patch.setenv(name, value)
-        server = subprocess.Popen([weed, "-logtostderr=true", "mini", *flags], stdout=log, stderr=log)
+        command = [weed, "-logtostderr=true", "mini", *flags]
+        server = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=_die_with_the_tests)
         try:
             _wait_until_writable("s3://flashray-test/probe", server)
             yield "s3://flashray-test"
         finally:
             server.terminate()
             server.wait(30)
+
+
+def _die_with_the_tests() -> None:
+    """Linux only: the kernel ends this process when the one that started it ends, however that happens."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def free_ports(count: int) -> list[int]:
