@@ -42,6 +42,11 @@ _UPRIGHT = {
 }
 
 
+def is_image_name(name: str) -> bool:
+    """Whether a file name has an image's suffix."""
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
 def image_size(data: bytes) -> tuple[int, int]:
     """(width, height) as the image is meant to be seen, from its header alone.
 

@@ -19,7 +19,7 @@ from flashray import storage
 from flashray.config import ReconstructConfig
 from flashray.degradations import Degradation, make_degradation
 from flashray.errors import ConfigError
-from flashray.images import IMAGE_SUFFIXES
+from flashray.images import IMAGE_SUFFIXES, is_image_name
 from flashray.pipeline.measurement import fixed_parameters
 
 LISTING = pa.schema(
@@ -99,7 +99,7 @@ def differences(old: pa.Table, new: pa.Table) -> dict[str, list[str]]:
 
 def _is_image(key: str) -> bool:
     path = PurePosixPath(key)
-    return path.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith(".") for part in path.parts)
+    return is_image_name(path.name) and not any(part.startswith(".") for part in path.parts)
 
 
 def _manifest_columns(config: ReconstructConfig, keys: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:

@@ -12,20 +12,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flashray.errors import ConfigError, ImageError
-from flashray.images import IMAGE_SUFFIXES, decode_image, fit_image, to_uint8
+from flashray.images import decode_image, fit_image, is_image_name, to_uint8
 
 WINDOW_ZOOM = 1.25  # a window's side over the training size: what random views may crop
-
-
-def is_image(name: str) -> bool:
-    """Whether a file name has an image's suffix."""
-    return name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def list_photos(folder: str | Path) -> list[Path]:
     """The image files under a folder, sorted; ConfigError if there is none."""
     root = Path(folder)
-    found = sorted(path for path in root.rglob("*") if is_image(path.name))
+    found = sorted(path for path in root.rglob("*") if is_image_name(path.name))
     if not found:
         raise ConfigError(f"photos {folder}: no image files there; name a folder of photos")
     return found

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from flashray import storage
 from flashray.errors import ConfigError, FlashrayError
-from flashray.images import decode_image
+from flashray.images import decode_image, is_image_name
 from flashray.training.launch import BuildTask, LaunchConfig, line
 from flashray.training.loop import LoopConfig, fit
-from flashray.training.photos import WINDOW_ZOOM, is_image, windows
+from flashray.training.photos import WINDOW_ZOOM, windows
 
 
 def launch_on_ray(build: BuildTask, loop: LoopConfig, photos: str, size: int, name: str, config: LaunchConfig) -> Path:
@@ -63,7 +63,7 @@ def launch_on_ray(build: BuildTask, loop: LoopConfig, photos: str, size: int, na
 def list_photo_uris(photos: str) -> list[str]:
     """The URIs of the images below a folder or prefix, sorted; ConfigError if there is none."""
     place = storage.normalise(photos)
-    uris = [storage.join(place, entry.key) for entry in storage.list_files(place) if is_image(entry.key)]
+    uris = [storage.join(place, entry.key) for entry in storage.list_files(place) if is_image_name(entry.key)]
     if not uris:
         raise ConfigError(f"photos {photos}: no image files there; name a folder or prefix of photos")
     return uris
