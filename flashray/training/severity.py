@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torchmetrics.functional import spearman_corrcoef
 
 from flashray.degradations import Degradation
-from flashray.degradations.noise import add_noise
 from flashray.prior import LatentPrior
 from flashray.severity.encoder import SeverityEncoder
 from flashray.severity.loss import Target, error_std, severity_loss
+from flashray.training.degrade import degrade, degrade_at
 from flashray.training.loop import Task
 from flashray.training.photos import random_views
 
@@ -62,14 +62,9 @@ class SeverityTask(Task):
         weights = (self.config.lambda_sigma, self.config.lambda_image, self.config.target)
         return severity_loss(z_hat.float(), z0, sigma_hat.float(), x_hat, x, *weights)
 
-    @torch.no_grad()
     def degrade(self, x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
         """A measurement of each image, of its own random severity."""
-        parameters = self.degradation.sample_parameters(generator, len(x_BCHW))
-        with torch.autocast(x_BCHW.device.type, enabled=False):
-            on_device = {name: value.to(x_BCHW.device) for name, value in parameters.items()}
-            operator = self.degradation.bind(on_device, (x_BCHW.shape[2], x_BCHW.shape[3]))
-            return operator.measure(x_BCHW) + 2 * self.noise_std * torch.randn_like(x_BCHW)
+        return degrade(x_BCHW, self.degradation, self.noise_std, generator)
 
     def parts(self) -> list[nn.Module]:
         return [self.prior.autoencoder.encoder, self.prior.autoencoder.decoder]
@@ -97,11 +92,8 @@ def severity_figures(
         x = x_NCHW[start : start + 16].to(prior.device)
         z0 = prior.encode(x)
         for index, level in enumerate(level_L):
-            parameters = degradation.parameters_at(level.expand(len(x)))
-            size = (x.shape[2], x.shape[3])
-            operator = degradation.bind({k: v.to(x.device) for k, v in parameters.items()}, size)
             seed_B = torch.arange(start, start + len(x), device=x.device) * 100 + index
-            y = add_noise(operator.measure(x), torch.full((len(x),), noise_std, device=x.device), seed_B)
+            y = degrade_at(x, level.expand(len(x)), degradation, noise_std, seed_B)
             z_hat, sigma_hat = encoder(y)
             predicted.append(sigma_hat.float().cpu())
             true.append(error_std(z_hat, z0).float().cpu())

@@ -1,0 +1,34 @@
+"""Measurements for training and validation: photos degraded on the fly, at random severities or at a given one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flashray.degradations import Degradation
+from flashray.degradations.noise import add_noise
+
+
+@torch.no_grad()
+def degrade(x_BCHW: Tensor, degradation: Degradation, noise_std: float, generator: torch.Generator) -> Tensor:
+    """A measurement of each image in [-1, 1], of its own random severity.
+
+    Args:
+        noise_std: of the measurement's noise, on the [0, 1] scale.
+        generator: on the CPU; draws the severities. The noise comes from torch's own generator, which the training
+            loop seeds anew at every epoch: it is the one that draws on any device.
+    """
+    parameters = degradation.sample_parameters(generator, len(x_BCHW))
+    with torch.autocast(x_BCHW.device.type, enabled=False):
+        on_device = {name: value.to(x_BCHW.device) for name, value in parameters.items()}
+        operator = degradation.bind(on_device, (x_BCHW.shape[2], x_BCHW.shape[3]))
+        y = operator.measure(x_BCHW)
+        return y + 2 * noise_std * torch.randn_like(y)
+
+
+@torch.no_grad()
+def degrade_at(x_BCHW: Tensor, level_B: Tensor, degradation: Degradation, noise_std: float, seed_B: Tensor) -> Tensor:
+    """A measurement of each image in [-1, 1] at severity 0 (the family's mildest) … 1, its noise from its own seed."""
+    parameters = {name: value.to(x_BCHW.device) for name, value in degradation.parameters_at(level_B.cpu()).items()}
+    y = degradation.bind(parameters, (x_BCHW.shape[2], x_BCHW.shape[3])).measure(x_BCHW)
+    return add_noise(y, torch.full((len(x_BCHW),), noise_std, device=x_BCHW.device), seed_B)
