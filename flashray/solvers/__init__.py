@@ -8,10 +8,11 @@ from flashray.registry import build
 from flashray.solvers.base import Problem, Solver, Step
 from flashray.solvers.gml_dps import GMLDPS
 from flashray.solvers.latent_dps import LatentDPS
+from flashray.solvers.proximal import Proximal
 from flashray.solvers.psld import PSLD
 from flashray.solvers.resample import ReSample
 
-SOLVERS: dict[str, type[Solver]] = {rule.name: rule for rule in (LatentDPS, GMLDPS, PSLD, ReSample)}
+SOLVERS: dict[str, type[Solver]] = {rule.name: rule for rule in (LatentDPS, GMLDPS, PSLD, ReSample, Proximal)}
 
 __all__ = ["SOLVERS", "Problem", "Solver", "Step", "make_solver"]
 

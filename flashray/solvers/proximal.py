@@ -1,0 +1,116 @@
+"""Proximal data consistency: no back-propagation through denoiser or decoder."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from flashray.degradations.base import Operator
+from flashray.errors import ConfigError
+from flashray.seeding import STREAM_SOLVER
+from flashray.solvers.base import Problem, Step, norm, per_image, reverse_step
+
+
+@dataclass(frozen=True)
+class Proximal:
+    """ẑ0 is moved by what agreeing with y changes in its image, and re-noised to the next step.
+
+    x̂0 = D(ẑ0);  x* = argmin_x ‖y - A(x)‖² + ρ ‖x - x̂0‖²;  z* = ẑ0 + relax (E(x*) - E(x̂0));
+    z_prev = reverse_step with z* for ẑ0 and (z - √ᾱ z*)/√(1-ᾱ) for ε.
+
+    Half-quadratic splitting with a diffusion denoiser (DiffPIR, Zhu et al. 2023, Algorithm 1) carried to latents. Only
+    the *change* is encoded, so that what the autoencoder cannot express is not lost again at every step. A
+    step costs a denoiser, a decoder and two encoder evaluations, all forward. The proximal problem is solved by
+    conjugate gradients on (JᵀJ + ρ) d = Jᵀ(y - A(x̂0)), x* = x̂0 + d: exactly for a linear A, whose J is A itself, and as
+    Gauss-Newton steps, each linearised anew, for another one.
+
+    Attributes:
+        rho: weight of staying near x̂0. Bayes' rule for Gaussian errors gives σ_y²/σ_x²: the variance of the
+            measurement's noise over that of x̂0's error.
+        iterations: conjugate-gradient steps, at most.
+        linearisations: Gauss-Newton steps for a nonlinear A.
+        relax: share of the change that is taken.
+    """
+
+    rho: float = 0.1
+    iterations: int = 20
+    linearisations: int = 3
+    relax: float = 1.0
+
+    name: ClassVar[str] = "proximal"
+    needs_gradient: ClassVar[bool] = False
+    needs_adjoint: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not self.rho > 0:
+            raise ConfigError(f"solver proximal: rho is {self.rho}; give a number > 0")
+        if self.iterations < 1 or self.linearisations < 1:
+            raise ConfigError("solver proximal: iterations and linearisations must be at least 1")
+        if not 0 < self.relax <= 1:
+            raise ConfigError(f"solver proximal: relax is {self.relax}; give a number in (0, 1]")
+
+    def __call__(self, step: Step, problem: Problem) -> Tensor:
+        x0 = problem.decode(step.z0_BCHW)
+        change = problem.encode(self.agree(x0, problem)) - problem.encode(x0)
+        z0 = step.z0_BCHW + self.relax * change
+        alpha = per_image(step.alpha_B)
+        epsilon = (step.z_BCHW - alpha.sqrt() * z0) / (1 - alpha).sqrt()
+        corrected = dataclasses.replace(step, z0_BCHW=z0, epsilon_BCHW=epsilon)
+        return reverse_step(corrected, step.noise(STREAM_SOLVER))
+
+    def agree(self, x0_BCHW: Tensor, problem: Problem) -> Tensor:
+        """x*, images in [-1, 1]."""
+        x = x0_BCHW
+        for _ in range(1 if is_linear(problem.operator) else self.linearisations):
+            jacobian, transpose = linearise(problem.operator, x)
+            residual = problem.y_BCHW - problem.operator.measure(x)
+            # (x + d) - x̂0 is what ρ weighs, not d alone
+            target = transpose(residual) + self.rho * (x0_BCHW - x)
+            x = x + conjugate_gradients(
+                lambda d, J=jacobian, Jt=transpose: Jt(J(d)) + self.rho * d, target, self.iterations
+            )
+        return x
+
+
+def is_linear(operator: Operator) -> bool:
+    """Whether A has an adjoint of its own."""
+    return type(operator).adjoint is not Operator.adjoint
+
+
+def linearise(operator: Operator, x_BCHW: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """(d ↦ J d, r ↦ Jᵀ r) of A at x; the scale between [0, 1] and [-1, 1] cancels in both."""
+    if is_linear(operator):
+        return operator.forward, operator.adjoint
+    _, pull_back = torch.func.vjp(operator.measure, x_BCHW)
+    return lambda d: torch.func.jvp(operator.measure, (x_BCHW,), (d,))[1], lambda r: pull_back(r)[0]
+
+
+def conjugate_gradients(
+    matrix: Callable[[Tensor], Tensor], target_BCHW: Tensor, iterations: int, tolerance: float = 1e-4
+) -> Tensor:
+    """Solve matrix(d) = target, symmetric and positive definite, image by image (Hestenes & Stiefel 1952).
+
+    An image stops changing once its residual is below `tolerance` times its target's norm.
+    """
+    d = torch.zeros_like(target_BCHW)
+    residual = direction = target_BCHW
+    energy_B = norm(residual).square()
+    enough_B = tolerance**2 * energy_B
+    for _ in range(iterations):
+        active_B = energy_B > enough_B
+        if not active_B.any():
+            break
+        image = matrix(direction)
+        length_B = energy_B / (direction * image).flatten(1).sum(dim=1)
+        length = per_image(torch.where(active_B, length_B, 0.0))
+        d = d + length * direction
+        residual = residual - length * image
+        next_energy_B = norm(residual).square()
+        direction = residual + per_image(torch.where(active_B, next_energy_B / energy_B, 0.0)) * direction
+        energy_B = next_energy_B
+    return d
