@@ -90,7 +90,9 @@ def random_views(window_BCHW: Tensor, size: int, generator: torch.Generator) -> 
     x = x.float() / 127.5 - 1
     if crop == size:
         return x
-    return F.interpolate(x, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+    # bicubic as in `fit_image`: bilinear views are softer than the photos that the models will meet
+    x = F.interpolate(x, size=(size, size), mode="bicubic", antialias=True, align_corners=False)
+    return x.clamp(-1, 1)
 
 
 def shuffled_batches(window_NCHW: Tensor, batch_size: int, seed: int, epoch: int) -> Iterator[Tensor]:
