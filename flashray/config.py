@@ -114,6 +114,7 @@ class ReconstructConfig:
         severity_batch: images that the severity encoder sees at once.
         unit_images: mean number of images of a unit, the grain of dispatch, retry and resume.
         device: cpu, cuda, or auto (cuda where the cluster has GPUs).
+        precision: bf16 runs the networks under autocast; latents, norms and the operator stay in float32.
         solver_actors: default one a GPU; on CPUs one a node.
         severity_actors: default as many as solver actors.
         plan_only: print the quote (images, steps, share saved) and stop.
@@ -138,6 +139,7 @@ class ReconstructConfig:
     severity_batch: int = 16
     unit_images: int = 32
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["float32", "bf16"] = "float32"
     solver_actors: int | None = None
     severity_actors: int | None = None
     plan_only: bool = False

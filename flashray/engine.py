@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +16,8 @@ from flashray.prior import LatentPrior
 from flashray.schedule import NoiseSchedule
 from flashray.seeding import normal
 from flashray.solvers.base import Problem, Solver, Step, predict_z0
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,23 @@ class Flight:
     seconds: float = 0.0
 
 
+@dataclass
+class Occupancy:
+    """The share of slots that did useful work; give it to `solve` as `on_step`."""
+
+    slots: int
+    useful: int = 0
+    steps: int = 0
+
+    def __call__(self, count: int) -> None:
+        self.useful, self.steps = self.useful + count, self.steps + 1
+
+    @property
+    def share(self) -> float:
+        """Useful slot-steps over all slot-steps."""
+        return self.useful / (self.slots * self.steps) if self.steps else 1.0
+
+
 def solve(
     prior: LatentPrior,
     degradation: Degradation,
@@ -78,7 +98,8 @@ def solve(
 
     A finished image's slot is refilled at once from `jobs` (give them in descending start step, so that a batch drains
     evenly). An image takes exactly `start_step` updates, with noise from its own (seed, step) and per-image norms, so
-    its result does not depend on its neighbours beyond the arithmetic's rounding.
+    its result does not depend on its neighbours beyond the arithmetic's rounding. A step that runs out of memory halves
+    the slots and is taken again; the images that lost theirs wait with the latents that they have reached.
 
     Args:
         schedule: the respaced schedule that start steps refer to.
@@ -86,25 +107,40 @@ def solve(
         on_step: called after every batched step with the number of images that it advanced.
     """
     queue = deque(jobs)
+    waiting: deque[Flight] = deque()  # begun, and without a slot since memory ran out
     flights: list[Flight] = []
     boarding = True
-    while queue or flights:
-        while queue and len(flights) < slots:
-            job = queue.popleft()
+    while queue or waiting or flights:
+        while (queue or waiting) and len(flights) < slots:
             boarding = True
+            if waiting:
+                flights.append(waiting.popleft())
+                continue
+            job = queue.popleft()
+            flight = Flight(job, job.z_start.to(prior.device), job.start_step - 1)
             if job.start_step == 0:  # nothing to solve: the start latent is final
-                yield from _land(prior, [Flight(job, job.z_start.to(prior.device), -1)])
+                yield from _land(prior, [flight])
             else:
-                flights.append(Flight(job, job.z_start.to(prior.device), job.start_step - 1))
+                flights.append(flight)
         if not flights:
             continue
         started = time.perf_counter()
-        if boarding:
-            seed_B, problem = _problem(prior, degradation, [flight.job for flight in flights])
-            boarding = False
-        step_B = torch.tensor([flight.step for flight in flights])
-        z_BCHW = torch.stack([flight.z for flight in flights])
-        z_BCHW = advance(prior, solver, schedule, problem, z_BCHW, step_B, seed_B, eta)
+        try:
+            if boarding:
+                seed_B, problem = _problem(prior, degradation, [flight.job for flight in flights])
+                boarding = False
+            step_B = torch.tensor([flight.step for flight in flights])
+            z_BCHW = torch.stack([flight.z for flight in flights])
+            z_BCHW = advance(prior, solver, schedule, problem, z_BCHW, step_B, seed_B, eta)
+        except torch.OutOfMemoryError:
+            if len(flights) == 1:
+                raise
+            slots = len(flights) // 2
+            log.warning("out of memory with %d images in flight; going on with %d", len(flights), slots)
+            flights, held = flights[:slots], flights[slots:]
+            waiting.extendleft(reversed(held))
+            boarding = True
+            continue
         share = (time.perf_counter() - started) / len(flights)
         for flight, z in zip(flights, z_BCHW, strict=True):
             flight.z, flight.step, flight.seconds = z, flight.step - 1, flight.seconds + share

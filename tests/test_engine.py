@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flashray import engine
 from flashray.degradations import make_degradation
-from flashray.engine import Job, Solved, solve
+from flashray.engine import Job, Occupancy, Solved, solve
 from flashray.prior import LatentPrior
 from flashray.schedule import NoiseSchedule
 from flashray.seeding import image_seed
@@ -275,3 +275,43 @@ def test_every_step_draws_its_own_noise_of_the_image(
     run(prior, jobs, slots=3)
     assert len(drawn) == len(set(drawn))
     assert set(drawn) == {(job.seed, i) for job in jobs for i in range(job.start_step)}
+
+
+class Hungry:
+    """A solver that has memory for so many images at once only."""
+
+    needs_gradient, needs_adjoint = True, False
+
+    def __init__(self, most: int) -> None:
+        self.most, self.refused = most, 0
+
+    def __call__(self, step: Any, problem: Any) -> Tensor:
+        if len(step.z_BCHW) > self.most:
+            self.refused += 1
+            raise torch.OutOfMemoryError("no room")
+        return DPS(step, problem)
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_out_of_memory_halves_the_slots_and_loses_nothing(prior: LatentPrior, channels: int, most: int):
+    jobs, hungry = jobs_of(STARTS, channels=channels), Hungry(most)
+    widths: list[int] = []
+    solved = run(prior, jobs, slots=8, solver=hungry, on_step=widths.append)
+    assert hungry.refused == {1: 3, 2: 2, 3: 2}[most]
+    assert max(widths) <= most
+    assert sum(widths) == sum(STARTS)
+    assert largest_difference(solved, run(prior, jobs, slots=1)) < 1e-10
+
+
+def test_one_image_too_large_for_memory_is_an_error(prior: LatentPrior, channels: int):
+    with pytest.raises(torch.OutOfMemoryError):
+        run(prior, jobs_of([3, 2], channels=channels), slots=2, solver=Hungry(0))
+
+
+def test_occupancy_is_the_share_of_slots_that_worked(prior: LatentPrior, channels: int):
+    occupancy = Occupancy(slots=2)
+    assert occupancy.share == 1.0
+    run(prior, jobs_of([4, 2, 1], channels=channels), slots=2, on_step=occupancy)
+    # slot one: four updates; slot two: two, then one, then it idles
+    assert (occupancy.useful, occupancy.steps) == (7, 4)
+    assert occupancy.share == 7 / 8

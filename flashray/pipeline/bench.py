@@ -33,7 +33,9 @@ class Bench:
 
     @cached_property
     def prior(self) -> LatentPrior:
-        return self._prior or load_prior(self.work.config.prior, self.device)
+        prior = self._prior or load_prior(self.work.config.prior, self.device)
+        prior.bf16 = self.work.config.precision == "bf16"
+        return prior
 
     @cached_property
     def encoder(self) -> SeverityEncoder | None:
@@ -56,8 +58,9 @@ class Bench:
         """(ẑ_BCHW, σ̂_B on the CPU); (None, NaN) when no encoder looks."""
         if self.encoder is None:
             return None, torch.full((len(y_BCHW),), torch.nan)
-        z_hat, sigma_hat = self.encoder(y_BCHW)
-        return z_hat, sigma_hat.double().cpu()
+        with self.prior.autocast():
+            z_hat, sigma_hat = self.encoder(y_BCHW)
+        return z_hat.float(), sigma_hat.double().cpu()
 
     def no_estimate(self, count: int) -> Tensor:
         """Zeros in the shape of latents, for a full chain, which starts from noise alone."""

@@ -69,6 +69,17 @@ def solved(work: Work, board: Any, rows: pa.Table) -> list[dict[str, Any]]:
     return result
 
 
+def test_half_precision_moves_an_image_little(work: Work, board: Any) -> None:
+    images, plan_rows = {}, planned(work, board)
+    for precision in ("float32", "bf16"):
+        config = dataclasses.replace(work.config, precision=precision)
+        chosen = dataclasses.replace(work, config=config)
+        rows = {row["key"]: row["image"] for row in solved(chosen, board, plan_rows)}
+        images[precision] = torch.stack([torch.frombuffer(bytearray(rows[key]), dtype=torch.uint8) for key in rows])
+    difference = (images["float32"].float() - images["bf16"].float()).abs().mean()
+    assert 0 < difference < 3  # of 255
+
+
 def test_a_result_does_not_depend_on_its_company(work: Work, board: Any) -> None:
     rows = planned(work, board)
     together = {row["key"]: row["image"] for row in solved(work, board, rows)}
