@@ -17,6 +17,7 @@ STREAM_START = 1  # the start latent's ε
 STREAM_SOLVER = 2  # the ancestral noise of a step
 STREAM_RESAMPLE = 4  # a solver's second draw of a step
 STREAM_MEASUREMENT = 3  # the noise of a simulated measurement
+STREAM_OPERATOR = 5  # what is random in an operator: a mask, a camera's path
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIER_0, _MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
@@ -78,3 +79,16 @@ def normal(seed_B: Tensor, step_B: Tensor, shape: tuple[int, ...], stream: int) 
         [radius0 * angle0.cos(), radius0 * angle0.sin(), radius1 * angle1.cos(), radius1 * angle1.sin()], dim=2
     )
     return values.flatten(1)[:, :count].to(torch.float32).reshape(len(seed_B), *shape)
+
+
+def random_words(seed_B: Tensor, count: int, stream: int) -> Tensor:
+    """[B, count] int64 numbers, uniform in [0, 2³²), of (seed, stream): whole, and so the same on any device."""
+    index = torch.arange(count, device=seed_B.device)[None, :]
+    zero = torch.zeros_like(index)
+    seed = seed_B[:, None].to(torch.int64)
+    return philox((index, zero, zero + stream, zero), (seed & _MASK, (seed >> 32) & _MASK))[0]
+
+
+def uniform(seed_B: Tensor, count: int, stream: int) -> Tensor:
+    """[B, count] float64 numbers in (0, 1) of (seed, stream)."""
+    return (random_words(seed_B, count, stream).to(torch.float64) + 0.5) * 2.0**-32

@@ -8,12 +8,14 @@ from scipy import stats
 
 from flashray.seeding import (
     STREAM_MEASUREMENT,
+    STREAM_OPERATOR,
     STREAM_SOLVER,
     STREAM_START,
     generator_of,
     image_seed,
     normal,
     philox,
+    uniform,
 )
 
 SHAPES = [(1,), (3,), (5, 1, 1), (3, 5, 7), (16, 8, 8), (3, 33, 31), (32, 16, 16)]
@@ -162,3 +164,15 @@ def test_generators_repeat_and_differ_by_purpose():
     assert torch.equal(draw(3, "degradation"), draw(3, "degradation"))
     assert not torch.equal(draw(3, "degradation"), draw(3, "crop"))
     assert not torch.equal(draw(3, "degradation"), draw(4, "degradation"))
+
+
+def test_uniform_numbers_of_a_seed():
+    seeds = torch.tensor([3, 4, 2**40 + 3])
+    u = uniform(seeds, 10_000, STREAM_OPERATOR)
+    assert u.min() > 0
+    assert u.max() < 1
+    for row in u:
+        assert stats.kstest(row.numpy(), "uniform").pvalue > 1e-3
+    assert (u[0] != u[2]).all()  # the high word counts
+    assert torch.equal(uniform(seeds[1:2], 5, STREAM_OPERATOR)[0], u[1, :5])
+    assert (uniform(seeds, 5, STREAM_START) != u[:, :5]).all()

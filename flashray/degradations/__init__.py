@@ -6,9 +6,13 @@ from typing import Any
 
 from flashray.degradations.base import Degradation, Operator, Parameters
 from flashray.degradations.gaussian_blur import GaussianBlur
+from flashray.degradations.nonlinear_blur import NonlinearBlur
+from flashray.degradations.random_inpainting import RandomInpainting
 from flashray.registry import build
 
-DEGRADATIONS: dict[str, type[Degradation]] = {family.name: family for family in (GaussianBlur,)}
+DEGRADATIONS: dict[str, type[Degradation]] = {
+    family.name: family for family in (GaussianBlur, RandomInpainting, NonlinearBlur)
+}
 
 __all__ = ["DEGRADATIONS", "Degradation", "Operator", "Parameters", "make_degradation"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -10,13 +11,16 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from flashray.errors import ConfigError
+
 Parameters = dict[str, Tensor]
+SEEDS = 2**24  # of operators: float32 holds these exactly
 
 
 class Operator(ABC):
     """A with the parameters of B images, a dataclass whose tensors have a row an image.
 
-    Images are [B, 3, H, W]; `forward` and `adjoint` act on the [0, 1] scale.
+    Images are [B, 3, H, W], measurements [B, 3, h, w]; `forward` and `adjoint` act on the [0, 1] scale.
     """
 
     @abstractmethod
@@ -37,23 +41,36 @@ class Operator(ABC):
         """A on the [-1, 1] scale: 2 A((x + 1)/2) - 1."""
         return 2 * self.forward((x_BCHW + 1) / 2) - 1
 
+    def pseudo_image(self, y_BCHW: Tensor) -> Tensor:
+        """y in [-1, 1] at the image's size, for the severity encoder and for eyes; most measurements are of it."""
+        return y_BCHW
+
+    def blank(self, y_BCHW: Tensor, nothing_BCHW: Tensor) -> Tensor:
+        """y with `nothing` (black and noise, [-1, 1]) where it says nothing of the image, whatever a file has there."""
+        return y_BCHW
+
 
 @dataclass(frozen=True)
 class Degradation(ABC):
-    """A family of operators; its fields are the family's settings."""
+    """A family of operators; its fields are the family's settings.
+
+    Parameters are small numbers from which `bind` makes the operator again; where an operator is random beyond its
+    severity (a mask, a camera's path), one of them is a seed, a whole number below SEEDS.
+    """
 
     name: ClassVar[str]
     linear: ClassVar[bool]
     # Scalar parameters of one image, by the names that a manifest's columns use; the first one is the severity
     parameter_names: ClassVar[tuple[str, ...]]
+    # Whether a parameter `mask`, [B, 1, H, W] with 1 where a pixel is known, may stand in their place
+    takes_mask: ClassVar[bool] = False
 
     @abstractmethod
-    def sample_parameters(self, generator: torch.Generator, n: int) -> Parameters:
-        """Draw the parameters of n images over the family's range of severities; every tensor is [n, …] on the CPU."""
+    def parameters_at(self, severity_B: Tensor, generator: torch.Generator | None = None) -> Parameters:
+        """The parameters at the severities in [0, 1]: 0 is the mildest of the family's range, 1 the hardest.
 
-    @abstractmethod
-    def parameters_at(self, severity_B: Tensor) -> Parameters:
-        """The parameters at the severities in [0, 1]: 0 is the mildest of the family's range, 1 the hardest."""
+        `generator` draws what the severity leaves open; without it every image gets the same.
+        """
 
     @abstractmethod
     def check_parameters(self, parameters: Parameters) -> None:
@@ -62,3 +79,58 @@ class Degradation(ABC):
     @abstractmethod
     def bind(self, parameters: Parameters, size: tuple[int, int]) -> Operator:
         """The operator of B images of size (H, W) with these parameters, on the parameters' device."""
+
+    def sample_parameters(self, generator: torch.Generator, n: int) -> Parameters:
+        """Draw the parameters of n images over the family's range of severities; every tensor is [n, …] on the CPU."""
+        return self.parameters_at(torch.rand(n, generator=generator), generator)
+
+    def fixed_parameters(self) -> Parameters | None:
+        """The one set of parameters ([1, …] each) that the settings allow, or None where they leave something open."""
+        one, other = (
+            self.parameters_at(torch.full((1,), severity), torch.Generator().manual_seed(seed))
+            for severity, seed in ((0.0, 1), (1.0, 2))
+        )
+        return one if all(torch.equal(one[name], other[name]) for name in one) else None
+
+    def check_size(self, size: tuple[int, int]) -> None:  # noqa: B027  (most families fit any size)
+        """Raise ConfigError if the family's settings do not fit images of size (H, W)."""
+
+    def measurement_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(h, w) of the measurements of images of size (H, W)."""
+        return size
+
+    def image_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) of the images whose measurements are of size (h, w)."""
+        return size
+
+
+def draw_seeds(generator: torch.Generator | None, n: int) -> Tensor:
+    """[n] seeds for operators, as float32 like the other parameters; zeros without a generator."""
+    if generator is None:
+        return torch.zeros(n)
+    return torch.randint(SEEDS, (n,), generator=generator).float()
+
+
+def check_seeds(name: str, seed_B: Tensor) -> None:
+    """Raise ConfigError unless the seeds are whole numbers that float32 holds exactly."""
+    if not bool(((seed_B >= 0) & (seed_B < SEEDS) & (seed_B == seed_B.floor())).all()):
+        raise ConfigError(f"{name} must be a whole number, 0 to {SEEDS - 1:,}, got {seed_B.tolist()}")
+
+
+def check_range(name: str, limits: tuple[float, float], least: float, most: float, unit: str) -> None:
+    """Raise ConfigError unless limits are (low, high) with least ≤ low ≤ high ≤ most, all finite.
+
+    Args:
+        name: the family and the setting.
+        unit: what the setting counts.
+    """
+    numbers = isinstance(limits, tuple) and len(limits) == 2 and all(isinstance(v, int | float) for v in limits)
+    if not (numbers and least <= limits[0] <= limits[1] <= most and math.isfinite(limits[1])):
+        given = list(limits) if isinstance(limits, tuple) else limits
+        bound = f"{least:g} ≤ low ≤ high" + (f" ≤ {most:g}" if math.isfinite(most) else "")
+        raise ConfigError(f"degradation {name} is {given}; give [low, high] with {bound}, in {unit}")
+
+
+def between(low: float, high: float, severity_B: Tensor) -> Tensor:
+    """low + (high - low) · severity."""
+    return low + (high - low) * severity_B

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flashray.degradations.base import Degradation, Operator, Parameters
+from flashray.degradations.base import Degradation, Operator, Parameters, between
 from flashray.errors import ConfigError
 
 
@@ -36,12 +36,8 @@ class GaussianBlur(Degradation):
         if not isinstance(self.kernel_size, int) or self.kernel_size < 3 or self.kernel_size % 2 == 0:
             raise ConfigError(f"degradation gaussian_blur: kernel_size is {self.kernel_size}; give an odd number ≥ 3")
 
-    def sample_parameters(self, generator: torch.Generator, n: int) -> Parameters:
-        return self.parameters_at(torch.rand(n, generator=generator))
-
-    def parameters_at(self, severity_B: Tensor) -> Parameters:
-        low, high = self.std
-        return {"blur_std": low + (high - low) * severity_B}
+    def parameters_at(self, severity_B: Tensor, generator: torch.Generator | None = None) -> Parameters:
+        return {"blur_std": between(*self.std, severity_B)}
 
     def check_parameters(self, parameters: Parameters) -> None:
         std_B = parameters["blur_std"]

@@ -11,7 +11,7 @@ from flashray.degradations.noise import add_noise
 
 @torch.no_grad()
 def degrade(x_BCHW: Tensor, degradation: Degradation, noise_std: float, generator: torch.Generator) -> Tensor:
-    """A measurement of each image in [-1, 1], of its own random severity.
+    """A measurement of each image in [-1, 1], of its own random severity, shown at the image's size.
 
     Args:
         noise_std: of the measurement's noise, on the [0, 1] scale.
@@ -23,12 +23,17 @@ def degrade(x_BCHW: Tensor, degradation: Degradation, noise_std: float, generato
         on_device = {name: value.to(x_BCHW.device) for name, value in parameters.items()}
         operator = degradation.bind(on_device, (x_BCHW.shape[2], x_BCHW.shape[3]))
         y = operator.measure(x_BCHW)
-        return y + 2 * noise_std * torch.randn_like(y)
+        return operator.pseudo_image(y + 2 * noise_std * torch.randn_like(y))
 
 
 @torch.no_grad()
 def degrade_at(x_BCHW: Tensor, level_B: Tensor, degradation: Degradation, noise_std: float, seed_B: Tensor) -> Tensor:
-    """A measurement of each image in [-1, 1] at severity 0 (the family's mildest) … 1, its noise from its own seed."""
-    parameters = {name: value.to(x_BCHW.device) for name, value in degradation.parameters_at(level_B.cpu()).items()}
-    y = degradation.bind(parameters, (x_BCHW.shape[2], x_BCHW.shape[3])).measure(x_BCHW)
-    return add_noise(y, torch.full((len(x_BCHW),), noise_std, device=x_BCHW.device), seed_B)
+    """A measurement of each image in [-1, 1] at severity 0 (the family's mildest) … 1, shown at the image's size.
+
+    Its noise comes from its own seed; what the severity leaves open is one draw, the same at every level.
+    """
+    drawn = degradation.parameters_at(level_B.cpu(), torch.Generator().manual_seed(0))
+    parameters = {name: value.to(x_BCHW.device) for name, value in drawn.items()}
+    operator = degradation.bind(parameters, (x_BCHW.shape[2], x_BCHW.shape[3]))
+    noise_std_B = torch.full((len(x_BCHW),), noise_std, device=x_BCHW.device)
+    return operator.pseudo_image(add_noise(operator.measure(x_BCHW), noise_std_B, seed_B))

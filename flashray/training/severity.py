@@ -51,6 +51,8 @@ class SeverityTask(Task):
         super().__init__()
         self.model, self.prior, self.degradation, self.config = model, prior, degradation, config
         self.noise_std, self.val = noise_std, val_NCHW
+        side = config.crop or prior.sample_size
+        degradation.check_size((side, side))
 
     def forward(self, window_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         x = random_views(window_BCHW, self.config.crop or self.prior.sample_size, generator)
@@ -63,7 +65,7 @@ class SeverityTask(Task):
         return severity_loss(z_hat.float(), z0, sigma_hat.float(), x_hat, x, *weights)
 
     def degrade(self, x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
-        """A measurement of each image, of its own random severity."""
+        """A measurement of each image, of its own random severity, as the encoder sees it."""
         return degrade(x_BCHW, self.degradation, self.noise_std, generator)
 
     def parts(self) -> list[nn.Module]:

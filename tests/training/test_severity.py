@@ -9,9 +9,11 @@ from scipy import stats
 from torch import Tensor, nn
 
 from flashray.degradations import make_degradation
+from flashray.errors import ConfigError
 from flashray.prior import LatentPrior
 from flashray.schedule import NoiseSchedule
 from flashray.severity import SeverityEncoder, error_std
+from flashray.training.degrade import degrade
 from flashray.training.severity import (
     ORDERING_LEVELS,
     SeverityConfig,
@@ -163,3 +165,19 @@ def test_every_photo_of_a_batch_is_degraded_with_its_own_severity(photo: Tensor,
     assert len(std.unique()) == 64
     assert std.min() < 0.7
     assert std.max() > 2.6
+
+
+@pytest.mark.parametrize("name", ["random_inpainting", "nonlinear_blur"])
+def test_other_families_are_degraded_to_images_and_ordered(photo: Tensor, name: str):
+    x, family = crops(photo, 18), make_degradation(name)
+    y = degrade(x, family, 0.05, torch.Generator().manual_seed(0))
+    assert y.shape == x.shape
+    figures = severity_figures(Oracle(x), pixel_prior(), family, 0.0, x)  # type: ignore[arg-type]
+    assert figures["ordering_true"] > 0.9  # one mask or path an image, harder from level to level
+
+
+def test_a_family_that_does_not_fit_the_views_is_refused(photo: Tensor):
+    task = tiny_task(photo, SeverityConfig())
+    wide = make_degradation("nonlinear_blur", {"motion": [0, 20]})
+    with pytest.raises(ConfigError, match="motion of 20 pixels"):
+        SeverityTask(task.model, task.prior, wide, 0.05, task.config, task.val)

@@ -1,0 +1,70 @@
+"""Random inpainting: pixels that are missing here and there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from flashray.degradations.base import (
+    Degradation,
+    Parameters,
+    between,
+    check_range,
+    check_seeds,
+    draw_seeds,
+)
+from flashray.degradations.masking import Masking, bind_mask
+from flashray.errors import ConfigError
+from flashray.seeding import STREAM_OPERATOR, random_words
+
+
+@dataclass(frozen=True)
+class RandomInpainting(Degradation):
+    """A share of the pixels is lost, drawn without pattern; the masks of one seed are nested in the share.
+
+    Attributes:
+        missing: the range of the share of lost pixels (Flash-Diffusion: 0 … 0.8 in training, 0.7 … 0.8 in its tests).
+        paper: Flash-Diffusion's code draws one mask, of one seed, and uses it for every image, in training as in
+            tests; true does so too, false gives each image its own.
+    """
+
+    missing: tuple[float, float] = (0.0, 0.8)
+    paper: bool = False
+
+    name: ClassVar[str] = "random_inpainting"
+    linear: ClassVar[bool] = True
+    parameter_names: ClassVar[tuple[str, ...]] = ("missing", "mask_seed")
+    takes_mask: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_range("random_inpainting: missing", self.missing, 0, 1, "shares of the pixels")
+        if not isinstance(self.paper, bool):
+            raise ConfigError(f"degradation random_inpainting: paper is {self.paper!r}; give true or false")
+
+    def parameters_at(self, severity_B: Tensor, generator: torch.Generator | None = None) -> Parameters:
+        seed_B = draw_seeds(None if self.paper else generator, len(severity_B))
+        return {"missing": between(*self.missing, severity_B), "mask_seed": seed_B}
+
+    def check_parameters(self, parameters: Parameters) -> None:
+        if "mask" in parameters:
+            return
+        missing_B = parameters["missing"]
+        if not bool(((missing_B >= 0) & (missing_B <= 1)).all()):
+            raise ConfigError(f"random_inpainting: missing is a share from 0 to 1, got {missing_B.tolist()}")
+        check_seeds("random_inpainting: mask_seed", parameters["mask_seed"])
+
+    def bind(self, parameters: Parameters, size: tuple[int, int]) -> Masking:
+        if "mask" in parameters:
+            return bind_mask(parameters["mask"], size)
+        return Masking(random_mask(parameters["missing"], parameters["mask_seed"], size))
+
+
+def random_mask(missing_B: Tensor, seed_B: Tensor, size: tuple[int, int]) -> Tensor:
+    """[B, 1, H, W] masks, 1 where a pixel is known: exactly round(missing · H · W) of each image's pixels are 0."""
+    count = size[0] * size[1]
+    rank_BN = random_words(seed_B, count, STREAM_OPERATOR).argsort(dim=1, stable=True).argsort(dim=1)
+    known_BN = rank_BN >= (missing_B[:, None] * count).round()
+    return known_BN.reshape(-1, 1, *size).to(missing_B.dtype)
