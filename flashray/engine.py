@@ -127,7 +127,7 @@ def solve(
         started = time.perf_counter()
         try:
             if boarding:
-                seed_B, problem = _problem(prior, degradation, [flight.job for flight in flights])
+                seed_B, problem = make_problem(prior, degradation, [flight.job for flight in flights])
                 boarding = False
             step_B = torch.tensor([flight.step for flight in flights])
             z_BCHW = torch.stack([flight.z for flight in flights])
@@ -185,7 +185,7 @@ def advance(
         return solver(step, problem).detach()  # type: ignore[arg-type]  # no problem: a rule that looks at no data
 
 
-def _problem(prior: LatentPrior, degradation: Degradation, jobs: list[Job]) -> tuple[Tensor, Problem]:
+def make_problem(prior: LatentPrior, degradation: Degradation, jobs: list[Job]) -> tuple[Tensor, Problem]:
     """([B] seeds, the batch's problem) of the images in flight."""
     device = prior.device
     y = torch.stack([job.y for job in jobs]).to(device)
