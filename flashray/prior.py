@@ -1,4 +1,7 @@
-"""Latent diffusion priors: autoencoder, denoiser and noise schedule, loaded from a diffusers pipeline directory."""
+"""Diffusion priors: autoencoder, denoiser and noise schedule, loaded from a diffusers pipeline directory.
+
+A pixel-space prior is one whose autoencoder is a `SpaceToDepth`.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from flashray.errors import ConfigError
+from flashray.pixels import SpaceToDepth
 from flashray.schedule import NoiseSchedule
 
 # diffusers' component names, in the order in which they are looked for
 _AUTOENCODER_NAMES = ("vqvae", "vae", "autoencoder")
-_DENOISER_NAMES = ("unet", "denoiser")
+_DENOISER_NAMES = ("unet", "denoiser", ".")  # the first DDPM pipelines are their UNet's own folder
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -25,7 +29,8 @@ class LatentPrior(nn.Module):
     """A prior p(x) as x = D(z), z from a diffusion model. Latents have unit variance outside the autoencoder.
 
     Args:
-        autoencoder: a diffusers AutoencoderDC, AutoencoderKL or VQModel, or anything with their `encode` and `decode`.
+        autoencoder: a diffusers AutoencoderDC, AutoencoderKL or VQModel, a SpaceToDepth for a prior in pixel space, or
+            anything with their `encode` and `decode`.
         denoiser: a diffusers UNet2DModel, or a callable (z, timestep_B) with a `.sample`.
         schedule: the denoiser's whole noise schedule.
         sample_size: side in pixels of the square images that the prior was trained on.
@@ -68,7 +73,7 @@ class LatentPrior(nn.Module):
 
     def encode(self, x_BCHW: Tensor) -> Tensor:
         """E(x): latents [B, C, h, w] of images in [-1, 1]; before quantisation (VQ), the posterior's mode (KL)."""
-        with self._precision():
+        with self.autocast():
             encoded = self.autoencoder.encode(x_BCHW)
         latent = getattr(encoded, "latents", None)
         if latent is None:
@@ -77,13 +82,13 @@ class LatentPrior(nn.Module):
 
     def decode(self, z_BCHW: Tensor) -> Tensor:
         """D(z): images, nominally in [-1, 1] and not clipped; through the quantiser where there is one."""
-        with self._precision():
+        with self.autocast():
             image = self.autoencoder.decode(z_BCHW / self.scale + self.shift).sample
         return image.to(z_BCHW.dtype)
 
     def epsilon(self, z_BCHW: Tensor, timestep_B: Tensor) -> Tensor:
         """ε(z, t), whatever the denoiser itself predicts; t is [B] long in 0 … 999."""
-        with self._precision():
+        with self.autocast():
             output = self.denoiser(z_BCHW, timestep_B).sample[:, : z_BCHW.shape[1]].to(z_BCHW.dtype)
         if self.prediction_type == "epsilon":
             return output
@@ -92,7 +97,7 @@ class LatentPrior(nn.Module):
             return alpha.sqrt() * output + (1 - alpha).sqrt() * z_BCHW
         return (z_BCHW - alpha.sqrt() * output) / (1 - alpha).sqrt()
 
-    def _precision(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> AbstractContextManager[Any]:
         """The networks run in bfloat16 where `bf16` is set; what they give and take stays in the caller's precision."""
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
@@ -123,25 +128,26 @@ def hash_weights(folder: Path) -> str:
 def load_prior(
     source: str = "bundled", device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> LatentPrior:
-    """Load a latent diffusion prior for inference (weights frozen).
+    """Load a diffusion prior for inference (weights frozen).
 
     Args:
         source: `bundled`, a folder in diffusers' pipeline layout (an autoencoder under vqvae/, vae/ or autoencoder/, a
-            UNet2DModel under unet/ or denoiser/, scheduler/), or the hub id of such a pipeline.
+            UNet2DModel under unet/ or denoiser/, scheduler/), or the hub id of such a pipeline. A pipeline whose
+            model_index.json names no autoencoder (DDPMPipeline, DDIMPipeline) is a pixel prior: its latents are the
+            pixels in [-1, 1] as they are, which is not quite unit variance.
 
     Raises:
-        ConfigError: if the folder is missing or a component is missing or of an unknown class. Weights are read from
-            safetensors files only.
+        ConfigError: if the folder is missing, a component is missing or of an unknown class, or the denoiser does not
+            fit the latents. Weights are read from safetensors files only.
     """
     folder = _resolve(source)
-    autoencoder, autoencoder_config = _load_component(folder, _AUTOENCODER_NAMES, dtype)
+    autoencoder, scale, shift = load_autoencoder(folder, dtype)
     denoiser, _ = _load_component(folder, _DENOISER_NAMES, dtype)
-    scheduler_path = folder / "scheduler" / "scheduler_config.json"
-    if not scheduler_path.is_file():
-        raise ConfigError(f"prior {source}: {scheduler_path} is missing; a pipeline saved by diffusers has it")
-    scheduler = json.loads(scheduler_path.read_text())
-    scale, shift = _latent_scaling(folder, autoencoder_config)
-    factor = _downscaling(autoencoder, autoencoder_config)
+    channels, factor = latent_geometry(autoencoder)
+    taken = denoiser.config.in_channels
+    if taken != channels:
+        raise ConfigError(f"prior {source}: the denoiser takes {taken} channels, and the latents have {channels}")
+    scheduler = _scheduler_config(folder)
     prior = LatentPrior(
         autoencoder,
         denoiser,
@@ -167,9 +173,18 @@ def _resolve(source: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(source, allow_patterns=["*.json", "*/*.json", "*/*.safetensors"]))
+        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors"]))
     except Exception as error:  # the hub client raises many kinds
         raise ConfigError(f"prior {source}: no such folder, and the hub did not give it: {error}") from error
+
+
+def load_autoencoder(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Tensor | float, Tensor | float]:
+    """(autoencoder, scale, shift) of a pipeline; the pixels as they are where it says that it has none."""
+    index = folder / "model_index.json"
+    if index.is_file() and not set(_AUTOENCODER_NAMES) & set(json.loads(index.read_text())):
+        return SpaceToDepth(), 1.0, 0.0
+    autoencoder, config = _load_component(folder, _AUTOENCODER_NAMES, dtype)
+    return autoencoder, *_latent_scaling(folder, config)
 
 
 def _load_component(folder: Path, names: tuple[str, ...], dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
@@ -180,15 +195,27 @@ def _load_component(folder: Path, names: tuple[str, ...], dtype: torch.dtype) ->
         raise ConfigError(f"prior {folder}: none of {', '.join(f'{name}/config.json' for name in names)} is there")
     path = folder / found[0]
     config = json.loads((path / "config.json").read_text())
-    cls = getattr(diffusers, config.get("_class_name", ""), None)
-    if cls is None or config["_class_name"] not in ("AutoencoderDC", "AutoencoderKL", "VQModel", "UNet2DModel"):
+    kind = config.get("_class_name")
+    if kind == SpaceToDepth.__name__:
+        return SpaceToDepth.from_config(config), config
+    if kind not in ("AutoencoderDC", "AutoencoderKL", "VQModel", "UNet2DModel"):
         raise ConfigError(
-            f"prior {path}: class {config.get('_class_name')!r} cannot be used; "
+            f"prior {path}: class {kind!r} cannot be used; "
             "flashray opens AutoencoderDC, AutoencoderKL, VQModel and UNet2DModel"
         )
     if not (path / _WEIGHTS).is_file() and not (path / f"{_WEIGHTS}.index.json").is_file():
         raise ConfigError(f"prior {path}: {_WEIGHTS} is missing; save the pipeline with safe_serialization=True")
+    cls = getattr(diffusers, kind)
     return cls.from_pretrained(path, torch_dtype=dtype, use_safetensors=True, low_cpu_mem_usage=False), config
+
+
+def _scheduler_config(folder: Path) -> dict[str, Any]:
+    name = "scheduler_config.json"
+    found = [path for path in (folder / "scheduler" / name, folder / name) if path.is_file()]
+    if not found:
+        raise ConfigError(f"prior {folder}: scheduler/{name} is missing; a pipeline saved by diffusers has it")
+    config: dict[str, Any] = json.loads(found[0].read_text())
+    return config
 
 
 def _latent_scaling(folder: Path, config: dict[str, Any]) -> tuple[Tensor | float, Tensor | float]:
@@ -201,6 +228,10 @@ def _latent_scaling(folder: Path, config: dict[str, Any]) -> tuple[Tensor | floa
     return float(config.get("scaling_factor") or default), float(config.get("shift_factor") or 0.0)
 
 
-def _downscaling(autoencoder: nn.Module, config: dict[str, Any]) -> int:
+def latent_geometry(autoencoder: Any) -> tuple[int, int]:
+    """(Channels of a latent, pixels to a side of one of its positions)."""
+    config = autoencoder.config
+    if isinstance(autoencoder, SpaceToDepth):
+        return 3 * config["factor"] ** 2, config["factor"]
     blocks = config.get("encoder_block_out_channels") or config["block_out_channels"]
-    return 2 ** (len(blocks) - 1)
+    return config["latent_channels"], 2 ** (len(blocks) - 1)

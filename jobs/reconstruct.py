@@ -7,8 +7,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from flashray.cli import exit_code
 from flashray.config import parse_args
-from flashray.errors import ConfigError, FlashrayError
 from flashray.pipeline.run import reconstruct
 
 
@@ -17,17 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     config = parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends as cleanly as any other error
-    try:
-        return reconstruct(config)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except FlashrayError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 128 + signal.SIGINT
+    return exit_code(lambda: reconstruct(config))
 
 
 if __name__ == "__main__":

@@ -102,8 +102,7 @@ class AutoencoderTask(Task):
 
 
 @torch.no_grad()
-def latent_scale(model: AutoencoderDC, x_NCHW: Tensor) -> float:
-    """The scaling_factor that brings the latents of these photos to a mean square of 1."""
-    device = next(model.parameters()).device
+def latent_scale(model: Any, x_NCHW: Tensor, device: str | torch.device) -> float:
+    """The scaling_factor that brings the latents of these photos to a mean square of 1; the model is on `device`."""
     z = torch.cat([model.encode(x.to(device)).latent.float().cpu() for x in x_NCHW.split(32)])
     return (1 / z.square().mean().sqrt()).item()

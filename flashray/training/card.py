@@ -17,6 +17,7 @@ from torch import Tensor
 
 from flashray.images import contact_sheet
 from flashray.metrics import MetricUnavailable, load_lpips, mean_interval, score
+from flashray.pixels import SpaceToDepth
 from flashray.prior import LatentPrior
 from flashray.sampling import sample
 from flashray.training.denoiser import DenoiserTask
@@ -59,27 +60,24 @@ def write_prior_card(
         val_NCHW: validation photos in [-1, 1].
         trained: how each stage was trained: command, seed, seconds, samples, …
     """
-    quality = autoencoder_figures(prior, val_NCHW)
+    pixels = isinstance(prior.autoencoder, SpaceToDepth)
+    quality = {} if pixels else autoencoder_figures(prior, val_NCHW)  # pixels come back as they are
     losses = DenoiserTask(prior, val_NCHW).validate()
     latent_shape = tuple(prior.encode(val_NCHW[:1].to(prior.device)).shape[1:])
     sample_sheet(prior, latent_shape, folder / "samples.png")
-    card = {"photos": photos, "validation_photos": len(val_NCHW), "autoencoder": quality, "denoiser": losses}
+    card: dict[str, Any] = {"photos": photos, "validation_photos": len(val_NCHW), "denoiser": losses}
+    card |= {"autoencoder": quality} if quality else {}
     card |= {"trained": dict(trained), "machine": machine()}
     (folder / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
     side = prior.sample_size
     lines = [
-        f"# Latent diffusion prior, {side}×{side}",
+        f"# {'Pixel' if pixels else 'Latent'} diffusion prior, {side}×{side}",
         "",
-        f"Trained on {photos}. Latents are {'×'.join(map(str, latent_shape))}, of unit mean square after the",
-        "scaling factor in `vqvae/config.json`. The folder is a diffusers pipeline (`LDMPipeline`); weights are half",
-        "precision.",
+        *_latents_in_words(prior, photos, latent_shape),
         "",
         f"## On {len(val_NCHW)} validation photos",
         "",
-        "| autoencoder | mean | 95 % interval |",
-        "|---|---|---|",
-        *(f"| {name.upper()} | {mean:.4g} | {low:.4g} … {high:.4g} |" for name, (mean, low, high) in quality.items()),
-        "",
+        *_table(quality),
         "Denoiser, mean ‖ε - ε̂‖²/d at a timestep (1 is what predicting zero would cost):",
         "",
         "| t | " + " | ".join(str(int(name[6:])) for name in losses if name != "loss") + " | mean |",
@@ -93,6 +91,30 @@ def write_prior_card(
         *training_lines(trained),
     ]
     (folder / "README.md").write_text("\n".join(lines) + "\n")
+
+
+def _latents_in_words(prior: LatentPrior, photos: str, latent_shape: tuple[int, ...]) -> list[str]:
+    """What the latents are, as Markdown."""
+    shape = "×".join(map(str, latent_shape))
+    if isinstance(prior.autoencoder, SpaceToDepth):
+        block = prior.autoencoder.config["factor"]
+        return [
+            f"Trained on {photos}. Latents are the pixels in [-1, 1] times {prior.scale.item():.4g}, which brings them",
+            f"to unit mean square, in blocks of {block}×{block}: {shape}. Weights are half precision.",
+        ]
+    return [
+        f"Trained on {photos}. Latents are {shape}, of unit mean square after the",
+        "scaling factor in `vqvae/config.json`. The folder is a diffusers pipeline (`LDMPipeline`); weights are half",
+        "precision.",
+    ]
+
+
+def _table(quality: Mapping[str, tuple[float, float, float]]) -> list[str]:
+    """The autoencoder's figures and their intervals, as Markdown."""
+    if not quality:
+        return []
+    rows = (f"| {name.upper()} | {mean:.4g} | {low:.4g} … {high:.4g} |" for name, (mean, low, high) in quality.items())
+    return ["| autoencoder | mean | 95 % interval |", "|---|---|---|", *rows, ""]
 
 
 def write_severity_card(

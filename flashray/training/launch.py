@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
 from flashray.errors import ConfigError
-from flashray.training.loop import STATE_FILE, LoopConfig, Task, fit
+from flashray.training.loop import STATE_FILE, LoopConfig, Task, fit, load_averaged
 from flashray.training.photos import WINDOW_ZOOM, list_photos, load_windows, shuffled_batches
 
 
@@ -43,6 +43,7 @@ class LaunchConfig:
     max_failures: int = 3
 
 
+T = TypeVar("T", bound=Task)
 BuildTask = Callable[[], Task]  # must be picklable for Ray: a functools.partial over a module's function
 
 
@@ -54,6 +55,17 @@ def resolve_device(device: str) -> str:
 def absolute(source: str) -> str:
     """A path that means the same in Ray's workers, which run in another folder; other names as they are."""
     return os.path.abspath(source) if source and os.path.exists(source) else source
+
+
+def train(
+    build: Callable[[], T], loop: LoopConfig, photos: str, size: int, name: str, config: LaunchConfig
+) -> tuple[T, Path]:
+    """(The task with its trained, averaged weights, on the device and in evaluation mode; its last training state.)"""
+    state = launch(build, loop, photos, size, name, config)
+    task = build()
+    load_averaged(task, state)
+    task.to(resolve_device(config.device)).eval()
+    return task, state
 
 
 def launch(build: BuildTask, loop: LoopConfig, photos: str, size: int, name: str, config: LaunchConfig) -> Path:

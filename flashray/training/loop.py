@@ -202,6 +202,14 @@ def load_averaged(task: Task, folder: Path) -> None:
     ema.copy_to(trained)
 
 
+def save_half(model: Any, folder: Path) -> None:
+    """Save a diffusers model's config and its weights in half precision, the model itself left as it is."""
+    weights = {name: value.detach().cpu().half() for name, value in model.state_dict().items()}
+    twin = type(model).from_config(model.config).half()
+    twin.load_state_dict(weights)
+    twin.save_pretrained(folder, safe_serialization=True)
+
+
 @contextlib.contextmanager
 def averaged(ema: EMAModel, parameters: list[nn.Parameter]) -> Iterator[None]:
     """The EMA weights in place of the trained ones, for the length of a block."""

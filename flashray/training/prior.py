@@ -2,103 +2,113 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderDC, UNet2DModel
 
 from flashray.errors import ConfigError
 from flashray.metrics import load_lpips
-from flashray.prior import LatentPrior, load_prior
+from flashray.pixels import SpaceToDepth
+from flashray.prior import LatentPrior, latent_geometry, load_autoencoder, load_prior
 from flashray.training.autoencoder import AutoencoderConfig, AutoencoderTask, latent_scale, make_autoencoder
 from flashray.training.card import note_training, write_prior_card
+from flashray.training.config import TrainConfig, with_absolute_places
 from flashray.training.denoiser import SCHEDULER_CONFIG, DenoiserConfig, DenoiserTask, make_denoiser
-from flashray.training.launch import LaunchConfig, absolute, launch, resolve_device
-from flashray.training.loop import LoopConfig, Task, load_averaged
+from flashray.training.launch import resolve_device, train
+from flashray.training.loop import LoopConfig, save_half
 from flashray.training.photos import list_photos, load_fitted
 
 MODEL_INDEX = {
     "_class_name": "LDMPipeline",
-    "vqvae": ["diffusers", "AutoencoderDC"],
     "unet": ["diffusers", "UNet2DModel"],
     "scheduler": ["diffusers", "DDIMScheduler"],
 }
 
 
 @dataclass(frozen=True)
-class TrainPriorConfig:
-    """What to train a prior on, and how.
+class TrainPriorConfig(TrainConfig):
+    """What to train a prior on, and how; `output` gets diffusers' pipeline layout.
 
     Attributes:
-        photos, val_photos: folders of training and of validation photos.
-        output: folder of the finished prior, in diffusers' pipeline layout.
         size: side of the square images in pixels.
         stages: what to train; a stage that is left out is taken from `output`.
         init: a prior's folder whose weights training starts from, instead of random ones.
         card: what the photos are, in words, for the model card; empty writes none.
         lpips_weights: weights of LPIPS(AlexNet); see the README. Empty: FLASHRAY_LPIPS_WEIGHTS or torch.hub's cache.
+        autoencoder: its sizes and objective, or `none` for a prior in pixel space.
+        pixel_block: in pixel space, the side of the blocks of pixels that the denoiser takes as one position; 1 is the
+            pixels themselves, at pixel_block² times the cost.
     """
 
-    photos: str
-    val_photos: str
-    output: str
     size: int = 128
     stages: tuple[str, ...] = ("autoencoder", "denoiser")
     init: str = ""
     lpips_weights: str = ""
     card: str = "photos"
-    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    autoencoder: AutoencoderConfig | Literal["none"] = field(default_factory=AutoencoderConfig)
+    pixel_block: int = 4
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     autoencoder_loop: LoopConfig = field(default_factory=LoopConfig)
     denoiser_loop: LoopConfig = field(default_factory=LoopConfig)
-    launch: LaunchConfig = field(default_factory=LaunchConfig)
 
     def __post_init__(self) -> None:
         unknown = set(self.stages) - {"autoencoder", "denoiser"}
         if unknown or not self.stages:
             raise ConfigError(f"stages is {list(self.stages)}; give autoencoder, denoiser or both")
+        if self.autoencoder == "none" and (self.pixel_block < 1 or self.size % self.pixel_block):
+            raise ConfigError(f"pixel_block is {self.pixel_block}; give a divisor of the size, {self.size}")
 
 
 def train_prior(config: TrainPriorConfig) -> None:
     """Train the stages in order; each can be resumed by running the same command again."""
-    places: dict[str, Any] = {
-        name: absolute(getattr(config, name)) for name in ("photos", "val_photos", "init", "lpips_weights")
-    }
-    config = dataclasses.replace(config, output=str(Path(config.output).absolute()), **places)
-    output = Path(config.output)
+    config = with_absolute_places(config, "init", "lpips_weights")
     if "autoencoder" in config.stages:
-        build: Callable[[], Task] = partial(build_autoencoder_task, config)
-        state = launch(build, config.autoencoder_loop, config.photos, config.size, "autoencoder", config.launch)
-        task = build()
-        load_averaged(task, state)
-        task.to(resolve_device(config.launch.device)).eval()
-        autoencoder: Any = task.model
-        scale = latent_scale(autoencoder, load_fitted(list_photos(config.photos)[:1024], config.size))
-        autoencoder.register_to_config(scaling_factor=scale)
-        save_half(autoencoder, output / "vqvae")
-        note_training(output, "autoencoder", state, config.autoencoder_loop)
-        (output / "scheduler").mkdir(parents=True, exist_ok=True)
-        (output / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER_CONFIG, indent=2) + "\n")
-        (output / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2) + "\n")
+        train_autoencoder(config)
     if "denoiser" in config.stages:
-        if not (output / "vqvae" / "config.json").is_file():
-            raise ConfigError(f"stage denoiser: {output}/vqvae is missing; train the stage autoencoder first")
-        if not (output / "unet" / "config.json").is_file():  # a fresh one, so that the folder opens as a prior
-            save_half(_fresh_denoiser(config, output), output / "unet")
-        build = partial(build_denoiser_task, config)
-        state = launch(build, config.denoiser_loop, config.photos, config.size, "denoiser", config.launch)
-        task = build()
-        load_averaged(task, state)
-        save_half(task.model, output / "unet")
-        note_training(output, "denoiser", state, config.denoiser_loop)
+        train_denoiser(config)
         if config.card:
             write_card(config)
+
+
+def train_autoencoder(config: TrainPriorConfig) -> None:
+    """The first stage: an autoencoder, its latents scaled to a mean square of 1. Pixels need the scale alone."""
+    output, loop = Path(config.output), config.autoencoder_loop
+    (output / "scheduler").mkdir(parents=True, exist_ok=True)
+    autoencoder: Any = SpaceToDepth(factor=config.pixel_block, scaling_factor=1.0)
+    if config.autoencoder != "none":
+        build = partial(build_autoencoder_task, config)
+        task, state = train(build, loop, config.photos, config.size, "autoencoder", config.launch)
+        autoencoder = task.model
+        note_training(output, "autoencoder", state, loop)
+    photos = load_fitted(list_photos(config.photos)[:1024], config.size)
+    scale = latent_scale(autoencoder, photos, resolve_device(config.launch.device))
+    autoencoder.register_to_config(scaling_factor=scale)
+    save_half(autoencoder, output / "vqvae")
+    library = "diffusers" if config.autoencoder != "none" else SpaceToDepth.__module__
+    index = MODEL_INDEX | {"vqvae": [library, type(autoencoder).__name__]}
+    (output / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER_CONFIG, indent=2) + "\n")
+    (output / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def train_denoiser(config: TrainPriorConfig) -> None:
+    """The second stage: the denoiser of the latents of the output's autoencoder."""
+    output, loop = Path(config.output), config.denoiser_loop
+    if not (output / "vqvae" / "config.json").is_file():
+        raise ConfigError(f"stage denoiser: {output}/vqvae is missing; train the stage autoencoder first")
+    if not (output / "unet" / "config.json").is_file():  # a fresh one, so that the folder opens as a prior
+        torch.manual_seed(loop.seed)
+        autoencoder, _, _ = load_autoencoder(output)
+        channels, factor = latent_geometry(autoencoder)
+        save_half(make_denoiser(config.denoiser, channels, config.size // factor), output / "unet")
+    build = partial(build_denoiser_task, config)
+    task, state = train(build, loop, config.photos, config.size, "denoiser", config.launch)
+    save_half(task.model, output / "unet")
+    note_training(output, "denoiser", state, loop)
 
 
 def write_card(config: TrainPriorConfig) -> None:
@@ -112,6 +122,7 @@ def write_card(config: TrainPriorConfig) -> None:
 
 def build_autoencoder_task(config: TrainPriorConfig) -> AutoencoderTask:
     """The first stage's task."""
+    assert config.autoencoder != "none"
     torch.manual_seed(config.autoencoder_loop.seed)
     if config.init:
         model = AutoencoderDC.from_pretrained(Path(config.init) / "vqvae", torch_dtype=torch.float32)
@@ -129,18 +140,3 @@ def build_denoiser_task(config: TrainPriorConfig) -> DenoiserTask:
     prior.denoiser = UNet2DModel.from_pretrained(Path(config.init or config.output) / "unet", torch_dtype=torch.float32)
     prior.denoiser.requires_grad_(True)
     return DenoiserTask(prior, load_fitted(list_photos(config.val_photos), config.size), config.denoiser.draws)
-
-
-def _fresh_denoiser(config: TrainPriorConfig, output: Path) -> UNet2DModel:
-    torch.manual_seed(config.denoiser_loop.seed)
-    autoencoder = json.loads((output / "vqvae" / "config.json").read_text())
-    side = config.size // 2 ** (len(autoencoder["encoder_block_out_channels"]) - 1)
-    return make_denoiser(config.denoiser, autoencoder["latent_channels"], side)
-
-
-def save_half(model: AutoencoderDC | UNet2DModel, folder: Path) -> None:
-    """Save a model's weights in half precision, the model itself left as it is."""
-    weights = {name: value.detach().cpu().half() for name, value in model.state_dict().items()}
-    twin = type(model).from_config(model.config).half()
-    twin.load_state_dict(weights)
-    twin.save_pretrained(folder, safe_serialization=True)

@@ -2,81 +2,59 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from flashray.degradations import make_degradation
+from flashray.errors import ConfigError
+from flashray.pixels import SpaceToDepth
 from flashray.prior import load_prior
 from flashray.severity.encoder import SeverityEncoder, load_severity_encoder
 from flashray.training.card import note_training, write_severity_card
-from flashray.training.launch import LaunchConfig, absolute, launch, resolve_device
-from flashray.training.loop import LoopConfig, load_averaged
+from flashray.training.config import FamilyConfig, TrainConfig, with_absolute_places
+from flashray.training.launch import train
+from flashray.training.loop import LoopConfig, save_half
 from flashray.training.photos import list_photos, load_fitted, sample_windows
 from flashray.training.refit import RefitConfig, refit_head
 from flashray.training.severity import SeverityConfig, SeverityTask
 
 
 @dataclass(frozen=True)
-class FamilyConfig:
-    """A degradation family: its name, its settings, and the noise's std on the [0, 1] scale."""
-
-    name: str = "gaussian_blur"
-    settings: dict[str, Any] = field(default_factory=dict)
-    noise_std: float = 0.05
-
-
-@dataclass(frozen=True)
-class TrainSeverityConfig:
-    """What to train a severity encoder on, and how.
+class TrainSeverityConfig(TrainConfig):
+    """What to train a severity encoder on, and how; the photos are degraded on the fly.
 
     Attributes:
-        photos, val_photos: folders of training and of validation photos, clean; they are degraded on the fly.
-        output: folder of the finished encoder.
         prior: the prior whose encoder it starts from: `bundled`, a folder or a hub id.
         init: a severity encoder whose weights training starts from instead.
     """
 
-    photos: str
-    val_photos: str
-    output: str
     prior: str = "bundled"
     init: str = ""
     degradation: FamilyConfig = field(default_factory=FamilyConfig)
     severity: SeverityConfig = field(default_factory=SeverityConfig)
     refit: RefitConfig = field(default_factory=RefitConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
-    launch: LaunchConfig = field(default_factory=LaunchConfig)
 
 
 def train_severity(config: TrainSeverityConfig) -> dict[str, float]:
     """Train (or resume) and save the encoder; returns its figures on the validation photos."""
-    places: dict[str, Any] = {
-        name: absolute(getattr(config, name)) for name in ("photos", "val_photos", "prior", "init")
-    }
-    config = dataclasses.replace(config, **places)
-    build = partial(build_severity_task, config)
+    config = with_absolute_places(config, "prior", "init")
     size = load_prior(config.prior).sample_size
     name = f"severity-{config.degradation.name}-{config.severity.crop or size}"
-    state = launch(build, config.loop, config.photos, size, name, config.launch)
-    task = build()
-    load_averaged(task, state)
-    task.to(resolve_device(config.launch.device)).eval()
+    build = partial(build_severity_task, config)
+    task, state = train(build, config.loop, config.photos, size, name, config.launch)
     if config.refit.views:
         window = sample_windows(config.photos, size, config.refit.views, config.loop.seed)
         errors = refit_head(task, window, config.refit, config.loop.seed, bf16=config.loop.precision == "bf16")
         print(
             f"{name}: refitting the head on {len(window)} views: |σ̂ - σ̄| {errors['before']:.4f} → {errors['after']:.4f}"
         )
-    encoder = SeverityEncoder.from_config(task.model.config).half()
-    encoder.load_state_dict({key: value.half() for key, value in task.model.state_dict().items()})
-    encoder.save_pretrained(config.output, safe_serialization=True)
-    figures = task.validate()
     output = Path(config.output)
+    save_half(task.model, output)
+    figures = task.validate()
     trained = note_training(output, name, state, config.loop)
     write_severity_card(output, figures, len(task.val), trained)
     return figures
@@ -88,6 +66,8 @@ def build_severity_task(config: TrainSeverityConfig) -> SeverityTask:
     family = config.degradation
     degradation = make_degradation(family.name, family.settings)
     prior = load_prior(config.prior)
+    if isinstance(prior.autoencoder, SpaceToDepth):
+        raise ConfigError(f"prior {config.prior} is one of pixels: it has no encoder to start from; name a latent one")
     encoder = SeverityEncoder.from_prior(prior, family.name, family.settings, family.noise_std)
     if config.init:
         encoder.load_state_dict(load_severity_encoder(config.init).state_dict())

@@ -1,0 +1,46 @@
+"""What every training job is asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from flashray.training.launch import LaunchConfig, absolute
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What to train on, and where.
+
+    Attributes:
+        photos, val_photos: folders of training and of validation photos, clean.
+        output: folder of the finished model.
+    """
+
+    photos: str
+    val_photos: str
+    output: str
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+
+
+@dataclass(frozen=True)
+class FamilyConfig:
+    """A degradation family: its name, its settings, and the noise's std on the [0, 1] scale."""
+
+    name: str = "gaussian_blur"
+    settings: dict[str, Any] = field(default_factory=dict)
+    noise_std: float = 0.05
+
+
+C = TypeVar("C", bound=TrainConfig)
+
+
+def with_absolute_places(config: C, *names: str) -> C:
+    """The configuration as Ray's workers can use it: photos, output and the fields of these names are absolute.
+
+    Not a method: jsonargparse makes a subcommand of each.
+    """
+    places: dict[str, Any] = {name: absolute(getattr(config, name)) for name in ("photos", "val_photos", *names)}
+    return dataclasses.replace(config, output=str(Path(config.output).absolute()), **places)

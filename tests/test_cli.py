@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+import pytest
+
+from flashray.cli import exit_code, run
+from flashray.errors import ConfigError, FlashrayError, ImageError
+
+
+def failing(error: BaseException) -> int:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (ConfigError("steps is 0"), 2, "error: steps is 0\n"),
+        (FlashrayError("training failed"), 1, "error: training failed\n"),
+        (ImageError("no image"), 1, "error: no image\n"),
+        (KeyboardInterrupt(), 130, "interrupted; the same command goes on from here\n"),
+    ],
+)
+def test_errors_are_named_and_have_their_codes(
+    error: BaseException, code: int, words: str, capsys: pytest.CaptureFixture[str]
+):
+    assert exit_code(lambda: failing(error)) == code
+    assert capsys.readouterr().err == words
+
+
+def test_a_programming_error_keeps_its_trace():
+    with pytest.raises(ZeroDivisionError):
+        exit_code(lambda: 1 // 0)
+
+
+@pytest.mark.parametrize(("answer", "code"), [(None, 0), (0, 0), (1, 1)])
+def test_what_the_work_answers_is_the_code(answer: int | None, code: int):
+    assert exit_code(lambda: answer) == code
+
+
+@dataclass(frozen=True)
+class Config:
+    """A job's."""
+
+    photos: str
+    size: int = 8
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ConfigError(f"size is {self.size}")
+
+
+def test_a_job_gets_its_configuration_from_the_command_line(monkeypatch: pytest.MonkeyPatch):
+    seen: list[Config] = []
+    monkeypatch.setattr(sys, "argv", ["job", "--photos", "here", "--size=3"])
+    assert run(Config, seen.append) == 0
+    assert seen == [Config("here", 3)]
+
+
+def test_arguments_that_the_configuration_refuses_are_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(sys, "argv", ["job", "--photos", "here", "--size=0"])
+    assert run(Config, lambda config: pytest.fail("started")) == 2
+    assert "size is 0" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["job", "--phots", "here"])
+    with pytest.raises(SystemExit) as left:
+        run(Config, lambda config: pytest.fail("started"))
+    assert left.value.code == 2
