@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -114,7 +115,9 @@ def _filled(jobs: Sequence[Job], count: int) -> list[Job]:
 class _Nothing:
     """A rule that only counts: occupancy depends on start steps and slots alone."""
 
-    name, needs_gradient, needs_adjoint = "nothing", False, False
+    name: ClassVar[str] = "nothing"
+    needs_gradient: ClassVar[bool] = False
+    needs_adjoint: ClassVar[bool] = False
 
     def __call__(self, step: Step, problem: Problem) -> Tensor:
         return reverse_step(step, step.noise(0))
@@ -231,7 +234,8 @@ def flops_fraction(
             convolution(x)
 
     epsilon = prior.epsilon
-    prior.epsilon = lambda z, t: epsilon(z.clone(), t)  # type: ignore[method-assign]  # the counter takes no leaf tensors
+    # the counter takes no leaf tensors
+    prior.epsilon = lambda z, t: epsilon(z.clone(), t)  # type: ignore[method-assign, assignment]
     try:
         with FlopCounterMode(display=False) as counter:
             update()

@@ -15,6 +15,8 @@ from flashray.errors import ConfigError
 from flashray.seeding import STREAM_SOLVER
 from flashray.solvers.base import Problem, Step, norm, per_image, reverse_step
 
+Linear = Callable[[Tensor], Tensor]
+
 
 @dataclass(frozen=True)
 class Proximal:
@@ -71,10 +73,12 @@ class Proximal:
             residual = problem.y_BCHW - problem.operator.measure(x)
             # (x + d) - x̂0 is what ρ weighs, not d alone
             target = transpose(residual) + self.rho * (x0_BCHW - x)
-            x = x + conjugate_gradients(
-                lambda d, J=jacobian, Jt=transpose: Jt(J(d)) + self.rho * d, target, self.iterations
-            )
+            x = x + conjugate_gradients(self._normal(jacobian, transpose), target, self.iterations)
         return x
+
+    def _normal(self, jacobian: Linear, transpose: Linear) -> Linear:
+        """d ↦ (JᵀJ + ρ) d."""
+        return lambda d: transpose(jacobian(d)) + self.rho * d
 
 
 def is_linear(operator: Operator) -> bool:
@@ -82,17 +86,15 @@ def is_linear(operator: Operator) -> bool:
     return type(operator).adjoint is not Operator.adjoint
 
 
-def linearise(operator: Operator, x_BCHW: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+def linearise(operator: Operator, x_BCHW: Tensor) -> tuple[Linear, Linear]:
     """(d ↦ J d, r ↦ Jᵀ r) of A at x; the scale between [0, 1] and [-1, 1] cancels in both."""
     if is_linear(operator):
         return operator.forward, operator.adjoint
-    _, pull_back = torch.func.vjp(operator.measure, x_BCHW)
+    _, pull_back = torch.func.vjp(operator.measure, x_BCHW)[:2]
     return lambda d: torch.func.jvp(operator.measure, (x_BCHW,), (d,))[1], lambda r: pull_back(r)[0]
 
 
-def conjugate_gradients(
-    matrix: Callable[[Tensor], Tensor], target_BCHW: Tensor, iterations: int, tolerance: float = 1e-4
-) -> Tensor:
+def conjugate_gradients(matrix: Linear, target_BCHW: Tensor, iterations: int, tolerance: float = 1e-4) -> Tensor:
     """Solve matrix(d) = target, symmetric and positive definite, image by image (Hestenes & Stiefel 1952).
 
     An image stops changing once its residual is below `tolerance` times its target's norm.
