@@ -98,4 +98,9 @@ class NoiseSchedule:
             [B] long, the start steps, each also the image's NFE.
         """
         target_B = 1 / sigma_B.detach().to("cpu", torch.float64).square().clamp(min=1e-30)
-        return (target_B[:, None] - self.snr()[None, :]).abs().argmin(dim=1)
+        # a sorted search among the ascending SNRs and a look at both neighbours: the argmin, without its [B, N] matrix
+        snr = self.snr()
+        above_B = len(snr) - 1 - torch.searchsorted(snr.flip(0), target_B).clamp(max=len(snr) - 1)
+        below_B = (above_B + 1).clamp(max=len(snr) - 1)
+        nearer_below_B = (target_B - snr[below_B]).abs() < (target_B - snr[above_B]).abs()
+        return torch.where(nearer_below_B, below_B, above_B)
