@@ -5,13 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from flashray.degradations.base import Degradation, Operator, Parameters
+from flashray.degradations.box_inpainting import BoxInpainting
 from flashray.degradations.gaussian_blur import GaussianBlur
+from flashray.degradations.jpeg import Jpeg
+from flashray.degradations.motion_blur import MotionBlur
 from flashray.degradations.nonlinear_blur import NonlinearBlur
 from flashray.degradations.random_inpainting import RandomInpainting
+from flashray.degradations.super_resolution import SuperResolution
 from flashray.registry import build
 
 DEGRADATIONS: dict[str, type[Degradation]] = {
-    family.name: family for family in (GaussianBlur, RandomInpainting, NonlinearBlur)
+    family.name: family
+    for family in (GaussianBlur, MotionBlur, NonlinearBlur, RandomInpainting, BoxInpainting, SuperResolution, Jpeg)
 }
 
 __all__ = ["DEGRADATIONS", "Degradation", "Operator", "Parameters", "make_degradation"]

@@ -31,10 +31,19 @@ CASES = [
     Case("gaussian_blur"),
     Case("random_inpainting"),
     Case("random_inpainting", {"paper": True, "missing": [0.1, 0.8]}),
+    Case("box_inpainting", {"side": [4, 20]}),
+    Case("motion_blur", {"length": [0.5, 12], "kernel_size": 15}),
+    Case("motion_blur", {"length": [0.5, 12], "kernel_size": 15, "path": "random"}),
+    Case("super_resolution", {"scale": 2}),
+    Case("super_resolution", {"scale": 4}),
     Case("nonlinear_blur"),
+    Case("jpeg"),
+    Case("jpeg", {"subsampling": False}),
 ]
 LINEAR = [case for case in CASES if DEGRADATIONS[case.name].linear]
 NONLINEAR = [case for case in CASES if not DEGRADATIONS[case.name].linear]
+SMOOTH = [case for case in NONLINEAR if case.name != "jpeg"]  # whose gradient is a straight-through one, by design
+SEVERE = [case for case in CASES if DEGRADATIONS[case.name].parameter_names]
 
 
 def named(cases: list[Case]) -> Any:
@@ -81,7 +90,7 @@ def test_images_of_one_batch_have_their_own_operator(case: Case) -> None:
     assert together.pseudo_image(y).shape == x.shape
 
 
-@named(CASES)
+@named(SEVERE)
 def test_parameters_follow_from_the_seed_and_are_sound(case: Case) -> None:
     family = case.make()
     one, again, other = (draw_parameters(family, seed) for seed in (5, 5, 6))
@@ -94,7 +103,7 @@ def test_parameters_follow_from_the_seed_and_are_sound(case: Case) -> None:
     assert torch.equal(family.bind(values, SIZE).forward(x), family.bind(one, SIZE).forward(x))
 
 
-@named(CASES)
+@named(SEVERE)
 def test_more_severity_is_more_damage(case: Case, photo: Tensor) -> None:
     family = case.make()
     side = 64
@@ -111,7 +120,7 @@ def test_more_severity_is_more_damage(case: Case, photo: Tensor) -> None:
     assert (drawn[family.parameter_names[0]].diff() != 0).all()
 
 
-@named(CASES)
+@named(SEVERE)
 def test_only_settings_that_leave_nothing_open_fix_the_parameters(case: Case) -> None:
     assert case.make().fixed_parameters() is None
 
@@ -137,7 +146,7 @@ def test_linear_operators_are_linear(case: Case) -> None:
     )
 
 
-@named(NONLINEAR)
+@named(SMOOTH)
 def test_gradients_are_those_of_finite_differences(case: Case) -> None:
     size = (16, 16)
     operator = bound(case.make(), 1, size)
@@ -160,6 +169,15 @@ def test_nonlinear_operators_have_no_adjoint(case: Case) -> None:
         ("random_inpainting", {"missing": 0.5}, "low, high"),
         ("random_inpainting", {"missing": [0.8, 0.2]}, "missing"),
         ("random_inpainting", {"paper": "yes"}, "paper"),
+        ("box_inpainting", {"side": [-1, 3]}, "side"),
+        ("motion_blur", {"length": [2, 31]}, "length"),
+        ("motion_blur", {"kernel_size": 10}, "kernel_size"),
+        ("motion_blur", {"path": "zigzag"}, "path"),
+        ("super_resolution", {"scale": 1}, "scale"),
+        ("super_resolution", {"scale": 2.5}, "scale"),
+        ("jpeg", {"quality": [0, 50]}, "quality"),
+        ("jpeg", {"quality": [10, 101]}, "quality"),
+        ("jpeg", {"subsampling": 2}, "subsampling"),
         ("nonlinear_blur", {"motion": [-1, 3]}, "motion"),
         ("nonlinear_blur", {"motion": ["a", 3]}, "motion"),
         ("nonlinear_blur", {"highlights": -1}, "highlights"),
@@ -179,6 +197,10 @@ def test_bad_settings_are_config_errors(name: str, settings: dict[str, Any], wor
         ("random_inpainting", {"missing": float("nan"), "mask_seed": 0}),
         ("random_inpainting", {"missing": 0.5, "mask_seed": 0.5}),
         ("random_inpainting", {"missing": 0.5, "mask_seed": 2**24}),
+        ("box_inpainting", {"box_side": -1, "box_seed": 0}),
+        ("motion_blur", {"motion_length": 31, "motion_angle": 0, "motion_seed": 0}),
+        ("motion_blur", {"motion_length": 3, "motion_angle": float("inf"), "motion_seed": 0}),
+        ("jpeg", {"quality": 0}),
         ("nonlinear_blur", {"motion": -1.0, "motion_seed": 0}),
         ("nonlinear_blur", {"motion": 1.0, "motion_seed": -1}),
     ],
@@ -188,7 +210,15 @@ def test_parameters_out_of_range_are_config_errors(name: str, parameters: dict[s
         make_degradation(name).check_parameters({k: torch.tensor([float(v)]) for k, v in parameters.items()})
 
 
-@pytest.mark.parametrize(("name", "settings"), [("nonlinear_blur", {"motion": [0, 20]})])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("nonlinear_blur", {"motion": [0, 20]}),
+        ("motion_blur", {"kernel_size": 31}),
+        ("box_inpainting", {"side": [8, 25]}),
+        ("super_resolution", {"scale": 16}),
+    ],
+)
 def test_what_does_not_fit_the_image_is_a_config_error(name: str, settings: dict[str, Any]) -> None:
     family = make_degradation(name, settings)
     family.check_size((128, 128))

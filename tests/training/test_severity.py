@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -167,13 +168,29 @@ def test_every_photo_of_a_batch_is_degraded_with_its_own_severity(photo: Tensor,
     assert std.max() > 2.6
 
 
-@pytest.mark.parametrize("name", ["random_inpainting", "nonlinear_blur"])
-def test_other_families_are_degraded_to_images_and_ordered(photo: Tensor, name: str):
-    x, family = crops(photo, 18), make_degradation(name)
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("random_inpainting", {}),
+        ("box_inpainting", {"side": [4, 20]}),
+        ("motion_blur", {"path": "random"}),
+        ("nonlinear_blur", {}),
+        ("jpeg", {}),
+    ],
+)
+def test_other_families_are_degraded_to_images_and_ordered(photo: Tensor, name: str, settings: dict[str, Any]):
+    x, family = crops(photo, 18), make_degradation(name, settings)
     y = degrade(x, family, 0.05, torch.Generator().manual_seed(0))
     assert y.shape == x.shape
     figures = severity_figures(Oracle(x), pixel_prior(), family, 0.0, x)  # type: ignore[arg-type]
     assert figures["ordering_true"] > 0.9  # one mask or path an image, harder from level to level
+
+
+def test_smaller_measurements_are_shown_at_the_images_size(photo: Tensor):
+    x, family = crops(photo, 2), make_degradation("super_resolution", {"scale": 4})
+    assert degrade(x, family, 0.05, torch.Generator().manual_seed(0)).shape == x.shape
+    figures = severity_figures(Oracle(x), pixel_prior(), family, 0.05, x)  # type: ignore[arg-type]
+    assert figures["sigma_true_mean"] > 0.1
 
 
 def test_a_family_that_does_not_fit_the_views_is_refused(photo: Tensor):

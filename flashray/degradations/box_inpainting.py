@@ -1,0 +1,73 @@
+"""Box inpainting: a square that is missing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from flashray.degradations.base import Degradation, Parameters, between, check_range, check_seeds, draw_seeds
+from flashray.degradations.masking import Masking, bind_mask
+from flashray.errors import ConfigError
+from flashray.seeding import STREAM_OPERATOR, uniform
+
+
+@dataclass(frozen=True)
+class BoxInpainting(Degradation):
+    """A square of pixels is lost; the squares of one seed are nested in their side.
+
+    Attributes:
+        side: the range of the square's side in pixels; its place is drawn per image.
+    """
+
+    side: tuple[float, float] = (16, 64)
+
+    name: ClassVar[str] = "box_inpainting"
+    linear: ClassVar[bool] = True
+    parameter_names: ClassVar[tuple[str, ...]] = ("box_side", "box_seed")
+    takes_mask: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_range("box_inpainting: side", self.side, 0, math.inf, "pixels")
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        if self.side[1] > min(size):
+            raise ConfigError(
+                f"degradation box_inpainting: a box of side {self.side[1]:g} is larger than an image of "
+                f"{size[1]} x {size[0]}; give a smaller one"
+            )
+
+    def parameters_at(self, severity_B: Tensor, generator: torch.Generator | None = None) -> Parameters:
+        return {"box_side": between(*self.side, severity_B), "box_seed": draw_seeds(generator, len(severity_B))}
+
+    def check_parameters(self, parameters: Parameters) -> None:
+        if "mask" in parameters:
+            return
+        side_B = parameters["box_side"]
+        if not bool((torch.isfinite(side_B) & (side_B >= 0)).all()):
+            raise ConfigError(f"box_inpainting: box_side must be ≥ 0 and finite, in pixels, got {side_B.tolist()}")
+        check_seeds("box_inpainting: box_seed", parameters["box_seed"])
+
+    def bind(self, parameters: Parameters, size: tuple[int, int]) -> Masking:
+        if "mask" in parameters:
+            return bind_mask(parameters["mask"], size)
+        return Masking(box_mask(parameters["box_side"], parameters["box_seed"], size))
+
+
+def box_mask(side_B: Tensor, seed_B: Tensor, size: tuple[int, int]) -> Tensor:
+    """[B, 1, H, W] masks, 0 inside a square of `side` pixels (rounded; cut to the image), 1 outside."""
+    place_B2 = uniform(seed_B, 2, STREAM_OPERATOR)
+    rows_BH, columns_BW = (_inside(side_B, place_B2[:, axis], size[axis]) for axis in (0, 1))
+    inside = rows_BH[:, :, None] & columns_BW[:, None, :]
+    return (~inside)[:, None].to(side_B.dtype)
+
+
+def _inside(side_B: Tensor, place_B: Tensor, length: int) -> Tensor:
+    """[B, length]: an interval with `place`, 0 … 1, of what is left of the length before it."""
+    side_B1 = side_B.round().clamp(max=length)[:, None].double()
+    first_B1 = (place_B[:, None] * (length - side_B1)).floor()
+    pixel = torch.arange(length, device=side_B.device)
+    return (pixel >= first_B1) & (pixel < first_B1 + side_B1)

@@ -1,0 +1,60 @@
+"""Convolution with each image's own kernel and reflect padding, through the Fourier transform."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flashray.degradations.base import Operator
+from flashray.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class KernelBlur(Operator):
+    """y = crop(k ⋆ pad(x)), the same kernel in every channel; Aᵀ y = fold(k * embed(y)), fold being padᵀ, is exact.
+
+    Attributes:
+        spectrum_BNF: kernels in the Fourier domain at the padded size.
+        radius: half a kernel's side, and so the padding.
+    """
+
+    spectrum_BNF: Tensor
+    radius: int
+
+    @classmethod
+    def of(cls, kernel_BKK: Tensor, size: tuple[int, int]) -> KernelBlur:
+        """The blur of images of size (H, W) with kernels of odd side K ≤ 2 min(H, W) - 1; ConfigError if larger."""
+        radius = kernel_BKK.shape[1] // 2
+        if radius >= min(size):
+            raise ConfigError(
+                f"a kernel of {kernel_BKK.shape[1]} pixels does not fit an image of {size[1]} x {size[0]}: reflect "
+                "padding has no more than the image; give a smaller kernel"
+            )
+        padded = (size[0] + 2 * radius, size[1] + 2 * radius)
+        return cls(torch.fft.rfft2(kernel_BKK, s=padded), radius)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        height, width = x_BCHW.shape[2:]
+        for dim in (2, 3):
+            x_BCHW = x_BCHW.index_select(dim, reflection(x_BCHW.shape[dim], self.radius, x_BCHW.device))
+        # the conjugate makes it a correlation, whose first H x W values never wrap around
+        blurred = torch.fft.rfft2(x_BCHW) * self.spectrum_BNF[:, None].conj()
+        return torch.fft.irfft2(blurred, s=x_BCHW.shape[2:])[..., :height, :width]
+
+    def adjoint(self, y_BCHW: Tensor) -> Tensor:
+        size = y_BCHW.shape[2:]
+        padded = tuple(side + 2 * self.radius for side in size)
+        x = torch.fft.irfft2(torch.fft.rfft2(y_BCHW, s=padded) * self.spectrum_BNF[:, None], s=padded)
+        for dim in (2, 3):
+            shape = list(x.shape)
+            shape[dim] = size[dim - 2]
+            x = x.new_zeros(shape).index_add(dim, reflection(size[dim - 2], self.radius, x.device), x)
+        return x
+
+
+def reflection(length: int, radius: int, device: torch.device) -> Tensor:
+    """[length + 2 radius] indices of the pixels that padding repeats; the border pixel itself is not."""
+    source = torch.arange(-radius, length + radius, device=device).abs()
+    return torch.where(source >= length, 2 * (length - 1) - source, source)

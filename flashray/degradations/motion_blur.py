@@ -1,0 +1,112 @@
+"""Motion blur: kernels that a moving camera draws, a line or a wandering path."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from flashray.degradations.base import Degradation, Parameters, between, check_range, check_seeds, draw_seeds
+from flashray.degradations.convolution import KernelBlur
+from flashray.errors import ConfigError
+from flashray.seeding import STREAM_OPERATOR, uniform
+
+POINTS = 128  # of a path
+WAVES = 3  # of a path's turning
+
+
+@dataclass(frozen=True)
+class MotionBlur(Degradation):
+    """Convolution with the path that a point takes during the exposure, reflect padding.
+
+    Parameters of an image: `motion_length`, the path's length in pixels; `motion_angle`, its (first) direction in
+    degrees from the right, downwards; `motion_seed`, 0 for a straight line, else the seed of a smooth random path.
+
+    Attributes:
+        length: the range of the path's length in pixels.
+        path: linear, or random (a path whose direction wanders, an own one per image).
+        kernel_size: odd, and larger than the longest path.
+    """
+
+    length: tuple[float, float] = (2.0, 20.0)
+    path: Literal["linear", "random"] = "linear"
+    kernel_size: int = 31
+
+    name: ClassVar[str] = "motion_blur"
+    linear: ClassVar[bool] = True
+    parameter_names: ClassVar[tuple[str, ...]] = ("motion_length", "motion_angle", "motion_seed")
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.kernel_size, int) or self.kernel_size < 3 or self.kernel_size % 2 == 0:
+            raise ConfigError(f"degradation motion_blur: kernel_size is {self.kernel_size}; give an odd number ≥ 3")
+        check_range("motion_blur: length", self.length, 0, self.kernel_size - 1, "pixels, less than kernel_size")
+        if self.path not in ("linear", "random"):
+            raise ConfigError(f"degradation motion_blur: path is {self.path!r}; give linear or random")
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        if self.kernel_size > min(size):
+            raise ConfigError(
+                f"degradation motion_blur: a kernel of {self.kernel_size} pixels is larger than an image of "
+                f"{size[1]} x {size[0]}; give a smaller kernel_size"
+            )
+
+    def parameters_at(self, severity_B: Tensor, generator: torch.Generator | None = None) -> Parameters:
+        n = len(severity_B)
+        turn_B = torch.zeros(n) if generator is None else torch.rand(n, generator=generator)
+        seed_B = torch.zeros(n)
+        if self.path == "random":
+            seed_B = draw_seeds(generator, n).clamp(min=1)
+        return {
+            "motion_length": between(*self.length, severity_B),
+            "motion_angle": turn_B * (180 if self.path == "linear" else 360),
+            "motion_seed": seed_B,
+        }
+
+    def check_parameters(self, parameters: Parameters) -> None:
+        length_B, angle_B = parameters["motion_length"], parameters["motion_angle"]
+        if not bool(((length_B >= 0) & (length_B <= self.kernel_size - 1)).all()):
+            raise ConfigError(
+                f"motion_blur: motion_length must be from 0 to {self.kernel_size - 1} pixels (less than kernel_size), "
+                f"got {length_B.tolist()}"
+            )
+        if not bool(torch.isfinite(angle_B).all()):
+            raise ConfigError(f"motion_blur: motion_angle must be finite, in degrees, got {angle_B.tolist()}")
+        check_seeds("motion_blur: motion_seed", parameters["motion_seed"])
+
+    def bind(self, parameters: Parameters, size: tuple[int, int]) -> KernelBlur:
+        path = motion_path(*(parameters[name] for name in self.parameter_names))
+        return KernelBlur.of(draw_kernel(path, self.kernel_size), size)
+
+
+def motion_path(length_B: Tensor, angle_B: Tensor, seed_B: Tensor) -> Tensor:
+    """[B, POINTS, 2] points (row, column) of paths, from the middle of the box that holds them, in pixels.
+
+    Along the path the direction is angle + Σ_j a_j sin(2π j t + φ_j): as smooth as a hand's shaking, as long as asked.
+    """
+    dtype, device = length_B.dtype, length_B.device
+    time_P = (torch.arange(POINTS - 1, dtype=dtype, device=device) + 0.5) / (POINTS - 1)
+    u_BN = uniform(seed_B, 2 * WAVES, STREAM_OPERATOR).to(dtype)
+    wave_J = torch.arange(1, WAVES + 1, dtype=dtype, device=device)
+    swing_BJ = (2 * math.pi) * (2 * u_BN[:, :WAVES] - 1) / wave_J * (seed_B[:, None] > 0)
+    phase_BJP = 2 * math.pi * (wave_J[:, None] * time_P + u_BN[:, WAVES:, None])
+    direction_BP = torch.deg2rad(angle_B)[:, None] + (swing_BJ[:, :, None] * phase_BJP.sin()).sum(dim=1)
+    step_BP2 = torch.stack([direction_BP.sin(), direction_BP.cos()], dim=2) * (length_B / (POINTS - 1))[:, None, None]
+    path_BP2 = torch.cat([torch.zeros_like(step_BP2[:, :1]), step_BP2.cumsum(dim=1)], dim=1)
+    return path_BP2 - (path_BP2.amin(dim=1, keepdim=True) + path_BP2.amax(dim=1, keepdim=True)) / 2
+
+
+def draw_kernel(path_BP2: Tensor, side: int) -> Tensor:
+    """[B, side, side] kernels that sum to one: each point's weight is shared by the four pixels around it."""
+    where_BP2 = path_BP2 + side // 2
+    first = where_BP2.floor().clamp(0, side - 2)
+    share = where_BP2 - first
+    kernel = path_BP2.new_zeros(len(path_BP2), side * side)
+    for down in (0, 1):
+        for right in (0, 1):
+            weight = (share[..., 0] if down else 1 - share[..., 0]) * (share[..., 1] if right else 1 - share[..., 1])
+            place = (first[..., 0] + down) * side + first[..., 1] + right
+            kernel = kernel.scatter_add(1, place.long(), weight)
+    return kernel.reshape(-1, side, side) / path_BP2.shape[1]
