@@ -7,7 +7,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,14 @@ from flashray.sampling import sample
 from flashray.training.denoiser import DenoiserTask
 from flashray.training.loop import STATE_FILE, LoopConfig
 
+Interval = tuple[float, float, float]  # mean, and the ends of its 95 % interval
+
 SAMPLES = 64
 SAMPLE_STEPS = 100
 
 
 @torch.no_grad()
-def autoencoder_figures(prior: LatentPrior, x_NCHW: Tensor) -> dict[str, tuple[float, float, float]]:
+def autoencoder_figures(prior: LatentPrior, x_NCHW: Tensor) -> dict[str, Interval]:
     """PSNR, SSIM and LPIPS (VGG, where its weights are found) of D(E(x)): mean and its 95 % interval."""
     try:
         lpips = load_lpips("vgg").to(prior.device)
@@ -109,7 +111,7 @@ def _latents_in_words(prior: LatentPrior, photos: str, latent_shape: tuple[int, 
     ]
 
 
-def _table(quality: Mapping[str, tuple[float, float, float]]) -> list[str]:
+def _table(quality: Mapping[str, Interval]) -> list[str]:
     """The autoencoder's figures and their intervals, as Markdown."""
     if not quality:
         return []
@@ -146,6 +148,40 @@ def write_severity_card(
         "| figure | value |",
         "|---|---|",
         *(f"| {text} | {figures[name]:.4f} |" for name, text in rows.items()),
+        "",
+        *training_lines(trained),
+    ]
+    (folder / "README.md").write_text("\n".join(lines) + "\n")
+
+
+def write_swinir_card(
+    folder: Path, figures: Sequence[Mapping[str, Interval]], val_photos: int, trained: Mapping[str, Any]
+) -> None:
+    """README.md and card.json of a SwinIR; `figures` has a row a severity level, evenly spaced from 0 to 1."""
+    config = json.loads((folder / "config.json").read_text())
+    levels = [n / (len(figures) - 1) for n in range(len(figures))]
+    rows = [{"level": level, **row} for level, row in zip(levels, figures, strict=True)]
+    columns = ("y_psnr", "psnr", "y_ssim", "ssim")
+    card = {"validation_photos": val_photos, "figures": rows, "trained": dict(trained), "machine": machine()}
+    (folder / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+    lines = [
+        f"# SwinIR: {config['degradation']}",
+        "",
+        f"Trained for {config['degradation']} {json.dumps(config['degradation_settings'])} with noise of std",
+        f"{config['noise_std']} on the [0, 1] scale. {config['channels']} channels, Swin layers {config['depths']},",
+        f"{config['heads']} heads, windows of {config['window']}, blocks of {config['pixel_block']}² pixels.",
+        "Weights are half precision.",
+        "",
+        f"## On {val_photos} validation photos at each severity",
+        "",
+        "Mean and 95 % interval; the severity is 0 at the mildest end of the family's range, 1 at the hardest.",
+        "",
+        "| severity | PSNR of y | PSNR | SSIM of y | SSIM |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {level:.2f} | " + " | ".join("{:.4g} ({:.4g} … {:.4g})".format(*row[name]) for name in columns) + " |"
+            for level, row in zip(levels, figures, strict=True)
+        ),
         "",
         *training_lines(trained),
     ]

@@ -1,0 +1,52 @@
+"""Models of this project's own, saved as diffusers saves its models: config.json and safetensors in a folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
+
+from flashray.errors import ConfigError
+from flashray.prior import bundled, hash_weights
+
+log = logging.getLogger(__name__)
+
+M = TypeVar("M")
+
+
+def load_saved(cls: type[M], source: str, room: str, device: str | torch.device, job: str) -> M:
+    """Load a model for inference: frozen, in single precision, with its `sha256`.
+
+    Args:
+        source: `bundled:<name>` or a folder written by `save_pretrained`.
+        room: where the bundled ones are kept; also what the kind of model is called in errors.
+        job: what trains one.
+
+    Raises:
+        ConfigError: if there is none, with the bundled ones listed; if the folder holds something else or no weights.
+    """
+    model: Any = cls
+    kind = room.replace("_", " ")
+    folder = bundled(room, source.removeprefix("bundled:")) if source.startswith("bundled:") else Path(source)
+    if not (folder / "config.json").is_file():
+        known = ", ".join(sorted(f"bundled:{path.parent.name}" for path in bundled(room).glob("*/config.json")))
+        raise ConfigError(f"{kind} {source}: not found; bundled are {known or 'none'}, or name a saved folder")
+    found = json.loads((folder / "config.json").read_text()).get("_class_name")
+    if found != cls.__name__:
+        raise ConfigError(f"{kind} {source}: the folder holds a {found}; train one with {job}")
+    if not (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
+        raise ConfigError(f"{kind} {folder}: {SAFETENSORS_WEIGHTS_NAME} is missing; save_pretrained writes it")
+    model = model.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True, low_cpu_mem_usage=False)
+    model.sha256 = hash_weights(folder)
+    loaded: M = model.to(device).eval().requires_grad_(False)
+    return loaded
+
+
+def warn_of_another_family(what: str, trained_on: str, degradation: str) -> None:
+    """Log a warning that names both where a model was trained on another degradation than it is asked about."""
+    if trained_on != degradation:
+        log.warning("%s was trained on %s, and the degradation is %s", what, trained_on, degradation)
