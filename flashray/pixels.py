@@ -34,7 +34,7 @@ class SpaceToDepth(nn.Module, ConfigMixin):
 
     def save_pretrained(self, folder: str | Path, **_: Any) -> None:
         """Write the config, which is all there is."""
-        self.save_config(folder)
+        ConfigMixin.save_config(self, folder)
 
     def encode(self, x_BCHW: Tensor) -> SimpleNamespace:
         """`latent`: [B, 3 · factor², H / factor, W / factor]."""
