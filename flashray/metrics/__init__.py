@@ -1,14 +1,30 @@
-"""How good an image is: PSNR, SSIM and LPIPS per image, and intervals for their means."""
+"""How good images are: PSNR, SSIM and LPIPS of each, distances between sets of them, and intervals for means."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from flashray.metrics.bootstrap import mean_interval
+from flashray.metrics.bootstrap import mean_interval, paired_interval
+from flashray.metrics.features import Features, load_features
+from flashray.metrics.frechet import frechet_distance
+from flashray.metrics.kernel import kernel_distance
 from flashray.metrics.lpips import LPIPS, MetricUnavailable, load_lpips
 from flashray.metrics.pixel import psnr, ssim
 
-__all__ = ["LPIPS", "MetricUnavailable", "load_lpips", "mean_interval", "psnr", "score", "ssim"]
+__all__ = [
+    "LPIPS",
+    "Features",
+    "MetricUnavailable",
+    "frechet_distance",
+    "kernel_distance",
+    "load_features",
+    "load_lpips",
+    "mean_interval",
+    "paired_interval",
+    "psnr",
+    "score",
+    "ssim",
+]
 
 
 def score(x_BCHW: Tensor, ref_BCHW: Tensor, lpips: LPIPS | None = None) -> dict[str, Tensor]:

@@ -34,3 +34,26 @@ def mean_interval(
     # Order statistics rather than interpolation, so that an infinite PSNR gives an infinite bound and not NaN.
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2], method="inverted_cdf")
     return float(sample.mean()), float(low), float(high)
+
+
+def paired_interval(
+    values: Iterable[float | None],
+    others: Iterable[float | None],
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """Mean of value - other over the same images, and its interval: (mean, low, high).
+
+    What differs from image to image and not between the two methods cancels, so that this tells them apart where the
+    intervals of their own means overlap. An image that misses either value is left out; equal values, infinite ones
+    included, differ by 0. ValueError when the two are not of one length, and as `mean_interval`.
+    """
+
+    def difference(value: float | None, other: float | None) -> float | None:
+        if value is None or other is None:
+            return None
+        return 0.0 if value == other else value - other
+
+    differences = [difference(value, other) for value, other in zip(values, others, strict=True)]
+    return mean_interval(differences, confidence, resamples, seed)
