@@ -15,11 +15,17 @@ from flashray.solvers.base import Problem, Step, norm, reverse_step
 
 @dataclass(frozen=True)
 class PSLD:
-    """z_prev = reverse_step(z) - ∇_z (dc_step · ‖y - A x̂0‖₂ + ae_weight · ‖ẑ0 - E(Aᵀy + x̂0 - AᵀA x̂0)‖₂), x̂0 = D(ẑ0).
+    """z_prev = reverse_step(z) - ∇_z (dc_step · ‖r‖₂ + ae_weight · ‖ẑ0 - E(x̂0 + Aᵀ r)‖₂), r = y - A x̂0, x̂0 = D(ẑ0).
 
-    The second term glues the measured part of y to the rest of x̂0 (Rout et al. 2023, as Flash-Diffusion's
-    appendix uses it); images are in [-1, 1] and norms are per image. The authors' own code differs: it adds noise to
-    the predicted measurement and takes one norm over the batch.
+    The second term glues the measured part of y to the rest of x̂0: x̂0 + Aᵀ r = Aᵀ y + x̂0 - AᵀA x̂0 (Rout et al. 2023,
+    as Flash-Diffusion's appendix uses it); images are in [-1, 1] and norms are per image. AᵀA is meant to be a
+    projection; where it is not, as for a blur, x̂0 + Aᵀ r is one gradient step towards y and no replacement.
+
+    The authors' own code differs: it adds fresh noise to the predicted measurement at every step, takes one norm over
+    the whole batch, and runs DDIM with Stable Diffusion.
+
+    Attributes:
+        dc_step, ae_weight: ≥ 0, in latents a unit of either norm; the authors' ω and γ.
     """
 
     dc_step: float = 2.0
@@ -34,10 +40,10 @@ class PSLD:
             raise ConfigError(f"solver psld: dc_step {self.dc_step} and ae_weight {self.ae_weight} must be ≥ 0")
 
     def __call__(self, step: Step, problem: Problem) -> Tensor:
-        forward, adjoint = problem.operator.forward, problem.operator.adjoint
         x0 = problem.decode(step.z0_BCHW)
-        data_B = norm(problem.y_BCHW - problem.operator.measure(x0))
-        glued = adjoint(problem.y_BCHW) + x0 - adjoint(forward(x0))
-        objective_B = self.dc_step * data_B + self.ae_weight * norm(step.z0_BCHW - problem.encode(glued))
+        residual = problem.y_BCHW - problem.operator.measure(x0)
+        glued = x0 + problem.operator.adjoint(residual)
+        glue_B = norm(step.z0_BCHW - problem.encode(glued))
+        objective_B = self.dc_step * norm(residual) + self.ae_weight * glue_B
         (gradient,) = torch.autograd.grad(objective_B.sum(), step.z_BCHW)
         return reverse_step(step, step.noise(STREAM_SOLVER)) - gradient

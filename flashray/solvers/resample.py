@@ -25,13 +25,27 @@ class ReSample:
     s = resample_step (1-ᾱ_prev)/ᾱ (1-ᾱ/ᾱ_prev):
     z_prev ~ N((s √ᾱ z* + (1-ᾱ) z') / (s + 1-ᾱ), s (1-ᾱ) / (s + 1-ᾱ)).
 
-    Song et al. 2024, as Flash-Diffusion's appendix uses it. The reference implementation of that
-    loses the proximal term to aliasing; `proximal=0` gives its numbers. The ReSample authors' own code differs: it
-    travels back in time, uses other optimisers, and adds a DPS gradient to each step.
+    Song et al. 2024, as Flash-Diffusion's appendix uses it: there on a DDIM schedule of 500 steps with η = 1, with the
+    settings below and a `resample_step` of 200 … 2000 a task. Where the last step leads to the data (ᾱ_prev = 1) s is 0
+    and nothing is corrected.
+
+    Flash-Diffusion's public code differs in three places. It loses the proximal term to aliasing: `proximal=0` gives
+    its numbers. On a respaced schedule it takes ᾱ_prev in s from the timestep before and not from the step before: with
+    500 steps its s is about that of half our `resample_step`. Its DDIM chain ends at ᾱ_0 and not at the data, with a
+    last weak correction. (Without respacing it also corrects an image's first step, due or not.)
+
+    The ReSample authors' own code differs more: AdamW on the mean squared error with up to 2000 steps in pixels and 500
+    in latents, stopped at a fixed residual whatever the noise; five more reverse steps before each correction, from
+    which z' is taken; a DPS gradient at each step; stages at thirds of the chain; another s; and a last correction of
+    the finished latent.
 
     Attributes:
-        every: steps between corrections, counted on the (respaced) schedule.
-        iterations: at most so many of Adam's.
+        resample_step: the factor of s: the greater it is, the more z* weighs against z'.
+        every: steps between corrections, counted on the (respaced) schedule from its end: steps 0, every, 2 every, ….
+        iterations: at most so many of Adam's, at `learning_rate`.
+        proximal: weight of staying near ẑ0; Bayes' rule for Gaussian errors gives the variance of the measurement's
+            noise over that of ẑ0's error.
+        none_above, pixel_above: timesteps, 0 … 999, whatever the respacing.
     """
 
     resample_step: float = 400.0
@@ -54,7 +68,7 @@ class ReSample:
 
     def __call__(self, step: Step, problem: Problem) -> Tensor:
         z_next = reverse_step(step, step.noise(STREAM_SOLVER))
-        due_B = (step.index_B % self.every == 0) & (step.timestep_B <= self.none_above)
+        due_B = (step.index_B % self.every == 0) & (step.timestep_B <= self.none_above) & (step.alpha_prev_B < 1)
         if not due_B.any():
             return z_next
         in_pixels_B = due_B & (step.timestep_B > self.pixel_above)
