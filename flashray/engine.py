@@ -27,7 +27,7 @@ class Job:
     Attributes:
         key: the image's name in its archive.
         seed: `image_seed(run seed, key)`; all of the image's noise follows from it.
-        y: [3, H, W] measurement in [-1, 1].
+        y: [3, h, w] measurement in [-1, 1].
         parameters: the degradation's parameters of this image.
         noise_std: on the [0, 1] scale.
         z_start: [C, h, w] start latent.
@@ -192,7 +192,7 @@ def make_problem(prior: LatentPrior, degradation: Degradation, jobs: list[Job]) 
     parameters = {name: torch.stack([job.parameters[name] for job in jobs]).to(device) for name in jobs[0].parameters}
     problem = Problem(
         y_BCHW=y,
-        operator=degradation.bind(parameters, (y.shape[2], y.shape[3])),
+        operator=degradation.bind(parameters, degradation.image_size((y.shape[2], y.shape[3]))),
         noise_std_B=torch.tensor([job.noise_std for job in jobs], device=device),
         encode=prior.encode,
         decode=prior.decode,

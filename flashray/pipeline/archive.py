@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import math
+import os
 from pathlib import PurePosixPath
 
 import pyarrow as pa
@@ -20,7 +21,6 @@ from flashray.config import ReconstructConfig
 from flashray.degradations import Degradation, make_degradation
 from flashray.errors import ConfigError
 from flashray.images import IMAGE_SUFFIXES, is_image_name
-from flashray.pipeline.measurement import fixed_parameters
 
 LISTING = pa.schema(
     [
@@ -28,7 +28,7 @@ LISTING = pa.schema(
         ("key", pa.string()),
         ("uri", pa.string()),
         ("size", pa.int64()),
-        ("given", pa.string()),  # the manifest's parameters as JSON, null without
+        ("given", pa.string()),  # the manifest's parameters, or the place of its mask, as JSON; null without
         ("noise_std", pa.float64()),  # the manifest's, null without
     ]
 )
@@ -106,30 +106,41 @@ def _manifest_columns(config: ReconstructConfig, keys: pa.ChunkedArray) -> tuple
     """(parameters as JSON, noise_std) of each key, null where the manifest says nothing."""
     degradation = make_degradation(config.degradation.name, config.degradation.settings)
     observed = config.measurement == "observed"
-    needed = degradation.parameter_names if observed and fixed_parameters(degradation) is None else ()
+    needed = degradation.parameter_names if observed and degradation.fixed_parameters() is None else ()
+    or_mask = " (or mask, the place of an image that is white where pixels are known)" if degradation.takes_mask else ""
     low, high = config.degradation.noise_range
     if observed and low < high:
         needed = (*needed, "noise_std")
     if config.manifest is None:
         if needed:
             raise ConfigError(
-                f"the degradation leaves {', '.join(needed)} open, and observed measurements need each image's own: "
-                "name a --manifest (CSV or Parquet) with a column key and these, or fix them in the recipe"
+                f"the degradation leaves {', '.join(needed)}{or_mask} open, and observed measurements need each "
+                "image's own: name a --manifest (CSV or Parquet) with a column key and these, or fix them in the recipe"
             )
         return pa.nulls(len(keys), pa.string()), pa.nulls(len(keys), pa.float64())
     manifest = _read_manifest(config.manifest)
-    missing = sorted({"key", *needed} - set(manifest.column_names))
+    masked = degradation.takes_mask and "mask" in manifest.column_names
+    if masked:
+        needed = tuple(name for name in needed if name not in degradation.parameter_names)
+    missing = [name for name in ("key", *needed) if name not in manifest.column_names]
     if missing:
         raise ConfigError(
-            f"manifest {config.manifest} has no column {', '.join(missing)}; it has {manifest.column_names}"
+            f"manifest {config.manifest} has no column {', '.join(missing)}{or_mask if needed else ''}; "
+            f"it has {manifest.column_names}"
         )
     if pc.count_distinct(manifest["key"]).as_py() < len(manifest):
         raise ConfigError(f"manifest {config.manifest} names a key more than once")
     _check_values(config.manifest, manifest, degradation)
     place = pc.index_in(keys, manifest["key"])
-    names = [name for name in degradation.parameter_names if name in manifest.column_names]
-    rows = zip(*(manifest[name].take(place).to_pylist() for name in names), strict=True)
-    given = [None if any(v is None for v in row) else json.dumps(dict(zip(names, row, strict=True))) for row in rows]
+    given: list[str | None]
+    if masked:
+        masks = manifest["mask"].cast(pa.string()).take(place).to_pylist()
+        given = [json.dumps({"mask": _beside(config.manifest, mask) if mask else None}) for mask in masks]
+        names = ["mask"]
+    else:
+        names = [name for name in degradation.parameter_names if name in manifest.column_names]
+        rows = zip(*(manifest[name].take(place).to_pylist() for name in names), strict=True)
+        given = [None if None in row else json.dumps(dict(zip(names, row, strict=True))) for row in rows]
     noise = manifest["noise_std"].take(place) if "noise_std" in manifest.column_names else pa.nulls(len(keys))
     return pa.array(given if names else [None] * len(keys), pa.string()), noise.cast(pa.float64())
 
@@ -150,6 +161,11 @@ def _read_manifest(uri: str) -> pa.Table:
     return table
 
 
+def _beside(manifest: str, place: str) -> str:
+    """A place that a manifest names: absolute, or relative to the manifest's folder."""
+    return storage.normalise(place if storage.is_absolute(place) else storage.join(os.path.dirname(manifest), place))
+
+
 def _check_values(uri: str, manifest: pa.Table, degradation: Degradation) -> None:
     for name in (*degradation.parameter_names, "noise_std"):
         if name not in manifest.column_names:
@@ -158,11 +174,13 @@ def _check_values(uri: str, manifest: pa.Table, degradation: Degradation) -> Non
             values = [v for v in manifest[name].cast(pa.float64()).to_pylist() if v is not None]
         except pa.ArrowInvalid as error:
             raise ConfigError(f"manifest {uri}: column {name} is not a column of numbers: {error}") from error
-        if name == "noise_std":
-            if not all(0 <= value < math.inf for value in values):
-                raise ConfigError(f"manifest {uri}: noise_std must be ≥ 0 and finite")
-        elif values and len(degradation.parameter_names) == 1:
-            try:
-                degradation.check_parameters({name: torch.tensor(values)})
-            except ConfigError as error:
-                raise ConfigError(f"manifest {uri}: {error}") from error
+        if name == "noise_std" and not all(0 <= value < math.inf for value in values):
+            raise ConfigError(f"manifest {uri}: noise_std must be ≥ 0 and finite")
+    names = degradation.parameter_names
+    if names and set(names) <= set(manifest.column_names):
+        rows = zip(*(manifest[name].cast(pa.float64()).to_pylist() for name in names), strict=True)
+        whole = [row for row in rows if None not in row]
+        try:
+            degradation.check_parameters(dict(zip(names, torch.tensor(whole).reshape(-1, len(names)).T, strict=True)))
+        except ConfigError as error:
+            raise ConfigError(f"manifest {uri}: {error}") from error

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flashray.config import ReconstructConfig
-from flashray.pipeline.measurement import Measured, Measurer, Photo
+from flashray.pipeline.measurement import Frame, Measured, Measurer, Photo, unpack_mask, unpack_pixels
 from flashray.pipeline.work import Work
 from flashray.prior import LatentPrior, load_prior
 from flashray.schedule import NoiseSchedule
@@ -28,6 +28,7 @@ class Bench:
         torch.set_num_threads(work.threads)
         self.work, self.device = work, torch.device(work.device)
         self.measurer = Measurer(work.config)
+        self.frame = Frame.of(work.config, work.size)
         self.start = start_of(work.config)
         self._prior, self._encoder = prior, encoder
 
@@ -49,17 +50,22 @@ class Bench:
         """The respaced chain of the recipe."""
         return self.prior.schedule.respaced(self.work.config.solver.steps)
 
+    def photo(self, key: str, pixels: bytes, given: str | None, noise_std: float | None, mask: bytes | None) -> Photo:
+        """A loaded image that can be measured; ImageError where its parameters or its noise are not known."""
+        side = self.frame.side
+        return self.measurer.photo(key, unpack_pixels(pixels, side), given, noise_std, unpack_mask(mask, side))
+
     def measure(self, photos: Sequence[Photo]) -> Measured:
         """Their measurements on this bench's device."""
         return self.measurer.measure(photos, self.device)
 
     @torch.no_grad()
-    def estimate(self, y_BCHW: Tensor) -> tuple[Tensor | None, Tensor]:
-        """(ẑ_BCHW, σ̂_B on the CPU); (None, NaN) when no encoder looks."""
+    def estimate(self, shown_BCHW: Tensor) -> tuple[Tensor | None, Tensor]:
+        """(ẑ_BCHW, σ̂_B on the CPU) of measurements at the image's size; (None, NaN) when no encoder looks."""
         if self.encoder is None:
-            return None, torch.full((len(y_BCHW),), torch.nan)
+            return None, torch.full((len(shown_BCHW),), torch.nan)
         with self.prior.autocast():
-            z_hat, sigma_hat = self.encoder(y_BCHW)
+            z_hat, sigma_hat = self.encoder(shown_BCHW)
         return z_hat.float(), sigma_hat.double().cpu()
 
     def no_estimate(self, count: int) -> Tensor:

@@ -10,30 +10,32 @@ import torch
 
 from flashray.errors import ImageError
 from flashray.pipeline.board import watched
-from flashray.pipeline.measurement import Loaded, load_images
+from flashray.pipeline.measurement import Frame, Loaded, load_images, mask_uri_of
 from flashray.pipeline.work import Work
 
 
 def load(table: pa.Table, work: Work, board: Any) -> pa.Table:
-    """Add to one row (a unit, or a chunk of the plan pass) the lists pixels, width, height and error of its images.
+    """Add to one row (a unit, or a chunk of the plan pass) the lists pixels, mask, width, height, error of its images.
 
-    The row has the lists key and uri; with a list reference_uri it also gets `reference`, pixels again, null where a
-    reference cannot be read.
+    The row has the lists key and uri, and what is given of each image in `given` or `parameters`; with a list
+    reference_uri it also gets `reference`, pixels again, null where a reference cannot be read.
     """
     torch.set_num_threads(1)  # several of these tasks share the machine with an actor
-    names = [name for name in ("unit_id", "uri", "reference_uri") if name in table.column_names]
+    wanted = ("unit_id", "uri", "reference_uri", "given", "parameters")
+    names = [name for name in wanted if name in table.column_names]
     (row,) = table.select(names).to_pylist()
-    size, fit = work.size, work.config.fit
+    masks = [mask_uri_of(given) for given in row.get("given", row.get("parameters"))]
     references: Sequence[Loaded] = []
     try:
         with watched(board, f"reading the images of {row['unit_id']}"):
-            loaded = load_images(row["uri"], size, fit)
+            loaded = load_images(row["uri"], Frame.of(work.config, work.size), masks)
             if "reference_uri" in row:
-                references = load_images(row["reference_uri"], size, fit)
+                references = load_images(row["reference_uri"], Frame(work.size, work.config.fit))
     except ImageError as error:
         loaded = [Loaded(error=str(error))] * len(row["uri"])
         references = [Loaded()] * len(row["uri"]) if "reference_uri" in row else []
-    for name, kind in (("pixels", pa.binary()), ("width", pa.int32()), ("height", pa.int32()), ("error", pa.string())):
+    columns = {"pixels": pa.binary(), "mask": pa.binary(), "width": pa.int32(), "height": pa.int32()}
+    for name, kind in (columns | {"error": pa.string()}).items():
         table = table.append_column(name, pa.array([[getattr(one, name) for one in loaded]], pa.list_(kind)))
     if references:
         table = table.append_column("reference", pa.array([[one.pixels for one in references]], pa.list_(pa.binary())))

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from flashray import storage
 from flashray.config import ReconstructConfig
-from flashray.degradations import Degradation, Parameters, make_degradation
-from flashray.degradations.simulate import draw_parameters, simulate
+from flashray.degradations import Parameters, make_degradation
+from flashray.degradations.noise import add_noise
+from flashray.degradations.simulate import draw_parameters, observe
 from flashray.errors import ConfigError, ImageError
 from flashray.images import Fit, decode_image, fit_image
 from flashray.seeding import generator_of, image_seed
@@ -28,22 +29,61 @@ class Loaded:
     """An image of the archive as it travels: 16-bit pixels [3, size, size] as bytes, or None with an `error`.
 
     Sixteen bits hold 8-bit images exactly and resized ones without a visible rounding. `width` and `height` are the
-    file's own, upright.
+    file's own, upright. `mask` holds a byte a pixel, 1 where it is known.
     """
 
     pixels: bytes | None = None
+    mask: bytes | None = None
     width: int | None = None
     height: int | None = None
     error: str | None = None
 
 
-def load_image(uri: str, size: int, fit: Fit) -> Loaded:
-    """Read, decode and fit one image; whatever is wrong with it becomes `error`."""
+@dataclass(frozen=True)
+class Frame:
+    """What the archive's images are brought to: squares of `side` pixels.
+
+    `resizable` is false for measurements of another size than the image's, whose pixels mean what they mean.
+    """
+
+    side: int
+    fit: Fit
+    resizable: bool = True
+
+    @classmethod
+    def of(cls, config: ReconstructConfig, size: int) -> Frame:
+        """Of a run's archive; `size` is the side of the prior's images. Clean images and references are of that."""
+        if config.measurement == "observed":
+            degradation = make_degradation(config.degradation.name, config.degradation.settings)
+            side, _ = degradation.measurement_size((size, size))
+            return cls(side, config.fit, resizable=side == size)
+        return cls(size, config.fit)
+
+    def take(self, image_CHW: Tensor) -> Tensor:
+        """The image as a square; ImageError where it does not fit."""
+        height, width = image_CHW.shape[1:]
+        if not self.resizable and self.fit == "resize" and (height, width) != (self.side, self.side):
+            raise ImageError(
+                f"the measurement has {width} x {height} pixels, not {self.side} x {self.side}, and cannot be resized; "
+                "cut it to that size, or let fit: crop take its centre"
+            )
+        return fit_image(image_CHW, self.side, self.fit)
+
+    def take_mask(self, mask_CHW: Tensor) -> Tensor:
+        """[H, W] known pixels of an image's square: those that no missing pixel of the file has a hundredth part in."""
+        half = torch.where(mask_CHW.mean(dim=0, keepdim=True) > 0, 0.5, -0.5)  # so that no overshoot is clamped
+        return (self.take(half)[0] - 0.5).abs() < 0.01
+
+
+def load_image(uri: str, frame: Frame, mask_uri: str | None = None) -> Loaded:
+    """Read, decode and fit one image, and its mask; whatever is wrong with them becomes `error`."""
     loaded = Loaded()
     try:
         image = decode_image(storage.read_bytes(uri))
         loaded = Loaded(width=image.shape[2], height=image.shape[1])
-        return dataclasses.replace(loaded, pixels=pack_pixels(fit_image(image, size, fit)))
+        if mask_uri is not None:
+            loaded = dataclasses.replace(loaded, mask=load_mask(mask_uri, frame, image))
+        return dataclasses.replace(loaded, pixels=pack_pixels(frame.take(image)))
     except ImageError as error:
         return dataclasses.replace(loaded, error=str(error))
     except FileNotFoundError:
@@ -52,10 +92,28 @@ def load_image(uri: str, size: int, fit: Fit) -> Loaded:
         return dataclasses.replace(loaded, error=f"it cannot be read: {type(error).__name__}: {error}")
 
 
-def load_images(uris: Sequence[str], size: int, fit: Fit) -> list[Loaded]:
+def load_mask(uri: str, frame: Frame, image_CHW: Tensor) -> bytes:
+    """The mask of an image (white is known), fitted as the image is; ImageError where it is not of the image's size."""
+    try:
+        mask = decode_image(storage.read_bytes(uri))
+    except (OSError, ImageError) as error:
+        raise ImageError(f"its mask {uri} cannot be read: {error}") from error
+    if mask.shape != image_CHW.shape:
+        (height, width), (rows, columns) = image_CHW.shape[1:], mask.shape[1:]
+        raise ImageError(f"its mask {uri} has {columns} x {rows} pixels, and the image {width} x {height}")
+    return frame.take_mask(mask).numpy().astype(np.uint8).tobytes()
+
+
+def load_images(uris: Sequence[str], frame: Frame, mask_uris: Sequence[str | None] | None = None) -> list[Loaded]:
     """`load_image` of each, several at once."""
+    masks = [None] * len(uris) if mask_uris is None else mask_uris
     with ThreadPoolExecutor(READERS) as readers:
-        return list(readers.map(lambda uri: load_image(uri, size, fit), uris))
+        return list(readers.map(lambda uri, mask: load_image(uri, frame, mask), uris, masks))
+
+
+def mask_uri_of(given: str | None) -> str | None:
+    """The place of an image's mask, of what a manifest or plan gives."""
+    return json.loads(given or "{}").get("mask")
 
 
 def pack_pixels(x_CHW: Tensor) -> bytes:
@@ -68,27 +126,40 @@ def unpack_pixels(pixels: bytes, size: int) -> Tensor:
     return torch.from_numpy(np.frombuffer(pixels, np.uint16).astype(np.float32)).reshape(3, size, size) / 32767.5 - 1
 
 
-def fixed_parameters(degradation: Degradation) -> Parameters | None:
-    """The one set of parameters ([1, …] each) that the settings allow, or None where they leave a range."""
-    mildest, hardest = (degradation.parameters_at(torch.full((1,), severity)) for severity in (0.0, 1.0))
-    return mildest if all(torch.equal(mildest[name], hardest[name]) for name in mildest) else None
+def unpack_mask(mask: bytes | None, size: int) -> Tensor | None:
+    """The [1, size, size] float32 mask of `Loaded.mask`."""
+    if mask is None:
+        return None
+    return torch.from_numpy(np.frombuffer(mask, np.uint8).astype(np.float32)).reshape(1, size, size)
 
 
 @dataclass(frozen=True)
 class Photo:
-    """One image about to be measured: its pixels [3, H, W], the parameters that a manifest or plan gives, its noise."""
+    """One image about to be measured.
+
+    Attributes:
+        x: its pixels [3, H, W] in [-1, 1].
+        given: the parameters that a manifest or plan gives, as JSON.
+        noise_std: on the [0, 1] scale.
+        mask: [1, H, W], 1 where a pixel is known, where a mask is given.
+    """
 
     key: str
     x: Tensor
     given: str | None
     noise_std: float
+    mask: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Measurements of B images: y [B, 3, H, W] in [-1, 1], parameters, noise_std [B] on [0, 1], seeds [B]."""
+    """Measurements of B images: y [B, 3, h, w] in [-1, 1], parameters, noise_std [B] on [0, 1], seeds [B].
+
+    `shown` is y at the image's size, as severity encoders and people look at it.
+    """
 
     y_BCHW: Tensor
+    shown_BCHW: Tensor
     parameters: Parameters
     noise_std_B: Tensor
     seed_B: Tensor
@@ -105,11 +176,16 @@ class Measurer:
         self.simulated = config.measurement == "simulated"
         self.noise_range = config.degradation.noise_range
         self.seed = config.seed
-        self.fixed = fixed_parameters(self.degradation)
+        self.fixed = self.degradation.fixed_parameters()
 
-    def parameters(self, key: str, given: str | None) -> Parameters:
+    def parameters(self, key: str, given: str | None, mask: Tensor | None = None) -> Parameters:
         """The degradation's parameters of one image, [1, …] each; ImageError where nothing tells them."""
-        values = {name: torch.tensor([float(value)]) for name, value in json.loads(given or "{}").items()}
+        told = json.loads(given or "{}")
+        if "mask" in told:
+            if mask is None:
+                raise ImageError("the manifest does not give its mask")
+            return {"mask": mask[None]}
+        values = {name: torch.tensor([float(value)]) for name, value in told.items()}
         if self.simulated:
             parameters = {**draw_parameters(self.degradation, image_seed(self.seed, key)), **values}
         elif self.fixed is not None or set(values) >= set(self.degradation.parameter_names):
@@ -134,24 +210,30 @@ class Measurer:
         draw = torch.rand((), generator=generator_of(image_seed(self.seed, key), "noise_std")).item()
         return low + (high - low) * draw
 
-    def scalars(self, parameters: Parameters) -> list[str]:
-        """Each image's scalar parameters as JSON, from which `parameters` makes the same again."""
-        names = self.degradation.parameter_names
-        count = len(parameters[names[0]]) if names else 0
-        return [json.dumps({name: parameters[name][i].item() for name in names}) for i in range(count)]
+    def kept(self, photo: Photo) -> str:
+        """One image's parameters as JSON, from which `photo` makes the same again; of a mask, its place."""
+        if photo.mask is not None:
+            return json.dumps({"mask": mask_uri_of(photo.given)})
+        return json.dumps({name: value.item() for name, value in self.parameters(photo.key, photo.given).items()})
 
-    def photo(self, key: str, x_CHW: Tensor, given: str | None, noise_std: float | None) -> Photo:
+    def photo(
+        self, key: str, x_CHW: Tensor, given: str | None, noise_std: float | None, mask: Tensor | None = None
+    ) -> Photo:
         """An image that can be measured; ImageError where its parameters or its noise are not known."""
-        self.parameters(key, given)
-        return Photo(key, x_CHW, given, self.noise_std(key, noise_std))
+        self.parameters(key, given, mask)
+        return Photo(key, x_CHW, given, self.noise_std(key, noise_std), mask)
 
     def measure(self, photos: Sequence[Photo], device: torch.device | str = "cpu") -> Measured:
         """The measurements of a batch."""
-        drawn = [self.parameters(photo.key, photo.given) for photo in photos]
+        drawn = [self.parameters(photo.key, photo.given, photo.mask) for photo in photos]
         parameters = {name: torch.cat([one[name] for one in drawn]).to(device) for name in drawn[0]}
         noise_std_B = torch.tensor([photo.noise_std for photo in photos], device=device)
         seed_B = torch.tensor([image_seed(self.seed, photo.key) for photo in photos], device=device)
-        y = torch.stack([photo.x for photo in photos]).to(device)
+        x = torch.stack([photo.x for photo in photos]).to(device)
+        size = (x.shape[2], x.shape[3])
+        operator = self.degradation.bind(parameters, size if self.simulated else self.degradation.image_size(size))
         if self.simulated:
-            y = simulate(y, self.degradation, parameters, noise_std_B, seed_B)
-        return Measured(y, parameters, noise_std_B, seed_B)
+            y = add_noise(operator.measure(x), noise_std_B, seed_B)
+        else:
+            y = observe(x, operator, noise_std_B, seed_B) if self.degradation.takes_mask else x
+        return Measured(y, operator.pseudo_image(y), parameters, noise_std_B, seed_B)

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from flashray.config import ReconstructConfig
+from flashray.degradations import make_degradation
 from flashray.errors import ConfigError
 from flashray.metrics import MetricUnavailable, load_lpips
 from flashray.pipeline import rundir
@@ -58,10 +59,13 @@ def load_models(config: ReconstructConfig) -> Models:
     A severity encoder of another degradation is a warning that names both.
 
     Raises:
-        ConfigError: when one is missing, the chain is longer than the prior's, or the encoder speaks of other latents.
+        ConfigError: when one is missing, the chain is longer than the prior's, the degradation does not fit the prior's
+            images, or the encoder speaks of other latents.
     """
     prior = load_prior(config.prior)
     prior.schedule.respaced(config.solver.steps)
+    degradation = make_degradation(config.degradation.name, config.degradation.settings)
+    degradation.check_size((prior.sample_size, prior.sample_size))
     if config.start.mode == "full":
         return Models(config, prior, None)
     source = config.start.severity_encoder

@@ -21,7 +21,7 @@ from flashray.pipeline.bench import Bench, start_of
 from flashray.pipeline.board import reason, watched
 from flashray.pipeline.cluster import IO_CPUS, Pools, blocks, waves
 from flashray.pipeline.load import load
-from flashray.pipeline.measurement import Photo, unpack_pixels
+from flashray.pipeline.measurement import Photo
 from flashray.pipeline.progress import Progress
 from flashray.pipeline.units import pack, unit_ids
 from flashray.pipeline.work import Work
@@ -46,7 +46,7 @@ PLAN = pa.schema(
         ("fallback", pa.bool_()),
         ("unit_id", pa.string()),
         ("noise_std", pa.float64()),
-        ("parameters", pa.string()),  # JSON of the degradation's scalar parameters
+        ("parameters", pa.string()),  # JSON of the degradation's scalar parameters, or of its mask's place
         ("status", pa.string()),  # ok or error
         ("error", pa.string()),
     ]
@@ -78,9 +78,9 @@ class Severity:
         photos: list[Photo | None] = [None] * count
         for i, row in enumerate(rows):
             if row["error"] is None:
-                x = unpack_pixels(chunk["pixels"][i], self.bench.work.size)
+                given, noise_std = chunk["given"][i], chunk["noise_std"][i]
                 try:
-                    photos[i] = self.bench.measurer.photo(row["key"], x, chunk["given"][i], chunk["noise_std"][i])
+                    photos[i] = self.bench.photo(row["key"], chunk["pixels"][i], given, noise_std, chunk["mask"][i])
                 except ImageError as error:
                     row["error"] = str(error)
         sound = [(row, photo) for row, photo in zip(rows, photos, strict=True) if photo is not None]
@@ -101,9 +101,9 @@ class Severity:
     def _look(self, rows: list[dict[str, Any]], photos: list[Photo]) -> None:
         bench = self.bench
         measured = bench.measure(photos)
-        z_hat, sigma_hat = bench.estimate(measured.y_BCHW)
-        for row, photo, parameters in zip(rows, photos, bench.measurer.scalars(measured.parameters), strict=True):
-            row["noise_std"], row["parameters"] = photo.noise_std, parameters
+        z_hat, sigma_hat = bench.estimate(measured.shown_BCHW)
+        for row, photo in zip(rows, photos, strict=True):
+            row["noise_std"], row["parameters"] = photo.noise_std, bench.measurer.kept(photo)
         if z_hat is None:
             return
         for row, sigma in zip(rows, sigma_hat.tolist(), strict=True):

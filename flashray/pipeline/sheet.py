@@ -16,7 +16,7 @@ from flashray import storage
 from flashray.errors import ImageError
 from flashray.images import contact_sheet, decode_image
 from flashray.pipeline.bench import Bench
-from flashray.pipeline.measurement import load_image, unpack_pixels
+from flashray.pipeline.measurement import Frame, load_image, mask_uri_of, unpack_pixels
 from flashray.pipeline.state import State
 
 ROWS = 12
@@ -54,22 +54,21 @@ def _spread(state: State) -> list[dict[str, Any]]:
 
 def _row(bench: Bench, row: dict[str, Any]) -> tuple[str, list[Tensor | None]] | None:
     config, size = bench.work.config, bench.work.size
-    loaded = load_image(row["uri"], size, config.fit)
+    loaded = load_image(row["uri"], bench.frame, mask_uri_of(row["parameters"]))
     try:
         restored = decode_image(storage.read_bytes(storage.join(config.output, "reconstructions", row["key"] + ".png")))
         if loaded.pixels is None:
             return None
-        x = unpack_pixels(loaded.pixels, size)
-        photo = bench.measurer.photo(row["key"], x, row["parameters"], row["noise_std"])
+        photo = bench.photo(row["key"], loaded.pixels, row["parameters"], row["noise_std"], loaded.mask)
     except (OSError, ImageError):
         return None
-    y = bench.measure([photo]).y_BCHW
-    z_hat, _ = bench.estimate(y)
+    shown = bench.measure([photo]).shown_BCHW
+    z_hat, _ = bench.estimate(shown)
     with torch.no_grad():
         estimate = None if z_hat is None else bench.prior.decode(z_hat)[0].cpu()
-    reference = x if bench.measurer.simulated else None
+    reference = photo.x if bench.measurer.simulated else None
     if config.references is not None:
-        found = load_image(storage.join(config.references, row["key"]), size, config.fit).pixels
+        found = load_image(storage.join(config.references, row["key"]), Frame(size, config.fit)).pixels
         reference = None if found is None else unpack_pixels(found, size)
     sigma = "" if row["sigma_hat"] is None else f"σ̂ {row['sigma_hat']:.3f}, "
-    return f"{row['key']}\n{sigma}{row['nfe']} NFE", [y[0].cpu(), estimate, restored, reference]
+    return f"{row['key']}\n{sigma}{row['nfe']} NFE", [shown[0].cpu(), estimate, restored, reference]

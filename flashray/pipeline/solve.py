@@ -47,6 +47,7 @@ class Prepared(NamedTuple):
     place: int
     row: dict[str, Any]
     job: Job
+    shown: Tensor
     z_hat: Tensor | None
     reference: Tensor | None
 
@@ -116,13 +117,11 @@ class Solver:
         """Measure a batch of the unit's images, look at them once, and make their start latents."""
         bench, size = self.bench, self.bench.work.size
         photos = [
-            bench.measurer.photo(
-                unit["key"][i], unpack_pixels(unit["pixels"][i], size), unit["parameters"][i], unit["noise_std"][i]
-            )
+            bench.photo(*(unit[name][i] for name in ("key", "pixels", "parameters", "noise_std", "mask")))
             for i in batch
         ]
         measured = bench.measure(photos)
-        z_hat, _ = bench.estimate(measured.y_BCHW)
+        z_hat, _ = bench.estimate(measured.shown_BCHW)
         sigma_hat = torch.tensor([np.nan if rows[i]["sigma_hat"] is None else rows[i]["sigma_hat"] for i in batch])
         start_step = torch.tensor([rows[i]["start_step"] for i in batch])
         around = bench.no_estimate(len(batch)) if z_hat is None else z_hat
@@ -141,7 +140,8 @@ class Solver:
             reference = photo.x if bench.measurer.simulated else None
             if "reference" in unit and unit["reference"][place] is not None:
                 reference = unpack_pixels(unit["reference"][place], size)
-            prepared.append(Prepared(place, rows[place], job, None if z_hat is None else z_hat[b], reference))
+            estimate = None if z_hat is None else z_hat[b]
+            prepared.append(Prepared(place, rows[place], job, measured.shown_BCHW[b], estimate, reference))
         return prepared
 
     @torch.no_grad()
@@ -151,7 +151,7 @@ class Solver:
         reference = torch.stack([one.reference for one in batch if one.reference is not None]).to(device)
         candidates = {
             "": torch.stack([images[one.place] for one in batch]),
-            "measurement_": torch.stack([one.job.y for one in batch]),
+            "measurement_": torch.stack([one.shown for one in batch]),
         }
         estimates = [one.z_hat for one in batch if one.z_hat is not None]
         if estimates:
@@ -162,8 +162,6 @@ class Solver:
                 if one.row["sigma_true"] is None:
                     one.row["sigma_true"] = sigma
         for prefix, candidate in candidates.items():
-            if candidate.shape != reference.shape:
-                continue  # a measurement of another size has no distance from the reference
             for metric, values in score(candidate.to(device), reference, self.lpips).items():
                 for one, value in zip(batch, values.tolist(), strict=True):
                     if metric in self.bench.work.config.metrics:

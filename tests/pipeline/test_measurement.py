@@ -13,7 +13,7 @@ from PIL import Image
 from flashray.config import DegradationConfig, ReconstructConfig
 from flashray.errors import ImageError
 from flashray.images import decode_image, encode_png
-from flashray.pipeline.measurement import Measurer, load_image, load_images, pack_pixels, unpack_pixels
+from flashray.pipeline.measurement import Frame, Measurer, load_image, load_images, pack_pixels, unpack_pixels
 
 SIZE = 32
 
@@ -47,7 +47,7 @@ def test_loading_says_what_is_wrong(tmp_path: Path, photo: torch.Tensor) -> None
     Image.new("RGB", (1, 1)).save(tmp_path / "tiny.png")
     (tmp_path / "folder.png").mkdir()
     names = ["good", "empty", "cut", "tiny", "folder", "absent"]
-    loaded = load_images([str(tmp_path / f"{name}.png") for name in names], SIZE, "resize")
+    loaded = load_images([str(tmp_path / f"{name}.png") for name in names], Frame(SIZE, "resize"))
     assert loaded[0].error is None
     assert (loaded[0].width, loaded[0].height) == (48, 64)
     assert loaded[0].pixels is not None
@@ -57,7 +57,7 @@ def test_loading_says_what_is_wrong(tmp_path: Path, photo: torch.Tensor) -> None
         assert one.pixels is None
     assert "limits" in str(loaded[3].error)
     assert "no such file" in str(loaded[5].error)
-    assert "not 32 x 32" in str(load_image(str(tmp_path / "good.png"), SIZE, "error").error)
+    assert "not 32 x 32" in str(load_image(str(tmp_path / "good.png"), Frame(SIZE, "error")).error)
 
 
 def test_simulated_measurements_depend_on_key_and_seed_alone(photo: torch.Tensor) -> None:
@@ -79,7 +79,7 @@ def test_what_the_plan_keeps_makes_the_same_measurement(photo: torch.Tensor) -> 
     simulate = measurer(noise_std=[0.01, 0.2])
     photos = [simulate.photo(key, x, None, None) for key, x in crops(photo).items()]
     first = simulate.measure(photos)
-    kept = simulate.scalars(first.parameters)
+    kept = [simulate.kept(one) for one in photos]
     again = [simulate.photo(p.key, p.x, given, p.noise_std) for p, given in zip(photos, kept, strict=True)]
     assert torch.equal(simulate.measure(again).y_BCHW, first.y_BCHW)
     assert len({p.noise_std for p in photos}) == len(photos)

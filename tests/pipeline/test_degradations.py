@@ -1,0 +1,320 @@
+"""Every family through the job's own stages; masks and smaller measurements of observed archives."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from flashray.config import DegradationConfig, ReconstructConfig, SolverConfig, StartConfig, TrackingConfig, check
+from flashray.degradations import make_degradation
+from flashray.errors import ConfigError, ImageError
+from flashray.images import decode_image, encode_png, from_uint8
+from flashray.pipeline import load as loading
+from flashray.pipeline import plan as planning
+from flashray.pipeline import solve as solving
+from flashray.pipeline.archive import list_archive
+from flashray.pipeline.bench import Bench
+from flashray.pipeline.measurement import Frame, Measurer, load_image, unpack_mask, unpack_pixels
+from flashray.pipeline.models import load_models
+from flashray.pipeline.run import reconstruct
+from flashray.pipeline.sheet import _row
+from flashray.pipeline.units import group
+from flashray.pipeline.work import Work
+from flashray.storage import put_bytes
+from tests.conftest import TinyModels
+from tests.models import SIDE
+
+FAMILIES: list[tuple[str, dict[str, Any]]] = [
+    ("random_inpainting", {}),
+    ("box_inpainting", {"side": [4, 16]}),
+    ("motion_blur", {"length": [1, 10], "kernel_size": 15}),
+    ("super_resolution", {"scale": 2}),
+    ("nonlinear_blur", {}),
+    ("jpeg", {}),
+]
+
+
+@dataclass(frozen=True)
+class Stages:
+    """What the stages of both passes make of an archive: the plan's rows, and the commits' by key."""
+
+    plan: dict[str, dict[str, Any]]
+    rows: dict[str, dict[str, Any]]
+    images: dict[str, Tensor]
+
+
+Run = Callable[[ReconstructConfig], Stages]
+
+
+@pytest.fixture
+def through_the_stages(monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The very load, severity and solve stages of the job, called one after the other in this process, without Ray."""
+    for module in (loading, planning, solving):
+        monkeypatch.setattr(module, "watched", lambda *_: nullcontext())
+    board = MagicMock()
+
+    def run(config: ReconstructConfig) -> Stages:
+        work = Work.of(config, "cpu", 1, SIDE, lpips=False)
+        severity, todo = planning.Severity(work, board), planning.chunks(list_archive(config), 4)
+        found = [severity(loading.load(todo.slice(i, 1), work, board)) for i in range(len(todo))]
+        plan = planning.finish(pa.concat_tables(found), severity.bench.schedule, work, attempt=0)
+        planned = plan.filter(pc.equal(plan["status"], "ok"))
+        units, rows, images = group(planned, solving.UNIT_COLUMNS), {}, {}
+        if config.references is not None:
+            uris = solving._reference_uris(units["key"], config.references)
+            units = units.append_column("reference_uri", uris)
+        solver = solving.Solver(work, board)
+        for i in range(len(units)):
+            (unit,) = solver(loading.load(units.slice(i, 1), work, board)).to_pylist()
+            for row, pixels in zip(unit["rows"], unit["images"], strict=True):
+                rows[row["key"]] = row
+                images[row["key"]] = from_uint8(torch.frombuffer(bytearray(pixels), dtype=torch.uint8)).reshape(
+                    3, SIDE, SIDE
+                )
+        return Stages({row["key"]: row for row in plan.to_pylist()}, rows, images)
+
+    return run
+
+
+def config(models: TinyModels, archive: Path, output: Path, **values: Any) -> ReconstructConfig:
+    settings: dict[str, Any] = {
+        "measurement": "simulated",
+        "prior": models.prior,
+        "start": StartConfig(severity_encoder=models.encoder),
+        "solver": SolverConfig(steps=20, settings={"dc_step": 0.1}),
+        "metrics": ["psnr"],
+        "slots": 3,
+        "severity_batch": 4,
+        "mlflow": TrackingConfig(enabled=False),
+    }
+    return check(ReconstructConfig(str(archive), str(output), **settings | values))
+
+
+@pytest.mark.parametrize(("name", "settings"), FAMILIES, ids=[name for name, _ in FAMILIES])
+def test_simulated_measurements_of_every_family(
+    name: str, settings: dict[str, Any], tiny_models: TinyModels, archive: Path, tmp_path: Path, through_the_stages: Run
+) -> None:
+    family = make_degradation(name, settings)
+    asked = config(
+        *(tiny_models, archive, tmp_path / "run"),
+        degradation=DegradationConfig(name, settings),
+        solver=SolverConfig("psld" if family.linear else "latent_dps", steps=20, settings={"dc_step": 0.1}),
+        limit=3,
+    )
+    done = through_the_stages(asked)
+    assert len(done.plan) == len(done.images) == 3
+    for key, row in done.rows.items():
+        assert (row["status"], row["error"]) == ("ok", None)
+        assert row["measurement_psnr"] > 5
+        assert row["sigma_true"] > 0
+        assert set(json.loads(done.plan[key]["parameters"])) == set(family.parameter_names)
+    if family.parameter_names:
+        assert len({row["parameters"] for row in done.plan.values()}) == 3
+
+
+def simulate_archive(folder: Path, archive: Path, name: str, settings: dict[str, Any], noise_std: float = 0.0) -> None:
+    """The archive's images as PNGs of their measurements below `folder`/images, with their masks in `folder`/masks."""
+    asked = ReconstructConfig(
+        str(archive), "/out", measurement="simulated", degradation=DegradationConfig(name, settings, noise_std)
+    )
+    measurer, size = Measurer(asked), (SIDE, SIDE)
+    (folder / "masks").mkdir(parents=True)
+    (folder / "images").mkdir()
+    lines = ["key,mask"]
+    for path in sorted(archive.glob("*.png")):
+        photo = measurer.photo(path.name, decode_image(path.read_bytes()), None, None)
+        measured = measurer.measure([photo])
+        (folder / "images" / path.name).write_bytes(encode_png(measured.y_BCHW[0]))
+        operator = measurer.degradation.bind(measured.parameters, size)
+        if measurer.degradation.takes_mask:
+            white = operator.mask_B1HW[0].expand(3, -1, -1) * 2 - 1  # type: ignore[attr-defined]
+            (folder / "masks" / path.name).write_bytes(encode_png(white))
+            lines.append(f"{path.name},masks/{path.name}")
+    (folder / "manifest.csv").write_text("\n".join(lines))
+
+
+def test_observed_images_with_masks(
+    tiny_models: TinyModels, archive: Path, tmp_path: Path, through_the_stages: Run
+) -> None:
+    """Masks beside the manifest, and what is wrong with single ones."""
+    simulate_archive(tmp_path, archive, "random_inpainting", {"missing": [0.2, 0.6]})
+    Image.new("RGB", (SIDE, 2 * SIDE), "white").save(tmp_path / "masks" / "crop 1.png")
+    (tmp_path / "masks" / "crop 2.png").unlink()
+    manifest = (tmp_path / "manifest.csv").read_text().replace("masks/crop 3.png", "")
+    (tmp_path / "manifest.csv").write_text(manifest)
+    asked = masked(tiny_models, archive, tmp_path, limit=5)
+    done = through_the_stages(asked)
+    assert [done.plan[f"crop {i}.png"]["status"] for i in range(5)] == ["ok", "error", "error", "error", "ok"]
+    assert f"{SIDE} x {2 * SIDE} pixels, and the image {SIDE} x {SIDE}" in done.plan["crop 1.png"]["error"]
+    assert "masks/crop 2.png cannot be read" in done.plan["crop 2.png"]["error"]
+    assert "does not give its mask" in done.plan["crop 3.png"]["error"]
+    assert json.loads(done.plan["crop 0.png"]["parameters"]) == {"mask": str(tmp_path / "masks" / "crop 0.png")}
+    assert set(done.images) == {"crop 0.png", "crop 4.png"}
+    assert all(row["measurement_psnr"] < 25 for row in done.rows.values())  # against the reference, holes and all
+
+
+def masked(models: TinyModels, archive: Path, tmp_path: Path, **values: Any) -> ReconstructConfig:
+    """A run on what `simulate_archive` has made."""
+    return config(
+        *(models, tmp_path / "images", tmp_path / "run"),
+        measurement="observed",
+        manifest=str(tmp_path / "manifest.csv"),
+        references=str(archive),
+        degradation=DegradationConfig("random_inpainting"),
+        **values,
+    )
+
+
+def test_a_whole_run_with_masks(tiny_models: TinyModels, archive: Path, tmp_path: Path, ray_cluster: None) -> None:
+    simulate_archive(tmp_path, archive, "random_inpainting", {"missing": [0.2, 0.6]})
+    asked = masked(tiny_models, archive, tmp_path, limit=2)
+    assert reconstruct(asked) == 0
+    assert Image.open(Path(asked.output) / "contact_sheet.png").width > 3 * SIDE
+    before = (Path(asked.output) / "summary.json").read_bytes()
+    assert reconstruct(asked) == 0
+    assert (Path(asked.output) / "summary.json").read_bytes() == before
+
+
+def test_smaller_measurements_are_not_resized(
+    tiny_models: TinyModels, archive: Path, tmp_path: Path, through_the_stages: Run
+) -> None:
+    simulate_archive(tmp_path, archive, "super_resolution", {"scale": 2})
+    Image.new("RGB", (20, 18)).save(tmp_path / "images" / "crop 1.png")
+    asked = config(
+        *(tiny_models, tmp_path / "images", tmp_path / "run"),
+        measurement="observed",
+        references=str(archive),
+        degradation=DegradationConfig("super_resolution", {"scale": 2}),
+        limit=3,
+    )
+    done = through_the_stages(asked)
+    assert (done.plan["crop 0.png"]["status"], done.plan["crop 0.png"]["width"]) == ("ok", SIDE // 2)
+    assert "20 x 18 pixels, not 16 x 16, and cannot be resized" in done.plan["crop 1.png"]["error"]
+    assert set(done.images) == {"crop 0.png", "crop 2.png"}
+    assert all(row["measurement_psnr"] > 15 for row in done.rows.values())  # enlarged, against the reference
+    cut = Frame.of(dataclasses.replace(asked, fit="crop"), SIDE)
+    assert load_image(str(tmp_path / "images" / "crop 1.png"), cut).error is None
+
+    put_bytes(f"{asked.output}/reconstructions/crop 0.png.png", encode_png(done.images["crop 0.png"]))
+    bench = Bench(Work.of(asked, "cpu", 1, SIDE, lpips=False))
+    sheet_row = _row(bench, done.plan["crop 0.png"])
+    assert sheet_row is not None
+    assert [None if image is None else tuple(image.shape) for image in sheet_row[1]] == [(3, SIDE, SIDE)] * 4
+
+
+def test_observed_and_simulated_measurements_are_the_same(archive: Path, tmp_path: Path) -> None:
+    """Known pixels are the file's; the holes hold black and the noise that a simulated measurement has there."""
+    simulate_archive(tmp_path, archive, "random_inpainting", {"missing": [0.5, 0.5]}, 0.05)
+    family = DegradationConfig("random_inpainting", {"missing": [0.5, 0.5]}, 0.05)
+    asked = ReconstructConfig(str(archive), "/out", measurement="simulated", degradation=family)
+    simulated = Measurer(asked)
+    clean = decode_image((archive / "crop 4.png").read_bytes())
+    expected = simulated.measure([simulated.photo("crop 4.png", clean, None, None)]).y_BCHW[0]
+
+    observed = Measurer(dataclasses.replace(asked, measurement="observed"))
+    uri = str(tmp_path / "masks" / "crop 4.png")
+    loaded = load_image(str(tmp_path / "images" / "crop 4.png"), Frame(SIDE, "resize"), uri)
+    assert loaded.error is None
+    x, mask = unpack_pixels(loaded.pixels or b"", SIDE), unpack_mask(loaded.mask, SIDE)
+    assert mask is not None
+    assert mask.mean() == 0.5
+    x = torch.where(mask > 0, x, torch.rand_like(x))  # whatever the file holds there
+    photo = observed.photo("crop 4.png", x, json.dumps({"mask": uri}), None, mask)
+    y = observed.measure([photo]).y_BCHW[0]
+    assert (y - expected).abs().max() <= (expected.clamp(-1, 1) - expected).abs().max() + 1 / 255
+    hidden = (mask == 0).expand_as(y)
+    torch.testing.assert_close(y[hidden], expected[hidden])
+    with pytest.raises(ImageError, match="does not give its mask"):
+        observed.photo("crop 4.png", x, json.dumps({"mask": uri}), None)
+    with pytest.raises(ImageError, match="missing, mask_seed"):
+        observed.photo("crop 4.png", x, None, None)
+
+
+@pytest.mark.parametrize(
+    ("size", "fit"), [((64, 64), "resize"), ((50, 70), "resize"), ((20, 24), "resize"), ((40, 48), "crop")]
+)
+def test_a_known_pixel_owes_nothing_to_the_missing_ones(tmp_path: Path, photo: Any, size: Any, fit: Any) -> None:
+    """Files of other sizes: what the holes hold may be anything."""
+    image, mask = photo[:, 60 : 60 + size[0], 150 : 150 + size[1]].clone(), torch.ones(3, *size)
+    mask[:, 8:15, 10:16] = -1
+    mask[:, 2, 3] = -1
+    (tmp_path / "mask.png").write_bytes(encode_png(mask))
+    frame, loaded = Frame(SIDE, fit), []
+    for value in (-1.0, 1.0):
+        image[mask < 0] = value
+        (tmp_path / "image.png").write_bytes(encode_png(image))
+        loaded.append(load_image(str(tmp_path / "image.png"), frame, str(tmp_path / "mask.png")))
+    one, other = (unpack_pixels(each.pixels or b"", SIDE) for each in loaded)
+    known = unpack_mask(loaded[0].mask, SIDE)
+    assert known is not None
+    assert 0.5 < known.mean() < 1
+    assert (one - other).abs()[known.expand_as(one) > 0].max() < 0.03  # of a change by 2
+    assert (one - other).abs().max() > 0.5
+
+
+def manifest_error(models: TinyModels, archive: Path, tmp_path: Path, name: str, text: str, **settings: Any) -> str:
+    (tmp_path / "manifest.csv").write_text(text)
+    asked = config(
+        *(models, archive, tmp_path / "run"),
+        measurement="observed",
+        manifest=str(tmp_path / "manifest.csv"),
+        degradation=DegradationConfig(name, settings),
+    )
+    with pytest.raises(ConfigError) as caught:
+        list_archive(asked)
+    return str(caught.value)
+
+
+def test_manifests_without_what_the_operator_needs(tiny_models: TinyModels, archive: Path, tmp_path: Path) -> None:
+    def message(name: str, text: str, **settings: Any) -> str:
+        return manifest_error(tiny_models, archive, tmp_path, name, text, **settings)
+
+    assert "no column mask_seed (or mask" in message("random_inpainting", "key,missing\ncrop 1.png,0.5\n")
+    assert "no column motion_angle, motion_seed" in message("motion_blur", "key,motion_length\ncrop 1.png,5\n")
+    columns = "key,motion_length,motion_angle,motion_seed\n"
+    assert "motion_length must be" in message("motion_blur", f"{columns}crop 1.png,50,0,0\n")
+    assert "not a column of numbers" in message("motion_blur", f"{columns}crop 1.png,long,0,0\n")
+    with pytest.raises(ConfigError, match=r"leaves missing, mask_seed \(or mask.*--manifest"):
+        list_archive(
+            config(
+                *(tiny_models, archive, tmp_path / "run"),
+                measurement="observed",
+                degradation=DegradationConfig("random_inpainting", {"missing": [0.5, 0.5]}),
+            )
+        )
+
+
+def test_a_family_that_does_not_fit_the_prior_is_refused(
+    tiny_models: TinyModels, archive: Path, tmp_path: Path
+) -> None:
+    for name, settings, words in (
+        ("motion_blur", {"kernel_size": 61}, "61 pixels is larger than an image of 32 x 32"),
+        ("box_inpainting", {"side": [8, 40]}, "side 40 is larger"),
+        ("super_resolution", {"scale": 5}, "does not divide"),
+    ):
+        asked = config(tiny_models, archive, tmp_path / "run", degradation=DegradationConfig(name, settings))
+        with pytest.raises(ConfigError, match=words):
+            load_models(asked)
+
+
+@pytest.mark.parametrize("name", ["nonlinear_blur", "jpeg"])
+def test_psld_needs_an_adjoint(tiny_models: TinyModels, archive: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"psld needs an adjoint, and {name} is nonlinear"):
+        config(
+            *(tiny_models, archive, tmp_path / "run"),
+            solver=SolverConfig(name="psld"),
+            degradation=DegradationConfig(name),
+        )
