@@ -8,20 +8,30 @@ from flashray.degradations.base import Degradation, Operator, Parameters
 from flashray.degradations.box_inpainting import BoxInpainting
 from flashray.degradations.gaussian_blur import GaussianBlur
 from flashray.degradations.jpeg import Jpeg
+from flashray.degradations.kernel_wizard import KernelWizard
 from flashray.degradations.motion_blur import MotionBlur
 from flashray.degradations.nonlinear_blur import NonlinearBlur
+from flashray.degradations.presets import PRESETS, with_preset
 from flashray.degradations.random_inpainting import RandomInpainting
 from flashray.degradations.super_resolution import SuperResolution
 from flashray.registry import build
 
 DEGRADATIONS: dict[str, type[Degradation]] = {
     family.name: family
-    for family in (GaussianBlur, MotionBlur, NonlinearBlur, RandomInpainting, BoxInpainting, SuperResolution, Jpeg)
+    for family in (
+        *(GaussianBlur, MotionBlur, RandomInpainting, BoxInpainting, SuperResolution),  # linear
+        *(NonlinearBlur, KernelWizard, Jpeg),
+    )
 }
 
-__all__ = ["DEGRADATIONS", "Degradation", "Operator", "Parameters", "make_degradation"]
+__all__ = ["DEGRADATIONS", "PRESETS", "Degradation", "Operator", "Parameters", "make_degradation"]
 
 
 def make_degradation(name: str, settings: dict[str, Any] | None = None) -> Degradation:
-    """The degradation family of this name; ConfigError names an unknown family or setting and lists the known ones."""
-    return build("degradation", DEGRADATIONS, name, settings)
+    """The degradation family of this name; ConfigError names an unknown family or setting and lists the known ones.
+
+    Args:
+        name: of `DEGRADATIONS`.
+        settings: the family's fields; `preset` among them names settings of `PRESETS`.
+    """
+    return build("degradation", DEGRADATIONS, name, with_preset(name, settings))

@@ -1,0 +1,63 @@
+"""Reference settings of the families by name, each with its source: `settings: {preset: NAME}` in any recipe.
+
+The noise of all of Flash-Diffusion's experiments has a standard deviation of 0.05 on the [0, 1] scale, the default here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flashray.errors import ConfigError
+
+_FLASH = "Flash-Diffusion (Fabian et al., ICML 2024), the configurations of its public code"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings of a family, and where they come from."""
+
+    settings: Mapping[str, Any]
+    source: str
+
+
+PRESETS: dict[str, dict[str, Preset]] = {
+    "gaussian_blur": {
+        "varying": Preset({"std": (0.3, 3.0), "kernel_size": 61}, f"{_FLASH}: training, and tests of varying blur"),
+        "fixed": Preset({"std": (3.0, 3.0), "kernel_size": 61}, f"{_FLASH}: tests of fixed blur"),
+    },
+    "random_inpainting": {
+        "paper_train": Preset({"missing": (0.0, 0.8), "paper": True}, f"{_FLASH}: training, one nested mask"),
+        "paper_test": Preset({"missing": (0.7, 0.8), "paper": True}, f"{_FLASH}: tests, one nested mask"),
+        "test": Preset({"missing": (0.7, 0.8)}, f"{_FLASH}: the range of its tests; here each image has its own mask"),
+    },
+    "kernel_wizard": {
+        "paper": Preset({"strength": (1.2, 1.2), "paper": True}, f"{_FLASH}: training and tests of nonlinear blur"),
+    },
+    "box_inpainting": {
+        "dps_256": Preset({"side": (128, 128)}, "DPS (Chung et al., ICLR 2023): a box of 128 in images of 256"),
+        "dps_128": Preset({"side": (64, 64)}, "the same share, a quarter of the area, in images of 128"),
+    },
+    "super_resolution": {
+        "x2": Preset({"scale": 2}, "area means, half the size"),
+        "x4": Preset({"scale": 4}, "DDRM (Kawar et al., NeurIPS 2022): area means, a quarter of the size"),
+    },
+}
+
+
+def with_preset(family: str, settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The settings with their `preset`, if they name one, filled in; other settings beside it go before.
+
+    Raises:
+        ConfigError: for an unknown preset; lists the family's known ones.
+    """
+    settings = dict(settings or {})
+    name = settings.pop("preset", None)
+    if name is None:
+        return settings
+    known = PRESETS.get(family, {})
+    if name not in known:
+        listed = ", ".join(known) or "none"
+        raise ConfigError(f"degradation {family}: preset {name!r} is not known; known: {listed}")
+    return {**known[name].settings, **settings}
