@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flashray import engine
-from flashray.degradations import make_degradation
+from flashray.degradations import Degradation, Operator, Parameters, make_degradation
 from flashray.seeding import STREAM_RESAMPLE, STREAM_SOLVER
 from flashray.severity import error_std, severity_loss
 from flashray.solvers import Problem, Solver, make_solver
@@ -18,14 +18,23 @@ from tests.golden import golden, keys, toy_prior, toy_schedule
 TOLERANCE = 1e-4
 GRADIENT_SOLVERS = ("latent_dps", "gml_dps", "psld")
 STEPS = (950, 600, 400, 120, 5)
+OPERATORS = ("gaussian_blur", "inpainting")
 
 
 def close(actual: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> None:
     torch.testing.assert_close(actual, expected.to(actual.dtype), atol=tolerance, rtol=0)
 
 
-def blur_operator():
-    return make_degradation("gaussian_blur", {"kernel_size": 31}).bind({"blur_std": golden("blur_std")}, (32, 32))
+def family_of(operator: str) -> tuple[Degradation, Parameters]:
+    """The family and the parameters of the three samples."""
+    if operator == "inpainting":
+        return make_degradation("random_inpainting"), {"mask": golden("inpainting/mask")}
+    return make_degradation("gaussian_blur", {"kernel_size": 31}), {"blur_std": golden("blur_std")}
+
+
+def operator_of(name: str) -> Operator:
+    family, parameters = family_of(name)
+    return family.bind(parameters, (32, 32))
 
 
 def test_start_steps_equal_the_reference():
@@ -45,40 +54,44 @@ def test_respaced_schedules(steps: int):
     close(sigma, golden(f"ddim{steps}/sigmas"), 1e-6)
 
 
-def test_blur_forward_and_adjoint():
-    operator = blur_operator()
-    close(operator.forward(golden("clean")), golden("gaussian_blur/forward"))
-    close(operator.adjoint(golden("clean")), golden("gaussian_blur/adjoint"))
+@pytest.mark.parametrize("name", OPERATORS)
+def test_forward_and_adjoint(name: str):
+    operator = operator_of(name)
+    close(operator.forward(golden("clean")), golden(f"{name}/forward"))
+    close(operator.adjoint(golden("clean")), golden(f"{name}/adjoint"))
 
 
-def problem() -> Problem:
+def problem(operator: str = "gaussian_blur") -> Problem:
     prior = toy_prior()
-    y = golden("gaussian_blur/measurement")
-    return Problem(y, blur_operator(), golden("noise_std").expand(len(y)), prior.encode, prior.decode)
+    y = golden(f"{operator}/measurement")
+    return Problem(y, operator_of(operator), golden("noise_std").expand(len(y)), prior.encode, prior.decode)
 
 
-def solver_of(name: str) -> Solver:
+def solver_of(name: str, operator: str = "gaussian_blur") -> Solver:
     recorded = ("dc_step",) if name == "latent_dps" else ("dc_step", "ae_weight")
-    return make_solver(name, {setting: golden(f"gaussian_blur/{name}/{setting}").item() for setting in recorded})
+    return make_solver(name, {setting: golden(f"{operator}/{name}/{setting}").item() for setting in recorded})
 
 
+@pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("name", GRADIENT_SOLVERS)
-def test_single_step(name: str, step: int, monkeypatch: pytest.MonkeyPatch):
-    prefix = f"gaussian_blur/{name}/step{step}"
+def test_single_step(name: str, step: int, operator: str, monkeypatch: pytest.MonkeyPatch):
+    prefix = f"{operator}/{name}/step{step}"
     monkeypatch.setattr(engine, "normal", lambda *_: golden(f"{prefix}/noise"))
     step_B, seed_B = torch.full((3,), step), torch.zeros(3, dtype=torch.long)
     prior = toy_prior()
     z = golden(f"{prefix}/z")
-    z_next = engine.advance(prior, solver_of(name), prior.schedule, problem(), z, step_B, seed_B)
+    solver = solver_of(name, operator)
+    z_next = engine.advance(prior, solver, prior.schedule, problem(operator), z, step_B, seed_B)
     close(z_next, golden(f"{prefix}/z_next"))
 
 
+@pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("name", ["resample", "resample_proximal"])
-def test_resample_single_step(name: str, step: int, monkeypatch: pytest.MonkeyPatch):
+def test_resample_single_step(name: str, step: int, operator: str, monkeypatch: pytest.MonkeyPatch):
     """Every stage, with the proximal term and, as the reference implementation runs, without."""
-    prefix = f"gaussian_blur/{name}"
+    prefix = f"{operator}/{name}"
     noises = {STREAM_SOLVER: "noise", STREAM_RESAMPLE: "resample_noise"}
     monkeypatch.setattr(engine, "normal", lambda *a: golden(f"{prefix}/step{step}/{noises[a[-1]]}"))
     settings = {
@@ -90,7 +103,8 @@ def test_resample_single_step(name: str, step: int, monkeypatch: pytest.MonkeyPa
     step_B, seed_B = torch.full((3,), step), torch.zeros(3, dtype=torch.long)
     prior = toy_prior()
     z = golden(f"{prefix}/step{step}/z")
-    z_next = engine.advance(prior, make_solver("resample", settings), prior.schedule, problem(), z, step_B, seed_B)
+    solver = make_solver("resample", settings)
+    z_next = engine.advance(prior, solver, prior.schedule, problem(operator), z, step_B, seed_B)
     close(z_next, golden(f"{prefix}/step{step}/z_next"))
 
 
@@ -108,12 +122,13 @@ def test_resample_serves_images_in_different_stages_at_once():
     assert torch.isfinite(not_due).all()
 
 
+@pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("name", GRADIENT_SOLVERS)
-def test_trajectories_in_one_batch_with_their_own_steps(name: str, monkeypatch: pytest.MonkeyPatch):
+def test_trajectories_in_one_batch_with_their_own_steps(name: str, operator: str, monkeypatch: pytest.MonkeyPatch):
     """The whole engine: three images that start at 9, 14 and 21 share a batch and leave it one after the other."""
-    prefix = f"gaussian_blur/{name}/trajectory"
+    prefix = f"{operator}/{name}/trajectory"
     start = golden(f"{prefix}/start_step").tolist()
-    prior, measured = toy_prior(), problem()
+    prior, measured = toy_prior(), problem(operator)
 
     def recorded_noise(seed_B: Tensor, step_B: Tensor, shape: tuple[int, ...], stream: int) -> Tensor:
         # the k-th update of image b runs at step start[b] - 1 - k
@@ -121,13 +136,13 @@ def test_trajectories_in_one_batch_with_their_own_steps(name: str, monkeypatch: 
         return torch.stack([golden(f"{prefix}/{b}/noise")[start[b] - 1 - i] for b, i in pairs])
 
     monkeypatch.setattr(engine, "normal", recorded_noise)
-    degradation = make_degradation("gaussian_blur", {"kernel_size": 31})
+    degradation, parameters = family_of(operator)
     jobs = [
         engine.Job(
             key=str(b),
             seed=b,
             y=measured.y_BCHW[b],
-            parameters={"blur_std": golden("blur_std")[b]},
+            parameters={key: value[b] for key, value in parameters.items()},
             noise_std=0.05,
             z_start=golden(f"{prefix}/{b}/z_start")[0],
             start_step=start[b],
@@ -135,7 +150,7 @@ def test_trajectories_in_one_batch_with_their_own_steps(name: str, monkeypatch: 
         for b in (2, 0, 1)
     ]
     widths: list[int] = []
-    solver = solver_of(name)
+    solver = solver_of(name, operator)
     solved = engine.solve(prior, degradation, solver, prior.schedule, jobs, slots=3, on_step=widths.append)
     finished = list(solved)
     assert [one.key for one in finished] == ["0", "1", "2"]

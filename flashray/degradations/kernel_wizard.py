@@ -121,6 +121,12 @@ class Residual(nn.Module):
         return x + self.conv2(F.relu(self.conv1(x)))
 
 
+def double_conv(channels: int, out: int) -> nn.Sequential:
+    """Two convolutions, each with its activation."""
+    first, second = nn.Conv2d(channels, out, 5, padding=2), nn.Conv2d(out, out, 5, padding=2)
+    return nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
+
+
 class BlurGenerator(nn.Module):
     """G of Tran et al.: features at a quarter of the size, a U-Net that takes the code at its bottom, and back; + x.
 
@@ -140,10 +146,7 @@ class BlurGenerator(nn.Module):
         self.down = nn.ModuleList(
             nn.Conv2d(outer, inner, 4, 2, padding=1, bias=False) for outer, inner in pairwise(sizes)
         )
-        self.up = nn.ModuleList(
-            nn.ModuleList([nn.Conv2d(2 * inner, outer, 5, padding=2), nn.Conv2d(outer, outer, 5, padding=2)])
-            for outer, inner in pairwise(sizes)
-        )
+        self.up = nn.ModuleList(double_conv(2 * inner, outer) for outer, inner in pairwise(sizes))
         self.back = nn.Sequential(*(Residual(width) for _ in range(back)))
         channels = ((width, 4 * width), (width, 256), (64, 64), (64, 3))
         self.tail = nn.ModuleList(nn.Conv2d(*one, 3, padding=1) for one in channels)
@@ -169,10 +172,7 @@ class BlurGenerator(nn.Module):
             h = down(h)
         h = torch.cat([h, code_BCHW], dim=1)
         for up in reversed(self.up):
-            h = F.relu(h)
-            for conv in up:
-                h = F.relu(conv(h))
-            h = F.interpolate(h, scale_factor=2, mode="bilinear", align_corners=True)
+            h = F.interpolate(up(F.relu(h)), scale_factor=2, mode="bilinear", align_corners=True)
             if skips:
                 h = torch.cat([h, skips.pop()], dim=1)
         return h.tanh()
@@ -185,7 +185,7 @@ def published_names(front: int, back: int) -> dict[str, str]:
     for level in range(LEVELS):
         block = "adapter.model" + ".submodule" * level
         names[f"down.{level}"] = f"{block}.down.{min(level, 1)}"
-        names |= {f"up.{level}.{c}": f"{block}.up.1.double_conv.{2 * c}" for c in (0, 1)}
+        names |= {f"up.{level}.{c}": f"{block}.up.1.double_conv.{c}" for c in (0, 2)}
     names |= {f"back.{i}.conv{c}": f"recon_trunk.{i}.conv{c}" for i in range(back) for c in (1, 2)}
     return names | {f"tail.{i}": f"recon_trunk.{back + place}" for i, place in enumerate((0, 3, 6, 8))}
 

@@ -1,6 +1,7 @@
 """Reference settings of the families by name, each with its source: `settings: {preset: NAME}` in any recipe.
 
-The noise of all of Flash-Diffusion's experiments has a standard deviation of 0.05 on the [0, 1] scale, the default here.
+The noise of all of Flash-Diffusion's experiments has a standard deviation of 0.05 on the [0, 1] scale, as here by
+default.
 """
 
 from __future__ import annotations
