@@ -41,9 +41,13 @@ class Operator(ABC):
         """A on the [-1, 1] scale: 2 A((x + 1)/2) - 1."""
         return 2 * self.forward((x_BCHW + 1) / 2) - 1
 
-    def pseudo_image(self, y_BCHW: Tensor) -> Tensor:
-        """y in [-1, 1] at the image's size, for the severity encoder and for eyes; most measurements are of it."""
+    def picture(self, y_BCHW: Tensor) -> Tensor:
+        """y in [-1, 1] at the image's size, for people to look at; most measurements are of it."""
         return y_BCHW
+
+    def pseudo_image(self, y_BCHW: Tensor) -> Tensor:
+        """y in [-1, 1] at the image's size, for networks to look at: as near to a whole image as it gets easily."""
+        return self.picture(y_BCHW)
 
     def blank(self, y_BCHW: Tensor, nothing_BCHW: Tensor) -> Tensor:
         """y with `nothing` (black and noise, [-1, 1]) where it says nothing of the image, whatever a file has there."""
@@ -129,6 +133,13 @@ def check_range(name: str, limits: tuple[float, float], least: float, most: floa
         given = list(limits) if isinstance(limits, tuple) else limits
         bound = f"{least:g} ≤ low ≤ high" + (f" ≤ {most:g}" if math.isfinite(most) else "")
         raise ConfigError(f"degradation {name} is {given}; give [low, high] with {bound}, in {unit}")
+
+
+def check_flags(name: str, **flags: bool) -> None:
+    """Raise ConfigError for a setting that is neither true nor false."""
+    for setting, value in flags.items():
+        if not isinstance(value, bool):
+            raise ConfigError(f"degradation {name}: {setting} is {value!r}; give true or false")
 
 
 def between(low: float, high: float, severity_B: Tensor) -> Tensor:

@@ -9,7 +9,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flashray.degradations.base import Degradation, Parameters, between, check_range, check_seeds, draw_seeds
+from flashray.degradations.base import (
+    Degradation,
+    Parameters,
+    between,
+    check_flags,
+    check_range,
+    check_seeds,
+    draw_seeds,
+)
 from flashray.degradations.masking import Masking, bind_mask
 from flashray.errors import ConfigError
 from flashray.seeding import STREAM_OPERATOR, uniform
@@ -21,9 +29,11 @@ class BoxInpainting(Degradation):
 
     Attributes:
         side: the range of the square's side in pixels; its place is drawn per image.
+        fill: severity encoders see y with its hole filled in from around; false shows them y itself.
     """
 
     side: tuple[float, float] = (16, 64)
+    fill: bool = True
 
     name: ClassVar[str] = "box_inpainting"
     linear: ClassVar[bool] = True
@@ -32,6 +42,7 @@ class BoxInpainting(Degradation):
 
     def __post_init__(self) -> None:
         check_range("box_inpainting: side", self.side, 0, math.inf, "pixels")
+        check_flags("box_inpainting", fill=self.fill)
 
     def check_size(self, size: tuple[int, int]) -> None:
         if self.side[1] > min(size):
@@ -53,8 +64,8 @@ class BoxInpainting(Degradation):
 
     def bind(self, parameters: Parameters, size: tuple[int, int]) -> Masking:
         if "mask" in parameters:
-            return bind_mask(parameters["mask"], size)
-        return Masking(box_mask(parameters["box_side"], parameters["box_seed"], size))
+            return bind_mask(parameters["mask"], size, self.fill)
+        return Masking(box_mask(parameters["box_side"], parameters["box_seed"], size), self.fill)
 
 
 def box_mask(side_B: Tensor, seed_B: Tensor, size: tuple[int, int]) -> Tensor:

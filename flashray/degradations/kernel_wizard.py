@@ -19,6 +19,7 @@ from flashray.degradations.base import (
     Operator,
     Parameters,
     between,
+    check_flags,
     check_range,
     check_seeds,
     draw_seeds,
@@ -61,8 +62,7 @@ class KernelWizard(Degradation):
                 "GOPRO_wVAE.pth of VinAIResearch/blur-kernel-space-exploring, or its tensors as safetensors"
             )
         check_range("kernel_wizard: strength", self.strength, 0, 10, "standard deviations of the code")
-        if not isinstance(self.paper, bool):
-            raise ConfigError(f"degradation kernel_wizard: paper is {self.paper!r}; give true or false")
+        check_flags("kernel_wizard", paper=self.paper)
 
     def check_size(self, size: tuple[int, int]) -> None:
         code_size(size)

@@ -8,7 +8,11 @@ import torch
 from torch import Tensor
 
 from flashray.degradations.base import Operator
+from flashray.degradations.gaussian_blur import SeparableBlur, blur_matrix
 from flashray.errors import ConfigError
+
+FILL_STDS = (16.0, 4.0, 1.0)  # pixels
+FILL_TRUST = 0.02  # share of known pixels at which a weighted mean is half believed
 
 
 @dataclass(frozen=True)
@@ -17,9 +21,13 @@ class Masking(Operator):
 
     The measurement's noise is on all pixels, as in Flash-Diffusion, so that its variance is the mean squared residual
     of a perfect reconstruction whatever the mask.
+
+    Attributes:
+        filled: whether severity encoders see y with its holes filled in, or y itself.
     """
 
     mask_B1HW: Tensor
+    filled: bool = True
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         return self.mask_B1HW * x_BCHW
@@ -30,12 +38,35 @@ class Masking(Operator):
     def blank(self, y_BCHW: Tensor, nothing_BCHW: Tensor) -> Tensor:
         return torch.where(self.mask_B1HW > 0, y_BCHW, nothing_BCHW)
 
+    def pseudo_image(self, y_BCHW: Tensor) -> Tensor:
+        return fill_in(y_BCHW, self.mask_B1HW) if self.filled else y_BCHW
 
-def bind_mask(mask_B1HW: Tensor, size: tuple[int, int]) -> Masking:
+
+def fill_in(y_BCHW: Tensor, mask_B1HW: Tensor) -> Tensor:
+    """y with its missing pixels as weighted means of the known ones around them (Knutsson & Westin 1993).
+
+    From wide to narrow Gaussian weights, each trusted as far as it finds known pixels. An autoencoder's encoder, which
+    is what severity encoders start from, reads such an image nearly as it reads a whole one, and black holes not at
+    all.
+    """
+    known = mask_B1HW * y_BCHW
+    filled = known.sum(dim=(2, 3), keepdim=True) / mask_B1HW.sum(dim=(2, 3), keepdim=True).clamp(min=1)
+    filled = filled.expand_as(y_BCHW)
+    for std in FILL_STDS:
+        rows, columns = (blur_matrix(y_BCHW.new_full((1,), std), 2 * side - 1, side) for side in y_BCHW.shape[2:])
+        blur = SeparableBlur(rows, columns)
+        weight = blur.forward(mask_B1HW)
+        mean = blur.forward(known) / weight.clamp(min=1e-6)
+        trust = weight / (weight + FILL_TRUST)
+        filled = trust * mean + (1 - trust) * filled
+    return torch.where(mask_B1HW > 0, y_BCHW, filled)
+
+
+def bind_mask(mask_B1HW: Tensor, size: tuple[int, int], filled: bool) -> Masking:
     """The operator of given masks; ConfigError names both sizes where they are not of the image's."""
     height, width = mask_B1HW.shape[2:]
     if (height, width) != size:
         raise ConfigError(
             f"the mask has {width} x {height} pixels and its image {size[1]} x {size[0]}; give a mask of the same size"
         )
-    return Masking(mask_B1HW)
+    return Masking(mask_B1HW, filled)

@@ -13,6 +13,7 @@ from typing import Any
 from flashray.errors import ConfigError
 
 _FLASH = "Flash-Diffusion (Fabian et al., ICML 2024), the configurations of its public code"
+_PAPER = {"paper": True, "fill": False}
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "fixed": Preset({"std": (3.0, 3.0), "kernel_size": 61}, f"{_FLASH}: tests of fixed blur"),
     },
     "random_inpainting": {
-        "paper_train": Preset({"missing": (0.0, 0.8), "paper": True}, f"{_FLASH}: training, one nested mask"),
-        "paper_test": Preset({"missing": (0.7, 0.8), "paper": True}, f"{_FLASH}: tests, one nested mask"),
+        "paper_train": Preset({**_PAPER, "missing": (0.0, 0.8)}, f"{_FLASH}: training, one nested mask"),
+        "paper_test": Preset({**_PAPER, "missing": (0.7, 0.8)}, f"{_FLASH}: tests, one nested mask"),
         "test": Preset({"missing": (0.7, 0.8)}, f"{_FLASH}: the range of its tests; here each image has its own mask"),
     },
     "kernel_wizard": {

@@ -12,6 +12,7 @@ from flashray.degradations.base import (
     Degradation,
     Parameters,
     between,
+    check_flags,
     check_range,
     check_seeds,
     draw_seeds,
@@ -29,10 +30,12 @@ class RandomInpainting(Degradation):
         missing: the range of the share of lost pixels (Flash-Diffusion: 0 … 0.8 in training, 0.7 … 0.8 in its tests).
         paper: Flash-Diffusion's code draws one mask, of one seed, and uses it for every image, in training as in
             tests; true does so too, false gives each image its own.
+        fill: severity encoders see y with its holes filled in from around; false shows them y itself, as the paper.
     """
 
     missing: tuple[float, float] = (0.0, 0.8)
     paper: bool = False
+    fill: bool = True
 
     name: ClassVar[str] = "random_inpainting"
     linear: ClassVar[bool] = True
@@ -41,8 +44,7 @@ class RandomInpainting(Degradation):
 
     def __post_init__(self) -> None:
         check_range("random_inpainting: missing", self.missing, 0, 1, "shares of the pixels")
-        if not isinstance(self.paper, bool):
-            raise ConfigError(f"degradation random_inpainting: paper is {self.paper!r}; give true or false")
+        check_flags("random_inpainting", paper=self.paper, fill=self.fill)
 
     def parameters_at(self, severity_B: Tensor, generator: torch.Generator | None = None) -> Parameters:
         seed_B = draw_seeds(None if self.paper else generator, len(severity_B))
@@ -58,8 +60,8 @@ class RandomInpainting(Degradation):
 
     def bind(self, parameters: Parameters, size: tuple[int, int]) -> Masking:
         if "mask" in parameters:
-            return bind_mask(parameters["mask"], size)
-        return Masking(random_mask(parameters["missing"], parameters["mask_seed"], size))
+            return bind_mask(parameters["mask"], size, self.fill)
+        return Masking(random_mask(parameters["missing"], parameters["mask_seed"], size), self.fill)
 
 
 def random_mask(missing_B: Tensor, seed_B: Tensor, size: tuple[int, int]) -> Tensor:

@@ -69,6 +69,6 @@ class AreaMean(Operator):
         repeated = y_BCHW.repeat_interleave(self.scale, dim=2).repeat_interleave(self.scale, dim=3)
         return repeated / self.scale**2
 
-    def pseudo_image(self, y_BCHW: Tensor) -> Tensor:
+    def picture(self, y_BCHW: Tensor) -> Tensor:
         size = [side * self.scale for side in y_BCHW.shape[2:]]
         return F.interpolate(y_BCHW, size=size, mode="bicubic", align_corners=False)

@@ -60,12 +60,12 @@ class Bench:
         return self.measurer.measure(photos, self.device)
 
     @torch.no_grad()
-    def estimate(self, shown_BCHW: Tensor) -> tuple[Tensor | None, Tensor]:
-        """(ẑ_BCHW, σ̂_B on the CPU) of measurements at the image's size; (None, NaN) when no encoder looks."""
+    def estimate(self, seen_BCHW: Tensor) -> tuple[Tensor | None, Tensor]:
+        """(ẑ_BCHW, σ̂_B on the CPU) of measurements as encoders see them; (None, NaN) when no encoder looks."""
         if self.encoder is None:
-            return None, torch.full((len(shown_BCHW),), torch.nan)
+            return None, torch.full((len(seen_BCHW),), torch.nan)
         with self.prior.autocast():
-            z_hat, sigma_hat = self.encoder(shown_BCHW)
+            z_hat, sigma_hat = self.encoder(seen_BCHW)
         return z_hat.float(), sigma_hat.double().cpu()
 
     def no_estimate(self, count: int) -> Tensor:

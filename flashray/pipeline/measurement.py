@@ -155,10 +155,11 @@ class Photo:
 class Measured:
     """Measurements of B images: y [B, 3, h, w] in [-1, 1], parameters, noise_std [B] on [0, 1], seeds [B].
 
-    `shown` is y at the image's size, as severity encoders and people look at it.
+    At the image's size, `seen` is y as severity encoders look at it, and `shown` as people do.
     """
 
     y_BCHW: Tensor
+    seen_BCHW: Tensor
     shown_BCHW: Tensor
     parameters: Parameters
     noise_std_B: Tensor
@@ -236,4 +237,4 @@ class Measurer:
             y = add_noise(operator.measure(x), noise_std_B, seed_B)
         else:
             y = observe(x, operator, noise_std_B, seed_B) if self.degradation.takes_mask else x
-        return Measured(y, operator.pseudo_image(y), parameters, noise_std_B, seed_B)
+        return Measured(y, operator.pseudo_image(y), operator.picture(y), parameters, noise_std_B, seed_B)

@@ -101,7 +101,7 @@ class Severity:
     def _look(self, rows: list[dict[str, Any]], photos: list[Photo]) -> None:
         bench = self.bench
         measured = bench.measure(photos)
-        z_hat, sigma_hat = bench.estimate(measured.shown_BCHW)
+        z_hat, sigma_hat = bench.estimate(measured.seen_BCHW)
         for row, photo in zip(rows, photos, strict=True):
             row["noise_std"], row["parameters"] = photo.noise_std, bench.measurer.kept(photo)
         if z_hat is None:

@@ -62,8 +62,8 @@ def _row(bench: Bench, row: dict[str, Any]) -> tuple[str, list[Tensor | None]] |
         photo = bench.photo(row["key"], loaded.pixels, row["parameters"], row["noise_std"], loaded.mask)
     except (OSError, ImageError):
         return None
-    shown = bench.measure([photo]).shown_BCHW
-    z_hat, _ = bench.estimate(shown)
+    measured = bench.measure([photo])
+    z_hat, _ = bench.estimate(measured.seen_BCHW)
     with torch.no_grad():
         estimate = None if z_hat is None else bench.prior.decode(z_hat)[0].cpu()
     reference = photo.x if bench.measurer.simulated else None
@@ -71,4 +71,4 @@ def _row(bench: Bench, row: dict[str, Any]) -> tuple[str, list[Tensor | None]] |
         found = load_image(storage.join(config.references, row["key"]), Frame(size, config.fit)).pixels
         reference = None if found is None else unpack_pixels(found, size)
     sigma = "" if row["sigma_hat"] is None else f"σ̂ {row['sigma_hat']:.3f}, "
-    return f"{row['key']}\n{sigma}{row['nfe']} NFE", [shown[0].cpu(), estimate, restored, reference]
+    return f"{row['key']}\n{sigma}{row['nfe']} NFE", [measured.shown_BCHW[0].cpu(), estimate, restored, reference]

@@ -121,7 +121,7 @@ class Solver:
             for i in batch
         ]
         measured = bench.measure(photos)
-        z_hat, _ = bench.estimate(measured.shown_BCHW)
+        z_hat, _ = bench.estimate(measured.seen_BCHW)
         sigma_hat = torch.tensor([np.nan if rows[i]["sigma_hat"] is None else rows[i]["sigma_hat"] for i in batch])
         start_step = torch.tensor([rows[i]["start_step"] for i in batch])
         around = bench.no_estimate(len(batch)) if z_hat is None else z_hat

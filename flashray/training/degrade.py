@@ -11,7 +11,7 @@ from flashray.degradations.noise import add_noise
 
 @torch.no_grad()
 def degrade(x_BCHW: Tensor, degradation: Degradation, noise_std: float, generator: torch.Generator) -> Tensor:
-    """A measurement of each image in [-1, 1], of its own random severity, shown at the image's size.
+    """A measurement of each image in [-1, 1], of its own random severity, as networks see it.
 
     Args:
         noise_std: of the measurement's noise, on the [0, 1] scale.
@@ -28,7 +28,7 @@ def degrade(x_BCHW: Tensor, degradation: Degradation, noise_std: float, generato
 
 @torch.no_grad()
 def degrade_at(x_BCHW: Tensor, level_B: Tensor, degradation: Degradation, noise_std: float, seed_B: Tensor) -> Tensor:
-    """A measurement of each image in [-1, 1] at severity 0 (the family's mildest) … 1, shown at the image's size.
+    """A measurement of each image in [-1, 1] at severity 0 (the family's mildest) … 1, as networks see it.
 
     Its noise comes from its own seed; what the severity leaves open is one draw, the same at every level.
     """

@@ -31,6 +31,7 @@ CASES = [
     Case("gaussian_blur"),
     Case("random_inpainting"),
     Case("random_inpainting", {"paper": True, "missing": [0.1, 0.8]}),
+    Case("random_inpainting", {"fill": False}),
     Case("box_inpainting", {"side": [4, 20]}),
     Case("motion_blur", {"length": [0.5, 12], "kernel_size": 15}),
     Case("motion_blur", {"length": [0.5, 12], "kernel_size": 15, "path": "random"}),
@@ -89,7 +90,7 @@ def test_images_of_one_batch_have_their_own_operator(case: Case) -> None:
         torch.testing.assert_close(y[n : n + 1], alone, rtol=0, atol=1e-12)
     for rows in (torch.tensor([2, 0]), torch.tensor([True, False, True])):
         torch.testing.assert_close(together.select(rows).forward(x[rows]), y[rows], rtol=0, atol=1e-12)
-    assert together.pseudo_image(y).shape == x.shape
+    assert together.pseudo_image(y).shape == together.picture(y).shape == x.shape
 
 
 @named(SEVERE)
@@ -171,6 +172,7 @@ def test_nonlinear_operators_have_no_adjoint(case: Case) -> None:
         ("random_inpainting", {"missing": 0.5}, "low, high"),
         ("random_inpainting", {"missing": [0.8, 0.2]}, "missing"),
         ("random_inpainting", {"paper": "yes"}, "paper"),
+        ("random_inpainting", {"fill": 1}, "fill"),
         ("box_inpainting", {"side": [-1, 3]}, "side"),
         ("motion_blur", {"length": [2, 31]}, "length"),
         ("motion_blur", {"kernel_size": 10}, "kernel_size"),

@@ -23,7 +23,7 @@ def test_every_preset_is_sound_and_has_a_source(family: str, name: str, tmp_path
 
 def test_other_settings_go_before_the_presets() -> None:
     made = make_degradation("random_inpainting", {"preset": "paper_test", "missing": [0.1, 0.2]})
-    assert made == make_degradation("random_inpainting", {"missing": [0.1, 0.2], "paper": True})
+    assert made == make_degradation("random_inpainting", {"missing": [0.1, 0.2], "paper": True, "fill": False})
 
 
 def test_unknown_presets_are_named_beside_the_known_ones() -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from flashray.degradations import make_degradation
+from flashray.degradations.masking import fill_in
 from flashray.degradations.random_inpainting import random_mask
 from flashray.errors import ConfigError
 from tests.golden import golden
@@ -69,3 +70,31 @@ def test_what_a_file_holds_in_its_holes_is_forgotten():
     assert torch.equal((blanked + 1) / 2, operator.forward((blanked + 1) / 2))
     known = operator.mask_B1HW.expand_as(y) == 1
     assert torch.equal(blanked[known], y[known])
+
+
+@pytest.mark.parametrize("share", [0.2, 0.8])
+def test_filled_holes_resemble_the_image(photo: torch.Tensor, share: float):
+    x = photo[None, :, 100:164, 150:214]
+    parameters = {"missing": torch.tensor([share]), "mask_seed": torch.tensor([1.0])}
+    filled, plain = (
+        make_degradation("random_inpainting", {"fill": fill}).bind(parameters, (64, 64)) for fill in (True, False)
+    )
+    y = filled.measure(x)
+    assert torch.equal(plain.pseudo_image(y), y)
+    assert torch.equal(filled.picture(y), y)
+    seen = filled.pseudo_image(y)
+    known = filled.mask_B1HW.expand_as(y) == 1
+    assert torch.equal(seen[known], y[known])
+    error, black = ((one - x)[~known].square().mean() for one in (seen, y))
+    assert error < 0.25 * black
+    # whatever was in the holes
+    other = torch.where(known, y, torch.rand_like(y))
+    torch.testing.assert_close(filled.pseudo_image(other), seen)
+
+
+def test_wide_holes_are_filled_from_their_border_and_nothing_from_nothing():
+    hole = torch.ones(1, 1, 64, 64)
+    hole[..., 8:56, 8:56] = 0
+    y = torch.full((1, 3, 64, 64), 0.3)
+    torch.testing.assert_close(fill_in(torch.where(hole > 0, y, -1), hole), y)
+    assert torch.isfinite(fill_in(y, torch.zeros_like(hole))).all()
