@@ -32,14 +32,17 @@ class Proximal:
     Gauss-Newton steps, each linearised anew, for another one.
 
     Attributes:
-        rho: weight of staying near x̂0. Bayes' rule for Gaussian errors gives σ_y²/σ_x²: the variance of the
-            measurement's noise over that of x̂0's error.
+        rho: weight of staying near x̂0: ρ = rho (2 noise_std)² (ᾱ/(1-ᾱ))^anneal. Bayes' rule for Gaussian errors gives
+            σ_y²/σ_x², the variance of the measurement's noise over that of x̂0's error; with anneal 1 the latter is
+            taken to be (1-ᾱ)/ᾱ over rho, so that y counts less and less as the noise goes (DiffPIR, equation 11).
+        anneal: 0 keeps ρ the same at every step.
         iterations: conjugate-gradient steps, at most.
         linearisations: Gauss-Newton steps for a nonlinear A.
         relax: share of the change that is taken.
     """
 
-    rho: float = 0.1
+    rho: float = 10.0
+    anneal: float = 1.0
     iterations: int = 20
     linearisations: int = 3
     relax: float = 1.0
@@ -58,27 +61,30 @@ class Proximal:
 
     def __call__(self, step: Step, problem: Problem) -> Tensor:
         x0 = problem.decode(step.z0_BCHW)
-        change = problem.encode(self.agree(x0, problem)) - problem.encode(x0)
-        z0 = step.z0_BCHW + self.relax * change
         alpha = per_image(step.alpha_B)
+        noise_variance = per_image((2 * problem.noise_std_B).square()).to(x0)
+        rho = self.rho * noise_variance * (alpha / (1 - alpha)) ** self.anneal
+        change = problem.encode(self.agree(x0, problem, rho)) - problem.encode(x0)
+        z0 = step.z0_BCHW + self.relax * change
         epsilon = (step.z_BCHW - alpha.sqrt() * z0) / (1 - alpha).sqrt()
         corrected = dataclasses.replace(step, z0_BCHW=z0, epsilon_BCHW=epsilon)
         return reverse_step(corrected, step.noise(STREAM_SOLVER))
 
-    def agree(self, x0_BCHW: Tensor, problem: Problem) -> Tensor:
-        """x*, images in [-1, 1]."""
+    def agree(self, x0_BCHW: Tensor, problem: Problem, rho: Tensor) -> Tensor:
+        """x*, images in [-1, 1]; rho is [B, 1, 1, 1]."""
         x = x0_BCHW
         for _ in range(1 if is_linear(problem.operator) else self.linearisations):
             jacobian, transpose = linearise(problem.operator, x)
             residual = problem.y_BCHW - problem.operator.measure(x)
             # (x + d) - x̂0 is what ρ weighs, not d alone
-            target = transpose(residual) + self.rho * (x0_BCHW - x)
-            x = x + conjugate_gradients(self._normal(jacobian, transpose), target, self.iterations)
+            target = transpose(residual) + rho * (x0_BCHW - x)
+            x = x + conjugate_gradients(normal_matrix(jacobian, transpose, rho), target, self.iterations)
         return x
 
-    def _normal(self, jacobian: Linear, transpose: Linear) -> Linear:
-        """d ↦ (JᵀJ + ρ) d."""
-        return lambda d: transpose(jacobian(d)) + self.rho * d
+
+def normal_matrix(jacobian: Linear, transpose: Linear, rho: Tensor) -> Linear:
+    """d ↦ (JᵀJ + ρ) d."""
+    return lambda d: transpose(jacobian(d)) + rho * d
 
 
 def is_linear(operator: Operator) -> bool:

@@ -45,26 +45,29 @@ class Squares(Operator):
         return per_image(self.gain_B) * (x_BCHW + x_BCHW.square() / 2)
 
 
-def stationary(solver: Proximal, task: Problem, x0: Tensor, x: Tensor) -> Tensor:
+def weights(rho: float, count: int) -> Tensor:
+    return torch.full((count, 1, 1, 1), rho, dtype=torch.float64)
+
+
+def stationary(rho: float, task: Problem, x0: Tensor, x: Tensor) -> Tensor:
     """The gradient of ½‖y - A(x)‖² + ½ρ‖x - x̂0‖² at x."""
     x = x.detach().requires_grad_(True)
-    objective = (task.y_BCHW - task.operator.measure(x)).square().sum() + solver.rho * (x - x0).square().sum()
+    objective = (task.y_BCHW - task.operator.measure(x)).square().sum() + rho * (x - x0).square().sum()
     return torch.autograd.grad(objective / 2, x)[0]
 
 
 @pytest.mark.parametrize("rho", [0.05, 1.0, 20.0])
 def test_a_linear_problem_is_solved_exactly(rho: float):
     task, x0 = problem(blur(3), images(3)), images(3, 1)
-    solver = Proximal(rho=rho, iterations=60)
-    x = solver.agree(x0, task)
-    assert stationary(solver, task, x0, x).abs().max() < 1e-3
-    assert stationary(solver, task, x0, x0).abs().max() > 0.1
+    x = Proximal(iterations=60).agree(x0, task, weights(rho, 3))
+    assert stationary(rho, task, x0, x).abs().max() < 1e-3
+    assert stationary(rho, task, x0, x0).abs().max() > 0.1
 
 
 def test_a_nonlinear_problem_is_solved_by_gauss_newton_steps():
     task, x0 = problem(Squares(torch.tensor([0.5, 1.0, 1.5]).double()), images(3)), images(3, 1)
-    once, often = (Proximal(rho=0.3, iterations=50, linearisations=n) for n in (1, 6))
-    gradients = [stationary(solver, task, x0, solver.agree(x0, task)).abs().max() for solver in (once, often)]
+    once, often = (Proximal(iterations=50, linearisations=n).agree(x0, task, weights(0.3, 3)) for n in (1, 6))
+    gradients = [stationary(0.3, task, x0, x).abs().max() for x in (once, often)]
     assert gradients[1] < 1e-3
     assert gradients[1] < 0.1 * gradients[0]
 
@@ -90,16 +93,18 @@ def step(x0: Tensor, eta: float) -> Step:
     return Step(z, x0, epsilon, alpha, previous, index, index, lambda stream: noise, eta)
 
 
-def test_without_noise_the_next_latent_lies_between_the_corrected_estimate_and_the_direction_to_it():
-    x0, solver = images(3, 1), Proximal(rho=0.5)
+@pytest.mark.parametrize("anneal", [0.0, 1.0])
+def test_without_noise_the_next_latent_lies_between_the_corrected_estimate_and_the_direction_to_it(anneal: float):
+    x0, solver = images(3, 1), Proximal(rho=50.0, anneal=anneal)
     task, now = problem(blur(3), images(3)), step(x0, eta=0.0)
-    corrected = solver.agree(x0, task)
+    # the noise's variance on [-1, 1] is 0.01, and ᾱ/(1-ᾱ) is 1.5
+    corrected = solver.agree(x0, task, weights(0.5 * 1.5**anneal, 3))
     epsilon = (now.z_BCHW - 0.6**0.5 * corrected) / 0.4**0.5
     torch.testing.assert_close(solver(now, task), 0.8**0.5 * corrected + 0.2**0.5 * epsilon)
 
 
 def test_no_image_sees_its_neighbours():
-    x0, solver = images(4, 1), make_solver("proximal", {"rho": 0.2})
+    x0, solver = images(4, 1), make_solver("proximal", {"rho": 20.0})
     task = problem(blur(4), images(4))
     together = solver(step(x0, eta=1.0), task)
     for n in range(4):
