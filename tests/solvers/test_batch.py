@@ -72,7 +72,7 @@ def test_in_float64_to_1e_5(name: str):
 def test_in_float32_to_rounding(name: str):
     """On the bundled prior, whose convolutions round differently in another batch."""
     prior = load_prior("bundled")
-    jobs = jobs_of(prior, (4, 1, 3, 0, 2, 4, 1, 3), torch.float32)
+    jobs = jobs_of(prior, (3, 1, 2, 0), torch.float32)
     found = largest_differences(prior, name, prior.schedule.respaced(100), jobs)
     print(f"\n{name}: {found}")
     assert max(found.values()) < 1e-3, found
