@@ -25,7 +25,7 @@ class DegradationConfig:
 
     Args:
         name: the family, such as gaussian_blur.
-        settings: the family's own settings, such as the range of its severity.
+        settings: the family's own settings, such as the range of its severity; preset names reference settings.
         noise_std: standard deviation of the measurement's noise on the [0, 1] scale; [low, high] draws it per image.
     """
 
@@ -100,7 +100,8 @@ class ReconstructConfig:
         output: run directory, a folder or s3:// prefix outside the archive.
         measurement: observed (the archive holds degraded images) or simulated (it holds clean ones, which the run
             degrades, each by its key, and scores against).
-        manifest: CSV or Parquet with a column key, the degradation's parameters and perhaps noise_std.
+        manifest: CSV or Parquet with a column key, the degradation's parameters (for inpainting, or mask: the place of
+            an image of the same size, white where pixels are known) and perhaps noise_std.
         references: folder or prefix of clean images with the archive's keys, to score observed measurements against.
         degradation: the forward operator and the noise.
         start: where the reverse diffusion starts.
@@ -247,7 +248,11 @@ def _with_places(config: ReconstructConfig) -> ReconstructConfig:
     models = (config.prior, config.start.severity_encoder)
     prior, encoder = (os.path.abspath(m) if os.path.isdir(m) and not in_ray_job else m for m in models)
     start = dataclasses.replace(config.start, severity_encoder=encoder)
-    return dataclasses.replace(config, prior=prior, start=start, **places)
+    settings = config.degradation.settings
+    if "weights" in settings and not in_ray_job:
+        settings = settings | {"weights": os.path.abspath(settings["weights"])}
+    degradation = dataclasses.replace(config.degradation, settings=settings)
+    return dataclasses.replace(config, prior=prior, start=start, degradation=degradation, **places)
 
 
 def _normalise(argv: Sequence[str]) -> list[str]:

@@ -166,3 +166,16 @@ def test_a_nonlinear_degradation_refuses_a_solver_that_needs_an_adjoint(monkeypa
 def test_configurations_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         config().seed = 1  # type: ignore[misc]
+
+
+def test_presets_and_weights_of_a_degradation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    family = ["--degradation.name", "random_inpainting", "--degradation.settings"]
+    assert parse_args([*PLACES, *family, "{preset: paper_test}"]).degradation.settings == {"preset": "paper_test"}
+    assert "known: paper_train, paper_test" in refused(capsys, *family, "{preset: other}")
+    monkeypatch.chdir(tmp_path)
+    wizard = ["--degradation.name", "kernel_wizard", "--degradation.settings", "{weights: wizard.pth}"]
+    assert "wizard.pth' is no file" in refused(capsys, *wizard)
+    (tmp_path / "wizard.pth").touch()
+    assert parse_args([*PLACES, *wizard]).degradation.settings == {"weights": str(tmp_path / "wizard.pth")}

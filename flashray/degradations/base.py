@@ -99,6 +99,10 @@ class Degradation(ABC):
     def check_size(self, size: tuple[int, int]) -> None:  # noqa: B027  (most families fit any size)
         """Raise ConfigError if the family's settings do not fit images of size (H, W)."""
 
+    def weights_sha256(self) -> str | None:
+        """The hash of the operator's weights, where it has any: a run's bytes depend on them."""
+        return None
+
     def measurement_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """(h, w) of the measurements of images of size (H, W)."""
         return size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -67,6 +68,9 @@ class KernelWizard(Degradation):
     def check_size(self, size: tuple[int, int]) -> None:
         code_size(size)
         load_network(self.weights)
+
+    def weights_sha256(self) -> str:
+        return hashlib.sha256(Path(self.weights).read_bytes()).hexdigest()
 
     def parameters_at(self, severity_B: Tensor, generator: torch.Generator | None = None) -> Parameters:
         seed_B = draw_seeds(generator, len(severity_B))

@@ -34,7 +34,8 @@ class Models:
     def identity(self) -> dict[str, Any]:
         """What the bytes of a run with these models depend on (`rundir.identity`)."""
         weights = {"prior": self.prior.sha256, "severity_encoder": self.encoder.sha256 if self.encoder else None}
-        return rundir.identity(self.config, weights)
+        operator = make_degradation(self.config.degradation.name, self.config.degradation.settings).weights_sha256()
+        return rundir.identity(self.config, weights if operator is None else weights | {"degradation": operator})
 
     @cached_property
     def unavailable(self) -> dict[str, str]:

@@ -94,6 +94,7 @@ def test_a_pickled_checkpoint_is_read_too(network: BlurGenerator, checkpoint: Pa
     torch.save({prefix + name: value for name, value in published(network).items()}, tmp_path / "wizard.pth")
     x, plain = images(1), family(checkpoint)
     other = family(tmp_path / "wizard.pth")
+    assert other.weights_sha256() != plain.weights_sha256()
     parameters = doubles(plain, 1)
     assert torch.equal(other.bind(parameters, SIZE).forward(x), plain.bind(parameters, SIZE).forward(x))
 
