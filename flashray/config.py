@@ -113,12 +113,15 @@ class ReconstructConfig:
         metrics: what to compute where a reference exists, of psnr, ssim and lpips.
         slots: images that one solver actor has in flight.
         severity_batch: images that the severity encoder sees at once.
-        unit_images: mean number of images of a unit, the grain of dispatch, retry and resume.
+        unit_images: mean number of images of a unit, the grain of dispatch, retry and resume; default by archive and
+            pool.
         device: cpu, cuda, or auto (cuda where the cluster has GPUs).
         precision: bf16 runs the networks under autocast; latents, norms and the operator stay in float32.
         solver_actors: default one a GPU; on CPUs one a node.
         severity_actors: default as many as solver actors.
-        plan_only: print the quote (images, steps, share saved) and stop.
+        budget_seconds: fit the solve pass into so much time by starting every chain milder than σ̂ asks.
+        budget_gpu_hours: the same, in hours of the pool's devices (on CPUs: of its actors).
+        plan_only: print the quote (images, steps, share saved, time) and stop.
         retry_failed: take up the images that failed before.
         mlflow: tracking.
     """
@@ -138,11 +141,13 @@ class ReconstructConfig:
     metrics: list[str] = field(default_factory=lambda: list(METRICS))
     slots: int = 8
     severity_batch: int = 16
-    unit_images: int = 32
+    unit_images: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["float32", "bf16"] = "float32"
     solver_actors: int | None = None
     severity_actors: int | None = None
+    budget_seconds: float | None = None
+    budget_gpu_hours: float | None = None
     plan_only: bool = False
     retry_failed: bool = False
     mlflow: TrackingConfig = field(default_factory=TrackingConfig)
@@ -178,11 +183,20 @@ def check(config: ReconstructConfig) -> ReconstructConfig:
     from flashray.severity.start import Start
     from flashray.solvers import make_solver
 
-    for name, least in (("slots", 1), ("severity_batch", 1), ("unit_images", 1)):
+    for name, least in (("slots", 1), ("severity_batch", 1)):
         _require(getattr(config, name) >= least, f"{name} is {getattr(config, name)}; give at least {least}")
-    for name in ("limit", "solver_actors", "severity_actors"):
+    for name in ("limit", "unit_images", "solver_actors", "severity_actors"):
         value = getattr(config, name)
         _require(value is None or value >= 1, f"{name} is {value}; give at least 1, or leave it out")
+    budgets = {name: getattr(config, name) for name in ("budget_seconds", "budget_gpu_hours")}
+    budgets = {name: value for name, value in budgets.items() if value is not None}
+    _require(len(budgets) <= 1, f"{' and '.join(budgets)} are given; give one budget")
+    for name, value in budgets.items():
+        _require(0 < value < math.inf, f"{name} is {value}; give a positive number")
+        _require(
+            config.start.mode == "flash",
+            f"{name} scales σ̂, and a full chain has none; take start.mode flash, or fewer solver.steps",
+        )
     _require(config.solver.steps >= 1, f"solver.steps is {config.solver.steps}; give at least 1")
     _require(0 <= config.solver.eta <= 1, f"solver.eta is {config.solver.eta}; give a number from 0 to 1")
     low, high = config.degradation.noise_range

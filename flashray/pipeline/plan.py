@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -16,6 +17,7 @@ import ray.data
 import torch
 
 from flashray import storage
+from flashray.config import ReconstructConfig
 from flashray.errors import ImageError
 from flashray.pipeline.bench import Bench, start_of
 from flashray.pipeline.board import reason, watched
@@ -23,10 +25,10 @@ from flashray.pipeline.cluster import IO_CPUS, Pools, blocks, waves
 from flashray.pipeline.load import load
 from flashray.pipeline.measurement import Photo
 from flashray.pipeline.progress import Progress
-from flashray.pipeline.units import pack, unit_ids
+from flashray.pipeline.units import Packing, unit_ids
 from flashray.pipeline.work import Work
 from flashray.schedule import NoiseSchedule
-from flashray.severity import error_std
+from flashray.severity import Start, error_std
 
 # One row an image, or a part of one. `left` and `top` place a part in its image, `width` and `height` are the part's.
 PLAN = pa.schema(
@@ -175,20 +177,44 @@ def _look_at(todo: pa.Table, work: Work, pools: Pools, board: Any) -> Iterator[p
         yield table.cast(SEVERITY)
 
 
-def finish(found: pa.Table, schedule: NoiseSchedule, work: Work, attempt: int) -> pa.Table:
-    """The plan of an attempt: start steps from the severities, and units. Rows of units first, then the unreadable."""
+def finish(found: pa.Table, schedule: NoiseSchedule, work: Work, attempt: int, actors: int = 1) -> pa.Table:
+    """The plan of an attempt: start steps from the severities, and units. Rows of units first, then the unreadable.
+
+    Args:
+        found: rows of `SEVERITY`.
+        schedule: the recipe's (respaced) chain.
+        actors: how many will share the units.
+    """
     config = work.config
     sound = found.filter(pc.equal(found["status"], "ok"))
     broken = found.filter(pc.equal(found["status"], "error"))
-    sigma_hat = torch.from_numpy(sound["sigma_hat"].cast(pa.float64()).to_numpy().copy())
-    step, fallback = start_of(config).start_step(sigma_hat, schedule)
-    start_step = step.numpy()
-    order, unit = pack(start_step, start_step, config.unit_images)
+    start_step, fallback = chain_lengths(sound, schedule, start_of(config))
+    order, unit = packing_of(config, actors)(start_step)
     steps = pa.array(start_step.astype(np.int32))
     planned = sound.append_column("start_step", steps).append_column("nfe", steps)
-    planned = planned.append_column("fallback", pa.array(fallback.numpy()))
+    planned = planned.append_column("fallback", pa.array(fallback))
     planned = planned.take(pa.array(order)).append_column("unit_id", unit_ids(attempt, unit))
     return pa.concat_tables([_as_plan(planned), _as_plan(broken)])
+
+
+def chain_lengths(
+    sound: pa.Table, schedule: NoiseSchedule, start: Start
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """(start steps, whether the full chain is a fall-back) of readable images, each [n] in their order."""
+    sigma_hat = torch.from_numpy(sound["sigma_hat"].cast(pa.float64()).to_numpy().copy())
+    step, fallback = start.start_step(sigma_hat, schedule)
+    return step.numpy(), fallback.numpy()
+
+
+def packing_of(config: ReconstructConfig, actors: int) -> Packing:
+    """How a run packs."""
+    return Packing(config.unit_images, config.slots, actors)
+
+
+def found_again(plan: pa.Table, listing: pa.Table) -> pa.Table:
+    """What the severity pass found, out of a plan that was made of it: rows of `SEVERITY` in the listing's order."""
+    rows = plan.append_column("index", pc.index_in(plan["key"], listing["key"].combine_chunks()).cast(pa.int64()))
+    return rows.select(SEVERITY.names).cast(SEVERITY).sort_by("index")
 
 
 def _as_plan(table: pa.Table) -> pa.Table:
@@ -210,7 +236,7 @@ def plan_path(output: str, attempt: int) -> str:
 
 
 def write_plan(output: str, attempt: int, plan: pa.Table) -> None:
-    """Keep the plan of an attempt; it is never changed afterwards."""
+    """Keep the plan of an attempt; it is never changed once one of its units is committed."""
     _write_parquet(plan_path(output, attempt), plan)
 
 

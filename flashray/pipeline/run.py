@@ -17,13 +17,15 @@ import ray
 from flashray import storage
 from flashray.config import ReconstructConfig, to_dict, to_yaml
 from flashray.errors import ConfigError, FlashrayError
-from flashray.pipeline import rundir, summary
+from flashray.pipeline import budget, rundir, summary
 from flashray.pipeline.archive import list_archive
-from flashray.pipeline.bench import Bench
+from flashray.pipeline.bench import Bench, start_of
 from flashray.pipeline.board import start_board, under_way
+from flashray.pipeline.calibrate import cost_key, measure_cost
 from flashray.pipeline.cluster import Pools, cause_of, connect, data_settings, size_pools
+from flashray.pipeline.cost import CostModel, Quoted, read_quoted, write_quoted
 from flashray.pipeline.models import Models, load_models
-from flashray.pipeline.plan import finish, severities, write_plan
+from flashray.pipeline.plan import chain_lengths, finish, found_again, packing_of, severities, write_plan
 from flashray.pipeline.progress import Progress, clock
 from flashray.pipeline.sheet import make_sheet, to_png
 from flashray.pipeline.solve import solve_units
@@ -61,23 +63,30 @@ def reconstruct(config: ReconstructConfig) -> int:
         unplanned = listing.filter(pc.is_in(listing["key"], pa.array(again, pa.string())))
     else:
         unplanned = listing
+    rebudgeted = run.rebudgeted(state)
     unsolved = not config.plan_only and (len(state.pending) or not run.finished)
-    if not len(unplanned) and not unsolved:
-        print(summary.quote(state, models.chain) if config.plan_only else "nothing to do: every unit is committed")
+    unpriced = config.plan_only and len(state.pending) and run.quoted is None
+    if not len(unplanned) and not (rebudgeted or unsolved or unpriced):
+        print(run.quote(state) if config.plan_only else "nothing to do: every unit is committed")
         return 0 if config.plan_only else run.verdict(state)
     with run.tracked() as tracker:
         if not config.plan_only:
             run.reopen()
         if len(unplanned) or len(state.pending):
-            with run.cluster() as (work, pools, board):
+            with run.cluster() as (pools, board):
+                if rebudgeted:
+                    run.plan(found_again(state.plan, listing), 0, pools, board)
                 if len(unplanned):
-                    run.plan(unplanned, state.attempts, work, pools, board)
+                    run.plan(run.look(unplanned, state.attempts, pools, board), state.attempts, pools, board)
+                if unpriced:
+                    run.price(state.planned, pools, board)
+                if len(unplanned) or rebudgeted or unpriced:
                     state = State.read(config.output)
-                    print(summary.quote(state, models.chain), flush=True)
+                    print(run.quote(state), flush=True)
                 if config.plan_only:
                     return 0
                 run.keep(tracker)
-                run.solve(state, work, pools, board)
+                run.solve(state, pools, board)
                 state = State.read(config.output)
         run.finish(state, tracker)
     return run.verdict(state)
@@ -87,14 +96,38 @@ class Run:
     """The steps of one start of a run.
 
     Args:
-        config, models: what was asked, loaded.
+        asked, models: what was asked, loaded.
         record: run.json.
         started: when this start began, on the monotonic clock.
+
+    Attributes:
+        config: what was asked, with the starts that its budget leaves once it is planned.
     """
 
-    def __init__(self, config: ReconstructConfig, models: Models, record: dict[str, Any], started: float) -> None:
-        self.config, self.models, self.record, self.started = config, models, record, started
+    def __init__(self, asked: ReconstructConfig, models: Models, record: dict[str, Any], started: float) -> None:
+        self.asked, self.models, self.record, self.started = asked, models, record, started
         self.images_solved, self.seconds_solving = 0, 0.0
+        self.quoted = read_quoted(asked.output)
+
+    @property
+    def config(self) -> ReconstructConfig:
+        return budget.settled(self.asked, self.record.get("budget"))
+
+    def rebudgeted(self, state: State) -> bool:
+        """Whether the plan was made for another budget, and has to be made anew.
+
+        Raises:
+            ConfigError: when a unit is committed that keeps to the other budget.
+        """
+        here, there = budget.asked(self.asked), (self.record.get("budget") or {}).get("asked", {})
+        if not state.attempts or here == there:
+            return False
+        if state.units or state.attempts > 1:
+            raise ConfigError(
+                f"output {self.asked.output} holds a run planned with the budget {there or 'unlimited'} and partly "
+                f"done, and this start asks for {here or 'unlimited'}: choose another --output, or give that budget"
+            )
+        return True
 
     @property
     def finished(self) -> bool:
@@ -106,7 +139,7 @@ class Run:
         storage.delete(self._place("summary.json"))
 
     @contextmanager
-    def cluster(self) -> Iterator[tuple[Work, Pools, Any]]:
+    def cluster(self) -> Iterator[tuple[Pools, Any]]:
         """A Ray cluster, pools that fit it, and a board; what stops the work becomes a message on how to go on."""
         own = connect()
         try:
@@ -119,7 +152,7 @@ class Run:
             self.record |= {"device": pools.device, "threads": pools.threads}
             rundir.write_record(self.config.output, self.record)
             with data_settings():
-                yield self._work(pools.device, pools.threads), pools, start_board()
+                yield pools, start_board()
         except ray.exceptions.RayError as error:
             # the frames of the error hold the actor pools, and those their CPUs, for as long as anybody holds the error
             error.__cause__ = error.__context__ = error.__traceback__ = None
@@ -161,22 +194,69 @@ class Run:
             self.record["mlflow"] = tracker.record
             rundir.write_record(self.config.output, self.record)
 
-    def plan(self, listing: pa.Table, attempt: int, work: Work, pools: Pools, board: Any) -> None:
-        """Look at these images, and write the plan of this attempt."""
-        folder = self._place("severity", f"{attempt:02d}")
+    def look(self, listing: pa.Table, attempt: int, pools: Pools, board: Any) -> pa.Table:
+        """The severities of these images."""
+        folder = self._severity(attempt)
+        work = self._work(pools.device, pools.threads)
         with Progress("plan", len(listing)) as progress:
             found = severities(listing, folder, work, pools, board, progress)
         if not found["key"].equals(listing["key"]):
             raise FlashrayError(f"the plan pass lost or doubled images; delete {folder} and run the same command again")
-        schedule = self.models.prior.schedule.respaced(self.config.solver.steps)
-        write_plan(self.config.output, attempt, finish(found, schedule, work, attempt))
-        storage.delete(folder)
+        return found
 
-    def solve(self, state: State, work: Work, pools: Pools, board: Any) -> None:
+    def plan(self, found: pa.Table, attempt: int, pools: Pools, board: Any) -> None:
+        """Write the plan of an attempt; where a quote or a budget is asked for, what it costs is measured first."""
+        schedule = self.models.prior.schedule.respaced(self.asked.solver.steps)
+        if attempt == 0:
+            self.record.pop("budget", None)
+
+        def plan() -> pa.Table:
+            return finish(found, schedule, self._work(pools.device, pools.threads), attempt, pools.solver_actors)
+
+        planned = plan()
+        units = planned.filter(pc.is_valid(planned["unit_id"]))
+        wanted = budget.asked(self.asked) and "budget" not in self.record
+        if len(units) and (self.asked.plan_only or wanted):
+            self.price(units, pools, board)
+        if len(units) and wanted and self.quoted:
+            sound = found.filter(pc.equal(found["status"], "ok"))
+            fitted = budget.fit(
+                lambda scale: chain_lengths(sound, schedule, start_of(budget.scaled(self.asked, scale)))[0],
+                self.quoted.cost,
+                packing_of(self.asked, pools.solver_actors),
+                self.asked,
+            )
+            self.record["budget"] = budget.entry(self.asked, fitted)
+            planned = plan()
+        write_plan(self.asked.output, attempt, planned)
+        rundir.write_record(
+            self.asked.output, self.record
+        )  # after the plan: a budget without its plan would be believed
+        storage.delete(self._severity(attempt))
+
+    def price(self, units: pa.Table, pools: Pools, board: Any) -> None:
+        """Measure what a step and an image cost on this pool, if that is not known from an earlier start."""
+        key = cost_key(self.record["fingerprint"], pools)
+        if self.quoted is not None and self.quoted.key == key:
+            cost: CostModel | None = self.quoted.cost
+        else:
+            cost = measure_cost(units, self._work(pools.device, pools.threads), pools, board)
+        self.quoted = Quoted(key, cost, pools.solver_actors) if cost else None
+        if self.quoted is not None:
+            write_quoted(self.asked.output, self.quoted)
+
+    def quote(self, state: State) -> str:
+        """What the plan costs, for people."""
+        return summary.quote(state, self.models.chain, self.asked.slots, self.quoted, self.record.get("budget"))
+
+    def solve(self, state: State, pools: Pools, board: Any) -> None:
         """Solve and commit the pending units."""
         pending, began = state.pending, time.monotonic()
         if not len(pending):
             return
+        if self.quoted is not None and self.quoted.key != cost_key(self.record["fingerprint"], pools):
+            self.quoted = None  # of another machine
+        work = self._work(pools.device, pools.threads)
         totals = pending.group_by("unit_id").aggregate([("nfe", "sum")])
         nfe_of = dict(zip(totals["unit_id"].to_pylist(), totals["nfe_sum"].to_pylist(), strict=True))
         with Progress("solve", len(state.planned), _nfe(state.planned), lambda: under_way(board, nfe_of)) as progress:
@@ -189,7 +269,7 @@ class Run:
         """Contact sheet, summary.json, and the same numbers into tracking."""
         if len(state.pending):
             raise FlashrayError(f"{len(state.pending)} images are not committed; run the same command again")
-        found = summary.summarise(state, self.models.chain, self.models.unavailable)
+        found = summary.summarise(state, self.models.chain, self.models.unavailable, self.asked.slots, self.quoted)
         speed = self.images_solved / self.seconds_solving if self.images_solved else None
         found["images_per_second"] = speed and round(speed, 4)  # of this start's solve pass
         found["wall_seconds"] = round(time.monotonic() - self.started, 3)
@@ -221,6 +301,9 @@ class Run:
 
     def _work(self, device: str, threads: int) -> Work:
         return Work.of(self.config, device, threads, self.models.prior.sample_size, self.models.lpips)
+
+    def _severity(self, attempt: int) -> str:
+        return self._place("severity", f"{attempt:02d}")
 
     def _place(self, *parts: str) -> str:
         return storage.join(self.config.output, *parts)

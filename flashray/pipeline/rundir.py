@@ -20,9 +20,11 @@ from flashray.errors import ConfigError
 from flashray.pipeline.archive import differences, listing_hash
 
 # What a run's results do not depend on: where it is written, how many actors share the work; the weights' places, which
-# the weights' hashes stand for; and the manifest's place, since the listing holds what it says of each image.
+# the weights' hashes stand for; and the manifest's place, since the listing holds what it says of each image. A budget
+# has its own entry in run.json, because it may change until something is committed.
 _FREE = {
     *("output", "mlflow", "plan_only", "retry_failed", "device", "solver_actors", "severity_actors"),
+    *("budget_seconds", "budget_gpu_hours"),
     *("prior", "start.severity_encoder", "manifest"),
 }
 _PACKAGES = ("flashray", "torch", "ray", "diffusers", "pyarrow", "pillow", "mlflow")

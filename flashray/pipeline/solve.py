@@ -23,7 +23,7 @@ from flashray.pipeline.cluster import IO_CPUS, Pools, blocks, waves
 from flashray.pipeline.commit import COMMIT
 from flashray.pipeline.load import load
 from flashray.pipeline.measurement import unpack_pixels
-from flashray.pipeline.units import group
+from flashray.pipeline.units import gather, index
 from flashray.pipeline.work import Work
 from flashray.pipeline.write import write
 from flashray.severity import error_std
@@ -183,11 +183,16 @@ class Solver:
 
 def solve_units(plan: pa.Table, work: Work, pools: Pools, board: Any) -> Iterator[dict[str, Any]]:
     """Solve the units of these plan rows, dearest first; yields a row of `WRITTEN` as each is committed."""
-    units = group(plan, UNIT_COLUMNS)
+    for wave in waves(index(plan)):
+        yield from _solve_wave(rows_of(plan, wave, work), work, pools, board)
+
+
+def rows_of(plan: pa.Table, units: pa.Table, work: Work) -> pa.Table:
+    """These units of `index(plan)` with all that the load stage asks for."""
+    units = gather(plan, units, UNIT_COLUMNS)
     if work.config.references is not None:
         units = units.append_column("reference_uri", _reference_uris(units["key"], work.config.references))
-    for wave in waves(units):
-        yield from _solve_wave(wave, work, pools, board)
+    return units
 
 
 def _solve_wave(units: pa.Table, work: Work, pools: Pools, board: Any) -> Iterator[dict[str, Any]]:

@@ -14,18 +14,24 @@ import pyarrow.compute as pc
 from flashray.config import METRICS
 from flashray.metrics import mean_interval
 from flashray.pipeline.commit import SCORED
+from flashray.pipeline.cost import Quoted, predict_full, predict_plan
+from flashray.pipeline.progress import clock
 from flashray.pipeline.state import State
 
 _BINS = 10
 _FAILURES = 20  # listed in summary.json; the plan and the commits hold them all
 
 
-def summarise(state: State, chain: int, unavailable: dict[str, str]) -> dict[str, Any]:
+def summarise(
+    state: State, chain: int, unavailable: dict[str, str], slots: int = 1, quoted: Quoted | None = None
+) -> dict[str, Any]:
     """The content of summary.json but for the times of this start.
 
     Args:
         chain: length of the full chain in NFE.
         unavailable: metrics that could not be computed, and why.
+        slots: images that a solver actor has in flight.
+        quoted: what was measured for a quote, if one was asked for.
 
     Means are over the images that have the value; a metric without any value is null.
     """
@@ -49,7 +55,11 @@ def summarise(state: State, chain: int, unavailable: dict[str, str]) -> dict[str
         _, low, high = mean_interval(_numbers(results, metric))
         summary[f"{metric}_interval"] = [low, high] if math.isfinite(low) and math.isfinite(high) else None
     summary["unavailable"] = unavailable
-    summary["solver_seconds"] = _finite(float(_numbers(state.results, "seconds").sum()))
+    seconds = _finite(float(_numbers(state.results, "seconds").sum()))
+    predicted = predict_plan(state.planned, slots, quoted.actors, quoted.cost).solver_seconds if quoted else None
+    summary["solver_seconds"] = seconds
+    summary["predicted_solver_seconds"] = predicted and round(predicted, 3)
+    summary["predicted_over_actual_seconds"] = round(predicted / seconds, 4) if predicted and seconds else None
     summary["failures"] = failures.slice(0, _FAILURES).to_pylist()
     return summary
 
@@ -78,26 +88,80 @@ def numbers(summary: Mapping[str, Any], spread: Mapping[str, Mapping[str, Any]])
     return found
 
 
-def quote(state: State, chain: int) -> str:
-    """What the plan costs, for people: images, histogram of NFE, total, and the share saved against the full chain."""
-    nfe = _numbers(state.planned, "nfe").astype(np.int64)
+def quote(
+    state: State,
+    chain: int,
+    slots: int = 1,
+    quoted: Quoted | None = None,
+    budget: Mapping[str, Any] | None = None,
+) -> str:
+    """What the plan costs, for people: images, histogram of NFE, total, share saved, and time where it was measured.
+
+    Args:
+        chain: length of the full chain in NFE.
+        slots: images that a solver actor has in flight.
+        quoted: the measured cost model.
+        budget: what run.json keeps of one.
+    """
+    planned = state.planned
+    nfe = _numbers(planned, "nfe").astype(np.int64)
     unreadable = len(state.plan) - len(nfe)
     lines = [f"{len(state.plan):,} images, {unreadable:,} of them unreadable"]
     if len(nfe):
-        counts, edges = np.histogram(nfe, bins=np.unique(np.linspace(nfe.min(), nfe.max() + 1, _BINS + 1).round()))
-        width = len(f"{int(edges[-1]) - 1:,}")
-        for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
-            bar = "█" * round(30 * count / counts.max())
-            lines.append(f"  NFE {int(low):>{width},} … {int(high) - 1:>{width},}  {count:>8,}  {bar}")
+        lines += _histogram(nfe)
         full = chain * len(nfe)
         lines.append(
             f"total {nfe.sum():,} NFE, {nfe.mean():.1f} an image; the full chain takes {full:,}: "
             f"{1 - nfe.sum() / full:.1%} saved"
         )
-        fallbacks = pc.sum(state.planned["fallback"]).as_py() or 0
+        fallbacks = pc.sum(planned["fallback"]).as_py() or 0
         if fallbacks:
             lines.append(f"{fallbacks:,} images fall back to the full chain: σ̂ is beyond what the start can express")
+    if budget:
+        lines.append(_coverage(budget))
+    if quoted and len(nfe):
+        lines += _price(planned, chain, slots, quoted)
     return "\n".join(lines)
+
+
+def _histogram(nfe: npt.NDArray[np.int64]) -> list[str]:
+    counts, edges = np.histogram(nfe, bins=np.unique(np.linspace(nfe.min(), nfe.max() + 1, _BINS + 1).round()))
+    width = len(f"{int(edges[-1]) - 1:,}")
+    return [
+        f"  NFE {int(low):>{width},} … {int(high) - 1:>{width},}  {count:>8,}  {'█' * round(30 * count / counts.max())}"
+        for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True)
+    ]
+
+
+def _coverage(budget: Mapping[str, Any]) -> str:
+    """What a budget costs: how much of σ̂ the starts still cover."""
+    ((name, value),) = budget["asked"].items()
+    if budget["scale"] == 1:
+        return f"{name} {value:g} is enough: every chain starts where σ̂ asks"
+    return (
+        f"{name} {value:g}: every chain starts at {budget['scale']:.1%} of the σ̂ that the recipe asks for "
+        f"(start.sigma_scale {budget['sigma_scale']:.4g}), {budget['mean_nfe']:.1f} NFE an image instead of "
+        f"{budget['mean_nfe_without']:.1f}; {budget['decoded_alone']:,} images are left with ẑ decoded alone"
+    )
+
+
+def _price(planned: pa.Table, chain: int, slots: int, quoted: Quoted) -> list[str]:
+    """Time, device hours, and the figures they come from."""
+    cost, actors = quoted.cost, quoted.actors
+    found = predict_plan(planned, slots, actors, cost)
+    full = predict_full(len(planned), chain, slots, actors, cost)
+    if quoted.device == "cuda":
+        hours, pool = f"{found.device_hours:.3g} GPU-hours", f"{actors:,} GPU{'s' * (actors > 1)}"
+    else:
+        hours = f"{found.device_hours * quoted.threads:.3g} core-hours"
+        pool = f"{actors:,} CPU actor{'s' * (actors > 1)} of {quoted.threads} thread{'s' * (quoted.threads > 1)}"
+    besides = cost.landing_seconds + cost.beside_seconds
+    return [
+        f"about {clock(found.wall_seconds)} on {pool} with {slots} slots, {clock(cost.start_up_seconds)} of it to "
+        f"start, and {hours}; the full chain: {clock(full.wall_seconds)}",
+        f"{found.units:,} units, {found.occupancy:.1%} of the slots filled; measured: {cost.nfe_seconds:.3g} s an NFE "
+        f"with all slots filled, {besides:.3g} s an image besides",
+    ]
 
 
 def table(summary: Mapping[str, Any]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -11,6 +13,26 @@ Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 ALONE = 1  # what an image costs besides its NFE (encoder pass, decoding, writing), in NFE
 MOST = 4  # a unit holds at most about so many times the mean number of images, however easy they are
+TAPER = 8  # the last units are so much smaller than the others
+# Where nobody says how large units shall be:
+PER_ACTOR = 16  # units of full share that an actor of several gets
+ALL_ALONE = 4  # and one that has nobody to wait for
+FILLINGS = 4  # times that a unit fills the slots, unless some actor would go without
+LARGEST = 128  # images of a mean unit at most: it travels as one row
+DEAREST = 32_000  # NFE of a unit at most: what is lost with an actor, and by an interruption
+
+
+def choose_unit_images(nfe: Integers, actors: int, slots: int) -> int:
+    """The mean number of images of a unit that suits an archive and a pool, in whole slotfuls.
+
+    Large units lose little to slots that idle while the last images of a unit finish, small ones little to actors that
+    idle while the last units finish, and to interruptions. `pack` makes the last units smaller, so large is the rule.
+    """
+    fair = len(nfe) / actors
+    dearest = DEAREST / max(nfe.mean(), 1.0) if len(nfe) else LARGEST
+    wished = max(fair / (PER_ACTOR if actors > 1 else ALL_ALONE), FILLINGS * slots)
+    wished = min(wished, fair, dearest, LARGEST)
+    return slots * max(1, round(wished / slots))
 
 
 def image_costs(nfe: Integers) -> Floats:
@@ -19,55 +41,120 @@ def image_costs(nfe: Integers) -> Floats:
     return np.maximum(cost, cost.mean() / MOST) if len(cost) else cost
 
 
-def pack(start_step: Integers, nfe: Integers, unit_images: int) -> tuple[Integers, Integers]:
+def pack(
+    start_step: Integers, nfe: Integers, unit_images: int, slots: int = 1, actors: int = 1
+) -> tuple[Integers, Integers]:
     """Pack images into units: sorted by start step, hardest first, and cut where the cost reaches an equal share.
 
+    Cuts fall between slotfuls only, so that a unit of like images drains without idle slots. The last units, when
+    fewer than two of full share are left for each of several actors, take a fixed part of what is left, down to
+    1/`TAPER` of a share: the actors then end together (guided self-scheduling, Polychronopoulos & Kuck 1987).
     Vectorised: ten million images take seconds and a few arrays.
 
     Args:
         start_step, nfe: [n], in the order of the listing; images of equal start step keep that order.
-        unit_images: the mean number of images of a unit.
+        unit_images: the mean number of images of a unit of full share.
+        slots: images that an actor has in flight.
+        actors: how many will share the work; one has nobody to wait for.
 
     Returns:
         (order [n], unit [n]): `order` holds the images' places in their units' order, and `unit[i]`, ascending from 0
         without gaps, is the unit of image `order[i]`. The same input gives the same units.
     """
-    order = np.argsort(-start_step, kind="stable").astype(np.int64)
+    order = hardest_first(start_step)
     if not len(order):
         return order, order.copy()
-    cost = image_costs(nfe)[order]
-    units = -(-len(order) // unit_images)
-    share = cost.sum() / units
-    middle = np.cumsum(cost) - cost / 2  # an image belongs where its middle lies
-    unit = np.minimum(middle // share, units - 1).astype(np.int64)
-    return order, np.unique(unit, return_inverse=True)[1].astype(np.int64)
+    slotfuls = np.arange(0, len(order), slots)
+    cost = np.add.reduceat(image_costs(nfe)[order], slotfuls)
+    share = cost.sum() / -(-len(order) // unit_images)
+    left = cost[::-1].cumsum()[::-1] - cost / 2  # a slotful belongs where its middle lies
+    cut = np.floor(_units_in(cost.sum(), share, actors) - _units_in(left, share, actors))
+    unit = np.cumsum(np.diff(cut, prepend=cut[0]) > 0)
+    return order, np.repeat(unit, np.diff(np.append(slotfuls, len(order))))
+
+
+@dataclass(frozen=True)
+class Packing:
+    """A run's way to pack.
+
+    Attributes:
+        unit_images: the mean number of images of a unit of full share; None chooses.
+        slots, actors: the pool's.
+    """
+
+    unit_images: int | None
+    slots: int
+    actors: int = 1
+
+    def __call__(self, start_step: Integers) -> tuple[Integers, Integers]:
+        """`pack`, of start steps that are the NFE too."""
+        size = self.unit_images or choose_unit_images(start_step, self.actors, self.slots)
+        return pack(start_step, start_step, size, self.slots, self.actors)
+
+
+def hardest_first(start_step: Integers) -> Integers:
+    """The order of descending start step; stable. Sixteen bits hold every chain, and are sorted by radix."""
+    most = start_step.max(initial=0)
+    return np.argsort((most - start_step).astype(np.min_scalar_type(most)), kind="stable")
+
+
+def _units_in(left: Floats | np.float64, share: np.float64, actors: int) -> Floats:
+    """How many units the work that is left makes: the integral of 1/size from 0 to `left`.
+
+    size(w) = w/(2 actors), between share/TAPER and share; `share` all along for one actor.
+    """
+    taper = 2 * actors if actors > 1 else 0
+    whole, tail = taper * share, taper * share / TAPER
+    in_tail = np.minimum(left, tail) * TAPER / share
+    between = taper * np.log(np.clip(left, tail, whole) / tail) if taper else 0.0
+    return in_tail + between + np.maximum(left - whole, 0) / share
 
 
 def unit_ids(attempt: int, unit: Integers) -> pa.Array:
     """`AA-NNNNNNNN`: the attempt (0, then one more for each retry of failed images) and the unit's number."""
-    numbers = pc.utf8_lpad(pa.array(unit).cast(pa.string()), 8, "0")
-    return pc.binary_join_element_wise(pa.scalar(f"{attempt:02d}"), numbers, "-")
+    numbers = pa.array(np.arange(unit.max(initial=-1) + 1)).cast(pa.string())
+    ids = pc.binary_join_element_wise(f"{attempt:02d}", pc.utf8_lpad(numbers, 8, "0"), "-")
+    return ids.take(pa.array(unit))
 
 
-def group(plan: pa.Table, columns: list[str]) -> pa.Table:
-    """One row a unit, dearest first: unit_id, images, cost (in NFE), and each of `columns` as a list.
+def unit_starts(ids: pa.Array | pa.ChunkedArray) -> Integers:
+    """Where each unit's rows begin, in rows that hold each unit's together."""
+    if not len(ids):
+        return np.array([], np.int64)
+    changes = pc.not_equal(ids.slice(1), ids.slice(0, len(ids) - 1))
+    return np.append(0, 1 + np.flatnonzero(changes.to_numpy(zero_copy_only=False)))
+
+
+def index(plan: pa.Table) -> pa.Table:
+    """One row a unit, dearest first, in the order of dispatch: unit_id, first (row in the plan), images, cost (in NFE).
 
     `plan` holds rows of units in their order, each unit's rows together. No Python object is made for an image.
     """
-    plan = plan.combine_chunks()
     ids = plan["unit_id"].combine_chunks() if len(plan) else pa.array([], pa.string())
-    codes = ids.dictionary_encode().indices.to_numpy(zero_copy_only=False)
-    starts = np.flatnonzero(np.diff(codes, prepend=-1)).astype(np.int64)
-    offsets = pa.array(np.append(starts, len(plan)), pa.int32())
-    images = np.diff(np.append(starts, len(plan)))
-    nfe = plan["nfe"].to_numpy().astype(np.int64)
-    cost = (np.add.reduceat(nfe, starts) if len(starts) else nfe) + ALONE * images
-    data: dict[str, pa.Array] = {
-        "unit_id": ids.take(pa.array(starts)),
-        "images": pa.array(images),
-        "cost": pa.array(cost),
-    }
+    first = unit_starts(ids)
+    images = np.diff(np.append(first, len(plan)))
+    cost = unit_costs(plan["nfe"].to_numpy(), first)
+    units = pa.table({"unit_id": ids.take(pa.array(first)), "first": first, "images": images, "cost": cost})
+    return units.take(pa.array(dearest_first(cost)))
+
+
+def unit_costs(nfe: npt.NDArray[np.integer], first: Integers) -> Integers:
+    """Each unit's cost in NFE, of images in their units' order and the places where the units begin."""
+    total = np.add.reduceat(nfe, first, dtype=np.int64) if len(first) else np.array([], np.int64)
+    return total + ALONE * np.diff(np.append(first, len(nfe)))
+
+
+def dearest_first(cost: Integers) -> Integers:
+    """The order of dispatch: longest processing time first (Graham 1969); equal ones keep their numbers' order."""
+    return np.argsort(-cost, kind="stable")
+
+
+def gather(plan: pa.Table, units: pa.Table, columns: list[str]) -> pa.Table:
+    """These units of `index(plan)` with each of `columns` as a list; copies their rows only."""
+    first, images = (units[name].to_numpy() for name in ("first", "images"))
+    offsets = np.append(0, np.cumsum(images))
+    rows = plan.select(columns).take(pa.array(np.repeat(first - offsets[:-1], images) + np.arange(offsets[-1])))
     for name in columns:
-        values = plan[name].combine_chunks() if len(plan) else pa.array([], plan.schema.field(name).type)
-        data[name] = pa.ListArray.from_arrays(offsets, values)
-    return pa.table(data).take(pa.array(np.argsort(-cost, kind="stable")))
+        values = rows[name].combine_chunks() if len(rows) else pa.array([], plan.schema.field(name).type)
+        units = units.append_column(name, pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values))
+    return units.drop_columns("first")

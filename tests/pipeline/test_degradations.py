@@ -31,7 +31,7 @@ from flashray.pipeline.measurement import Frame, Measurer, load_image, unpack_ma
 from flashray.pipeline.models import load_models
 from flashray.pipeline.run import reconstruct
 from flashray.pipeline.sheet import _row
-from flashray.pipeline.units import group
+from flashray.pipeline.units import gather, index
 from flashray.pipeline.work import Work
 from flashray.storage import put_bytes
 from tests.conftest import TinyModels
@@ -72,7 +72,7 @@ def through_the_stages(monkeypatch: pytest.MonkeyPatch) -> Run:
         found = [severity(loading.load(todo.slice(i, 1), work, board)) for i in range(len(todo))]
         plan = planning.finish(pa.concat_tables(found), severity.bench.schedule, work, attempt=0)
         planned = plan.filter(pc.equal(plan["status"], "ok"))
-        units, rows, images = group(planned, solving.UNIT_COLUMNS), {}, {}
+        units, rows, images = gather(planned, index(planned), solving.UNIT_COLUMNS), {}, {}
         if config.references is not None:
             uris = solving._reference_uris(units["key"], config.references)
             units = units.append_column("reference_uri", uris)

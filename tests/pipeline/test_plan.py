@@ -14,7 +14,7 @@ from flashray.pipeline.archive import LISTING
 from flashray.pipeline.commit import write_commit
 from flashray.pipeline.plan import PLAN, SEVERITY, chunks, finish, read_plan, write_plan
 from flashray.pipeline.state import State
-from flashray.pipeline.units import group
+from flashray.pipeline.units import gather, index
 from flashray.pipeline.work import Work
 from flashray.schedule import NoiseSchedule
 
@@ -98,7 +98,7 @@ def test_state_tells_pending_from_done_and_old_from_new(tmp_path: Path) -> None:
     assert len(state.pending) == 3
     assert state.failures["key"].to_pylist() == ["key 1"]
     ends = {"key 3": {"status": "error", "error": "diverged"}}
-    for unit in group(state.pending, ["key"]).to_pylist():
+    for unit in gather(state.pending, index(state.pending), ["key"]).to_pylist():
         rows = [{"key": key, "part": 0} | ends.get(key, {"status": "ok"}) for key in unit["key"]]
         write_commit(output, unit["unit_id"], rows)
     state = State.read(output)

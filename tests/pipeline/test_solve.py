@@ -22,7 +22,7 @@ from flashray.pipeline.commit import read_commits
 from flashray.pipeline.load import load
 from flashray.pipeline.plan import Severity, chunks, finish
 from flashray.pipeline.solve import UNIT_COLUMNS, Solver
-from flashray.pipeline.units import group
+from flashray.pipeline.units import gather, index
 from flashray.pipeline.work import Work
 from flashray.pipeline.write import write
 from tests.conftest import TinyModels
@@ -61,7 +61,7 @@ def planned(work: Work, board: Any) -> pa.Table:
 
 def solved(work: Work, board: Any, rows: pa.Table) -> list[dict[str, Any]]:
     """Commit rows with their images, unit by unit."""
-    actor, units = Solver(work, board), group(rows, UNIT_COLUMNS)
+    actor, units = Solver(work, board), gather(rows, index(rows), UNIT_COLUMNS)
     result = []
     for i in range(len(units)):
         (unit,) = actor(load(units.slice(i, 1), work, board)).to_pylist()
@@ -98,7 +98,7 @@ def test_an_error_midway_keeps_what_is_done(work: Work, board: Any, monkeypatch:
 
     monkeypatch.setattr(solving, "solve", breaks)
     rows = solved(work, board, planned(work, board))
-    units = len(group(planned(work, board), []))
+    units = len(index(planned(work, board)))
     assert sum(row["status"] == "ok" for row in rows) == units
     for row in rows:
         assert (row["image"] is not None) == (row["status"] == "ok")

@@ -1,0 +1,117 @@
+"""Fit a run into a budget by starting every chain milder than the recipe asks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from flashray.config import ReconstructConfig
+from flashray.errors import ConfigError
+from flashray.pipeline.cost import CostModel, Prediction, predict
+from flashray.pipeline.units import Integers, Packing
+
+GRAIN = 1024  # scales are whole parts of this
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A budget and what it does to a plan.
+
+    Attributes:
+        scale: σ̂ is multiplied by it, in (0, 1]; 1 where the budget is enough.
+        asked, fitted: what the plan costs without and with it.
+        mean_nfe: an image's, without and with it.
+        decoded: images whose chain is gone altogether, so that ẑ is decoded alone; those that had none are not counted.
+    """
+
+    scale: float
+    asked: Prediction
+    fitted: Prediction
+    mean_nfe: tuple[float, float]
+    decoded: int
+
+
+def asked(config: ReconstructConfig) -> dict[str, float]:
+    """The budget that is asked for, by its name; empty where none is."""
+    named = {name: getattr(config, name) for name in ("budget_seconds", "budget_gpu_hours")}
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def entry(config: ReconstructConfig, found: Fit | None) -> dict[str, Any]:
+    """What run.json keeps of a budget, from which `settled` makes the same starts again."""
+    if found is None:
+        return {}
+    return {
+        "asked": asked(config),
+        "scale": found.scale,
+        "sigma_scale": config.start.sigma_scale * found.scale,
+        "mean_nfe": found.mean_nfe[1],
+        "mean_nfe_without": found.mean_nfe[0],
+        "decoded_alone": found.decoded,
+    }
+
+
+def settled(config: ReconstructConfig, kept: Mapping[str, Any] | None) -> ReconstructConfig:
+    """The configuration with the starts that its budget leaves, as `entry` wrote them down."""
+    return scaled(config, kept["scale"]) if kept else config
+
+
+def scaled(config: ReconstructConfig, scale: float) -> ReconstructConfig:
+    """The configuration with σ̂ multiplied by `scale`."""
+    start = dataclasses.replace(config.start, sigma_scale=config.start.sigma_scale * scale)
+    return dataclasses.replace(config, start=start)
+
+
+def fit(
+    chain_lengths: Callable[[float], Integers], cost: CostModel, packing: Packing, config: ReconstructConfig
+) -> Fit | None:
+    """The largest scale on σ̂ with which the run fits its budget; None where the configuration has none.
+
+    The start step is a monotone function of σ̂, so any scale keeps the order of difficulty, and the result is exactly
+    that of the recipe with this `start.sigma_scale`. A chain respaced to fewer steps would keep the order too, but
+    solvers' step sizes are tuned for the spacing, and images that take few steps already would lose the most.
+
+    Bisection over `GRAIN` scales, each predicted with the very packing and dispatch of a run. Of two budgets the larger
+    one takes the same turns until it once goes up where the other goes down: it never gives the smaller scale.
+
+    Args:
+        chain_lengths: start steps [n] of a scale, in the order of the listing.
+
+    Raises:
+        ConfigError: when ẑ decoded alone is beyond the budget; the least possible is named.
+    """
+    if not asked(config):
+        return None
+    ((name, budget),) = asked(config).items()
+
+    def spent(prediction: Prediction) -> float:
+        return prediction.wall_seconds if name == "budget_seconds" else prediction.device_hours
+
+    def predicted(scale: int) -> Prediction:
+        nfe = chain_lengths(scale / GRAIN)
+        order, of_unit = packing(nfe)
+        return predict(nfe[order], np.flatnonzero(np.diff(of_unit, prepend=-1)), packing.slots, packing.actors, cost)
+
+    whole = fitted = predicted(GRAIN)
+    high, low = GRAIN, GRAIN
+    if spent(whole) > budget:
+        low, fitted = 1, predicted(1)
+        if spent(fitted) > budget:
+            raise ConfigError(
+                f"{name} is {budget:g}, and decoding the severity encoder's estimates alone takes {spent(fitted):.4g}; "
+                "give at least that, or more actors"
+            )
+    while high - low > 1:
+        middle = (low + high) // 2
+        prediction = predicted(middle)
+        if spent(prediction) <= budget:
+            low, fitted = middle, prediction
+        else:
+            high = middle
+    before, after = chain_lengths(1.0), chain_lengths(low / GRAIN)
+    means = (float(before.mean()), float(after.mean()))
+    return Fit(low / GRAIN, whole, fitted, means, int(((after == 0) & (before > 0)).sum()))

@@ -1,0 +1,171 @@
+"""Measure the cost model: a few seconds of the run's own solver actor, on images of its own plan."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from flashray.errors import ImageError
+from flashray.pipeline.cluster import Pools
+from flashray.pipeline.cost import CostModel
+from flashray.pipeline.load import load
+from flashray.pipeline.solve import Solver, rows_of
+from flashray.pipeline.units import Integers, index
+from flashray.pipeline.work import Work
+from flashray.schedule import NoiseSchedule
+
+SECONDS = 1.5  # of flights for each number of filled slots; a flight under way is ended
+_FLIGHTS = (2, 16)  # at least and at most
+log = logging.getLogger(__name__)
+
+
+def cost_key(fingerprint: Mapping[str, Any], pools: Pools) -> dict[str, Any]:
+    """What the seconds depend on: recipe, weights, slots and precision through the fingerprint, and the machine."""
+    kinds = {name for node in ray.nodes() for name in node["Resources"] if name.startswith("accelerator_type:")}
+    return {
+        "fingerprint": fingerprint["sha256"],
+        "device": pools.device,
+        "threads": pools.threads,
+        "accelerators": sorted(kinds),
+    }
+
+
+def measure_cost(plan: pa.Table, work: Work, pools: Pools, board: Any) -> CostModel | None:
+    """Start one solver actor as the solve pass will, and time it; None, with a warning, where no image can be flown.
+
+    Args:
+        plan: rows that belong to units.
+    """
+    began = time.perf_counter()
+    actor = ray.remote(Calibrator).options(num_cpus=pools.cpus, num_gpus=pools.gpus or 0).remote(work, board)
+    try:
+        ray.get(actor.ready.remote())
+        start_up = time.perf_counter() - began
+        return CostModel(**ray.get(actor.measure.remote(sample(plan, work))), start_up_seconds=start_up)
+    except ray.exceptions.RayTaskError as error:
+        if not isinstance(error.cause, ImageError):
+            raise
+        log.warning("the cost of this plan could not be measured: %s", error.cause)
+        return None
+    finally:
+        ray.kill(actor)
+
+
+def sample(plan: pa.Table, work: Work) -> pa.Table:
+    """One unit that fills the slots with images from all over the plan, and the visited steps' `visits`, as a table.
+
+    `visits[i]` images of the plan are updated at step i.
+    """
+    nfe, slots = plan["nfe"].to_numpy(), work.config.slots
+    places = ((np.arange(slots) + 0.5) / slots * len(plan)).astype(np.int64)
+    rows = plan.take(pa.array(places))
+    rows = rows.set_column(rows.column_names.index("unit_id"), "unit_id", pa.array(["calibration"] * slots))
+    visits = np.cumsum(np.bincount(nfe)[::-1])[::-1][1:]
+    return rows_of(rows, index(rows), work).append_column("visits", pa.array([visits.tolist()], pa.list_(pa.int64())))
+
+
+class Calibrator:
+    """A solver actor that flies parts of chains and looks at the clock.
+
+    It hands units to the very `Solver` of the solve pass, so that whatever that does to an image is in the figures: the
+    seconds of the engine are those that commits will hold, and the rest of a unit's time is what comes beside it.
+    """
+
+    def __init__(self, work: Work, board: Any) -> None:
+        self.solver = Solver(work, board)
+        self.work, self.board = work, board
+        self.schedule, _ = self.solver.bench.schedule, self.solver.bench.encoder
+
+    def ready(self) -> None:
+        """Answers when the models are loaded."""
+
+    def measure(self, unit: pa.Table) -> dict[str, Any]:
+        """The fields of a `CostModel` but for the start-up, from the table of `sample`.
+
+        Raises:
+            ImageError: when none of the sample's images can be read or solved.
+        """
+        visits = np.array(unit["visits"][0].as_py(), np.int64)
+        (loaded,) = load(unit.drop_columns("visits"), self.work, self.board).to_pylist()
+        slots = self.work.config.slots
+        filled = tuple(numbers_filled(slots))
+        self.fly(loaded, slots, self.schedule, min(1, len(visits)))  # the first of everything is slow
+        landing, beside = (seconds / slots for seconds in self.fly(loaded, slots, self.schedule, 0))
+        steps = [self.step_seconds(loaded, count, visits, landing) if len(visits) else 0.0 for count in filled]
+        return {
+            "filled": filled,
+            "step_seconds": tuple(steps),
+            "landing_seconds": landing,
+            "beside_seconds": beside,
+        }
+
+    def step_seconds(self, loaded: dict[str, Any], count: int, visits: Integers, landing: float) -> float:
+        """The mean of a batched step with `count` slots filled, over parts of the chain that the plan visits."""
+        turn = getattr(self.solver.solver, "every", 1)  # steps after which a rule begins again; flown as a whole
+        length = min(turn, len(visits))
+        spent, flown = 0.0, 0
+        for flights, place in enumerate(evenly(_FLIGHTS[1])):
+            schedule, steps = part(self.schedule, visits, place, length)
+            seconds = max(self.fly(loaded, count, schedule, steps)[0] - count * landing, 0.0)
+            spent, flown = spent + seconds, flown + steps
+            if spent > SECONDS and flights + 1 >= _FLIGHTS[0]:
+                break
+            if spent < SECONDS / 4:
+                length = min(2 * length, len(visits))
+        return spent / flown
+
+    def fly(self, loaded: dict[str, Any], count: int, schedule: NoiseSchedule, steps: int) -> tuple[float, float]:
+        """(the engine's seconds, the other seconds) of `count` images that take `steps` steps to the schedule's end."""
+        self.solver.bench.schedule = schedule
+        unit = {name: value[:count] if isinstance(value, list) else value for name, value in loaded.items()}
+        began = time.perf_counter()
+        (solved,) = self.solver(pa.Table.from_pylist([unit | {"start_step": [steps] * count}])).to_pylist()
+        wall = time.perf_counter() - began
+        flown = [row for row in solved["rows"] if row["seconds"] is not None]
+        if not flown:
+            raise ImageError(solved["rows"][0]["error"])
+        engine = sum(row["seconds"] for row in flown) * count / len(flown)
+        return engine, max(wall - engine, 0.0)
+
+
+def numbers_filled(slots: int) -> list[int]:
+    """The numbers of filled slots to time: all of them, a quarter, a sixteenth … and one."""
+    numbers = {1, slots}
+    while slots > 1:
+        numbers.add(slots)
+        slots //= 4
+    return sorted(numbers)
+
+
+def evenly(count: int) -> Iterator[float]:
+    """Places in (0, 1) of which every beginning is spread evenly: ½, ¼, ¾, ⅛, … (van der Corput 1935)."""
+
+    def places() -> Iterator[float]:
+        number = 0
+        while True:
+            number += 1
+            bits = f"{number:b}"[::-1]
+            yield int(bits, 2) / 2 ** len(bits)
+
+    return islice(places(), count)
+
+
+def part(schedule: NoiseSchedule, visits: Integers, place: float, length: int) -> tuple[NoiseSchedule, int]:
+    """A part of the chain with its start step: `length` steps around the place where so much of the work lies below.
+
+    Every step keeps its own timestep and noise levels. One step more lies on top, except at the chain's own top: a
+    start there would be a start from pure noise.
+    """
+    below = np.cumsum(visits) / visits.sum()
+    middle = int(np.searchsorted(below, place))
+    bottom = min(max(middle - length // 2, 0), len(visits) - length)
+    rows = slice(bottom, bottom + length + 1)
+    values = (schedule.timesteps[rows], schedule.alphas_cumprod[rows], schedule.alphas_cumprod_prev[rows])
+    return NoiseSchedule(*values), length

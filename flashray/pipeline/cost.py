@@ -1,0 +1,133 @@
+"""What a plan will cost: a model of the solver's seconds, measured on the run's own actor, and its prediction."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from flashray import storage
+from flashray.pipeline.occupancy import batch_seconds, occupancy, slot_steps
+from flashray.pipeline.simulation import Pool, simulate
+from flashray.pipeline.units import Floats, Integers, Packing, dearest_first, unit_costs, unit_starts
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Seconds of a solver actor.
+
+    Attributes:
+        filled: numbers of filled slots, ascending from 1, for which a batched step was timed.
+        step_seconds: of one batched step with so many slots filled.
+        landing_seconds: an image, once its chain is at its end (decoding); the engine counts it as the image's.
+        beside_seconds: an image, outside the engine: measuring, the encoder's look, scoring.
+        start_up_seconds: from asking for an actor until its models are loaded.
+    """
+
+    filled: tuple[int, ...]
+    step_seconds: tuple[float, ...]
+    landing_seconds: float
+    beside_seconds: float
+    start_up_seconds: float
+
+    def steps(self, slots: int) -> Floats:
+        """[slots] seconds of a batched step with 1 … `slots` filled; straight lines between what was timed."""
+        return np.interp(np.arange(1, slots + 1), self.filled, self.step_seconds)
+
+    @property
+    def nfe_seconds(self) -> float:
+        """An NFE's share of a batched step with all slots filled."""
+        return self.step_seconds[-1] / self.filled[-1]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a plan will cost.
+
+    Attributes:
+        units: how many there are.
+        occupancy: useful slot-steps over all slot-steps.
+        solver_seconds: what the commits' `seconds` will add up to.
+        wall_seconds: of the solve pass, from the actors' start-up to the last unit's end.
+        actors: among which it is shared.
+    """
+
+    units: int
+    occupancy: float
+    solver_seconds: float
+    wall_seconds: float
+    actors: int
+
+    @property
+    def device_hours(self) -> float:
+        """Hours that the actors hold their devices, idle ones at the end included."""
+        return self.actors * self.wall_seconds / 3600
+
+
+def predict(nfe: Integers, first: Integers, slots: int, actors: int, cost: CostModel) -> Prediction:
+    """The cost of units: `nfe` in their order, and the places where each begins (`units.unit_starts`)."""
+    steps_US = slot_steps(nfe, first, slots)
+    images_U = np.diff(np.append(first, len(nfe)))
+    solver_U = batch_seconds(steps_US, cost.steps(slots)) + cost.landing_seconds * images_U
+    dispatched = (solver_U + cost.beside_seconds * images_U)[dearest_first(unit_costs(nfe, first))]
+    wall = simulate(dispatched, Pool(min(actors, max(len(first), 1)), start_up=cost.start_up_seconds)).makespan
+    return Prediction(len(first), occupancy(steps_US), float(solver_U.sum()), wall, actors)
+
+
+def predict_plan(plan: pa.Table, slots: int, actors: int, cost: CostModel) -> Prediction:
+    """The cost of a plan's rows that belong to units."""
+    return predict(plan["nfe"].to_numpy(), unit_starts(plan["unit_id"].combine_chunks()), slots, actors, cost)
+
+
+def predict_full(images: int, chain: int, slots: int, actors: int, cost: CostModel) -> Prediction:
+    """The cost of the full chain for so many images."""
+    nfe = np.full(images, chain, np.int64)
+    _, unit = Packing(None, slots, actors)(nfe)
+    return predict(nfe, np.flatnonzero(np.diff(unit, prepend=-1)), slots, actors, cost)
+
+
+@dataclass(frozen=True)
+class Quoted:
+    """A cost model and what it was measured with, as the run directory keeps them.
+
+    Attributes:
+        key: what the seconds depend on; another key asks for another measurement.
+        actors: the pool's solver actors.
+    """
+
+    key: dict[str, Any]
+    cost: CostModel
+    actors: int
+
+    @property
+    def device(self) -> str:
+        """cpu or cuda."""
+        return self.key["device"]
+
+    @property
+    def threads(self) -> int:
+        """Of an actor."""
+        return self.key["threads"]
+
+
+def read_quoted(output: str) -> Quoted | None:
+    """cost.json of a run directory, or None."""
+    try:
+        found = json.loads(storage.read_bytes(_place(output)))
+        curve = {name: tuple(found["cost"].pop(name)) for name in ("filled", "step_seconds")}
+        cost = CostModel(**{**found["cost"], **curve})
+        return Quoted(found["key"], cost, found["actors"])
+    except (FileNotFoundError, ValueError, TypeError, KeyError):  # absent, or of another version: measured anew
+        return None
+
+
+def write_quoted(output: str, quoted: Quoted) -> None:
+    """Keep it as cost.json."""
+    storage.put_bytes(_place(output), json.dumps(asdict(quoted), indent=2).encode() + b"\n")
+
+
+def _place(output: str) -> str:
+    return storage.join(output, "cost.json")

@@ -1,0 +1,199 @@
+"""The cost model: predictions against sums by hand, and its measurement on the run's own actor."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from flashray.config import ReconstructConfig, SolverConfig, StartConfig
+from flashray.errors import ImageError
+from flashray.pipeline import calibrate
+from flashray.pipeline.archive import list_archive
+from flashray.pipeline.board import start_board
+from flashray.pipeline.calibrate import Calibrator, evenly, numbers_filled, part, sample
+from flashray.pipeline.cost import CostModel, Quoted, predict, predict_full, predict_plan, read_quoted, write_quoted
+from flashray.pipeline.load import load
+from flashray.pipeline.plan import Severity, chunks, finish
+from flashray.pipeline.units import unit_ids
+from flashray.pipeline.work import Work
+from flashray.schedule import NoiseSchedule
+from tests.conftest import TinyModels
+from tests.models import SIDE
+
+COST = CostModel((1, 4), (1.0, 2.5), landing_seconds=0.1, beside_seconds=0.25, start_up_seconds=7.0)
+
+
+def test_steps_between_what_was_timed_lie_on_a_line() -> None:
+    assert COST.steps(4).tolist() == [1.0, 1.5, 2.0, 2.5]
+    assert COST.nfe_seconds == 2.5 / 4
+    assert CostModel((1,), (3.0,), 0, 0, 0).steps(1).tolist() == [3.0]
+
+
+def test_a_prediction_is_the_sum_of_its_parts() -> None:
+    nfe = np.array([6, 6, 5, 4, 2, 1])  # two units on four slots: 6 6 5 4, then 2 1
+    found = predict(nfe, np.array([0, 4]), 4, 1, COST)
+    chains = (4 * 2.5 + 1 * 2.0 + 1 * 1.5) + (1 * 1.5 + 1 * 1.0)
+    assert found.solver_seconds == pytest.approx(chains + 6 * 0.1)
+    assert found.wall_seconds == pytest.approx(7.0 + chains + 6 * 0.35)
+    assert found.device_hours == pytest.approx(found.wall_seconds / 3600)
+    assert found.occupancy == pytest.approx(24 / (4 * 8))
+    assert found.units == 2
+
+
+def test_two_actors_take_a_unit_each() -> None:
+    nfe, first = np.array([8, 8, 8, 8]), np.array([0, 2])
+    alone, together = (predict(nfe, first, 2, actors, COST) for actors in (1, 2))
+    assert together.solver_seconds == alone.solver_seconds
+    assert together.wall_seconds - 7 == pytest.approx((alone.wall_seconds - 7) / 2)
+    assert together.device_hours == pytest.approx(2 * together.wall_seconds / 3600)
+    idle = predict(nfe, first, 2, 10, COST)  # more actors than units: the rest is not started
+    assert idle.wall_seconds == together.wall_seconds
+
+
+def test_a_plan_is_read_in_its_units() -> None:
+    nfe, unit = np.array([6, 6, 5, 4, 2, 1]), np.array([0, 0, 0, 0, 1, 1])
+    plan = pa.table({"unit_id": unit_ids(0, unit), "nfe": pa.array(nfe, pa.int32())})
+    assert predict_plan(plan, 4, 3, COST) == predict(nfe, np.array([0, 4]), 4, 3, COST)
+    assert predict_plan(plan.slice(0, 0), 4, 3, COST).solver_seconds == 0
+
+
+def test_the_full_chain_costs_every_step_of_every_image() -> None:
+    found = predict_full(64, 1000, 4, 2, COST)
+    assert found.solver_seconds == pytest.approx(64 * (1000 * 2.5 / 4 + 0.1))
+    assert found.occupancy == 1
+
+
+def test_what_was_measured_is_kept(tmp_path: Path) -> None:
+    output = str(tmp_path)
+    assert read_quoted(output) is None
+    quoted = Quoted({"device": "cpu", "threads": 2, "accelerators": []}, COST, actors=3)
+    write_quoted(output, quoted)
+    assert read_quoted(output) == quoted
+    assert (quoted.device, quoted.threads) == ("cpu", 2)
+    (tmp_path / "cost.json").write_text('{"key": {}, "cost": {"speed": 3}, "actors": 1}')  # of another version
+    assert read_quoted(output) is None
+
+
+@pytest.mark.parametrize(("slots", "numbers"), [(1, [1]), (2, [1, 2]), (8, [1, 2, 8]), (64, [1, 4, 16, 64])])
+def test_numbers_of_slots_to_time(slots: int, numbers: list[int]) -> None:
+    assert numbers_filled(slots) == numbers
+
+
+def test_places_are_spread_evenly_however_many_are_taken() -> None:
+    places = list(evenly(15))
+    assert places[:4] == [0.5, 0.25, 0.75, 0.125]
+    for count in (1, 3, 7, 15):
+        assert sorted(places[:count]) == [(i + 1) / (count + 1) for i in range(count)]
+
+
+def test_parts_of_a_chain_keep_each_steps_own_noise_levels() -> None:
+    schedule = NoiseSchedule.from_scheduler_config({}).respaced(100)
+    visits = np.array([10] * 20 + [1] * 20)  # all pass the lowest 20 steps, one image in ten those above
+    for place, length in ((0.5, 4), (0.01, 4), (0.99, 4), (0.5, 40), (0.9, 1)):
+        piece, steps = part(schedule, visits, place, length)
+        assert steps == length
+        assert len(piece) == length + 1  # its own top is never reached: that would be a start from pure noise
+        bottom = schedule.timesteps.tolist().index(piece.timesteps[0].item())
+        assert bottom + length <= 40
+        assert torch.equal(piece.alphas_cumprod, schedule.alphas_cumprod[bottom : bottom + length + 1])
+        assert torch.equal(piece.alphas_cumprod_prev, schedule.alphas_cumprod_prev[bottom : bottom + length + 1])
+    middle, _ = part(schedule, visits, 0.5, 1)
+    assert middle.timesteps[0] == schedule.timesteps[10]  # half of the work lies below it
+    full, steps = part(schedule, np.full(100, 3), 0.5, 100)
+    assert (len(full), steps) == (100, 100)
+
+
+@pytest.fixture
+def work(tiny_models: TinyModels, archive: Path, tmp_path: Path) -> Work:
+    config = ReconstructConfig(
+        str(archive),
+        str(tmp_path / "run"),
+        measurement="simulated",
+        prior=tiny_models.prior,
+        start=StartConfig(severity_encoder=tiny_models.encoder),
+        solver=SolverConfig(steps=20, settings={"dc_step": 0.1}),
+        metrics=["psnr"],
+        slots=4,
+    )
+    return Work.of(config, "cpu", 1, SIDE, lpips=False)
+
+
+@pytest.fixture
+def plan(work: Work, ray_cluster: None) -> pa.Table:
+    board = start_board()
+    actor = Severity(work, board)
+    todo = chunks(list_archive(work.config), work.config.severity_batch)
+    found = [actor(load(todo.slice(i, 1), work, board)) for i in range(len(todo))]
+    return finish(pa.concat_tables(found), actor.bench.schedule, work, attempt=0)
+
+
+def test_a_sample_fills_the_slots_and_knows_the_steps_that_are_visited(plan: pa.Table, work: Work) -> None:
+    unit = sample(plan, work)
+    assert unit["images"].to_pylist() == [4]
+    nfe = plan["nfe"].to_numpy()
+    (visits,) = unit["visits"].to_pylist()
+    assert visits == [int((nfe > step).sum()) for step in range(nfe.max())]
+    few = sample(plan.slice(0, 1), work)  # an archive smaller than the slots fills them with its images again
+    assert few["key"].to_pylist() == [plan["key"].to_pylist()[:1] * 4]
+
+
+def test_the_measurement_flies_the_very_solver(plan: pa.Table, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that ticks once for each image's step in the engine, seconds are exactly those ticks."""
+    monkeypatch.setattr(calibrate, "SECONDS", 6.0)
+    actor = Calibrator(work, start_board())
+    flown: list[tuple[int, int]] = []
+
+    def ticking(table: pa.Table) -> pa.Table:
+        (unit,) = table.to_pylist()
+        (steps,) = set(unit["start_step"])
+        count = len(unit["key"])
+        assert len(unit["pixels"]) == count
+        assert len(actor.solver.bench.schedule) >= steps
+        flown.append((count, steps))
+        rows = [{"seconds": steps * (0.5 + 0.25 * count) / count + 0.125, "error": None} for _ in range(count)]
+        return pa.Table.from_pylist([{"rows": rows}])
+
+    actor.solver = type("Ticking", (), {"__call__": staticmethod(ticking)})()  # type: ignore[assignment]
+    real = Calibrator(work, start_board()).solver
+    actor.solver.bench, actor.solver.solver = real.bench, real.solver  # type: ignore[misc]
+    found = actor.measure(sample(plan, work))
+    assert found["filled"] == (1, 4)
+    assert found["landing_seconds"] == pytest.approx(0.125)
+    assert found["step_seconds"] == pytest.approx((0.75, 1.5))
+    assert flown[0] == (4, 1)  # a warm-up
+    assert {count for count, _ in flown} == {1, 4}
+    assert max(steps for _, steps in flown) <= plan["nfe"].to_numpy().max()
+
+
+def test_a_real_measurement_is_finite_and_positive(plan: pa.Table, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate, "SECONDS", 0.0)
+    cost = CostModel(**Calibrator(work, start_board()).measure(sample(plan, work)), start_up_seconds=0.0)
+    assert all(0 < seconds < math.inf for seconds in (*cost.step_seconds, cost.landing_seconds, cost.beside_seconds))
+
+
+def test_an_archive_that_vanished_cannot_be_measured(plan: pa.Table, work: Work, tmp_path: Path) -> None:
+    gone = plan.set_column(plan.column_names.index("uri"), "uri", pa.array([f"{tmp_path}/gone.png"] * len(plan)))
+    with pytest.raises(ImageError, match="no such file"):
+        Calibrator(work, start_board()).measure(sample(gone, work))
+
+
+def test_a_rule_with_turns_is_flown_in_whole_turns(plan: pa.Table, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(work.config, solver=SolverConfig("resample", 20, settings={"every": 3}))
+    actor = Calibrator(Work.of(config, "cpu", 1, SIDE, lpips=False), start_board())
+    flown: list[int] = []
+
+    def fly(loaded: Any, count: int, schedule: NoiseSchedule, steps: int) -> tuple[float, float]:
+        flown.append(steps)
+        return 1.0, 0.0
+
+    monkeypatch.setattr(actor, "fly", fly)
+    actor.step_seconds({}, 4, np.ones(20, np.int64), 0.0)
+    assert flown
+    assert all(steps % 3 == 0 for steps in flown)
