@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, Concatenate, ParamSpec
 
 from flashray import storage
 from flashray.config import TrackingConfig
@@ -17,15 +17,23 @@ from flashray.config import TrackingConfig
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
 _LONGEST = 500  # characters of a parameter's value
+_CHILD = "flashray.key"  # the tag that tells a child from its siblings
+_FAILURES = 3  # in a row, and tracking is given up: each may have waited for a server
 
 
-def _harmless(function: Callable[P, None]) -> Callable[P, None]:
+def _harmless(function: Callable[Concatenate[Tracker, P], None]) -> Callable[Concatenate[Tracker, P], None]:
     @functools.wraps(function)
-    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+    def guarded(self: Tracker, *args: P.args, **kwargs: P.kwargs) -> None:
+        if self._failures >= _FAILURES:
+            return
         try:
-            function(*args, **kwargs)
+            function(self, *args, **kwargs)
+            self._failures = 0
         except Exception as error:
+            self._failures += 1
             log.warning("tracking: %s failed: %s", function.__name__, storage.redact(str(error).strip().split("\n")[0]))
+            if self._failures >= _FAILURES:
+                log.warning("tracking is given up after %d failures in a row; the run goes on", _FAILURES)
 
     return guarded
 
@@ -57,6 +65,8 @@ class Tracker:
         self._client: Any = None
         self._run_id = ""
         self._starting: threading.Thread | None = None
+        self._failures = 0
+        self._children: set[str] | None = None
 
     @property
     def record(self) -> dict[str, Any] | None:
@@ -142,11 +152,49 @@ class Tracker:
             self._client.log_image(self._run_id, image, name)
 
     @_harmless
+    def child(self, key: str, name: str, params: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """A finished run below this one; one that an earlier start made under the same key is left as it is."""
+        self._wait()
+        if self._client is None:
+            return
+        from mlflow.entities import Metric, Param
+
+        if self._children is None:
+            self._children = self._keys_of_children()
+        if key in self._children:
+            return
+        now = int(time.time() * 1000)
+        tags = {"mlflow.parentRunId": self._run_id, _CHILD: key}
+        run_id = self._client.create_run(self._experiment_id(), run_name=name, tags=tags).info.run_id
+        self._client.log_batch(
+            run_id,
+            metrics=[Metric(which, float(value), now, 0) for which, value in metrics.items()],
+            params=[Param(which, str(value)[:_LONGEST]) for which, value in params.items()],
+        )
+        self._client.set_terminated(run_id, "FINISHED")
+        self._children.add(key)
+
+    @_harmless
     def end(self, status: str) -> None:
         """FINISHED, FAILED or KILLED."""
         self._wait()
         if self._client is not None:
             self._client.set_terminated(self._run_id, status)
+
+    def _experiment_id(self) -> str:
+        assert self._record is not None
+        return str(self._record["experiment_id"])
+
+    def _keys_of_children(self) -> set[str]:
+        """The keys of the finished children: one that was cut short is made again."""
+        chosen = f"tags.`mlflow.parentRunId` = '{self._run_id}' and attributes.status = 'FINISHED'"
+        found, token = set[str](), None
+        while True:
+            page = self._client.search_runs([self._experiment_id()], chosen, max_results=1000, page_token=token)
+            found |= {run.data.tags.get(_CHILD, "") for run in page}
+            token = page.token
+            if not token:
+                return found
 
     def _alive(self, client: Any) -> bool:
         """Whether the earlier start's run is still there."""

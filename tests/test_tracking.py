@@ -90,6 +90,53 @@ def test_a_run_that_is_gone_is_made_anew(output: str) -> None:
     tracker.end("FINISHED")
 
 
+def children(record: dict[str, Any]) -> list[Any]:
+    from mlflow import MlflowClient
+
+    found = MlflowClient(tracking_uri=record["tracking_uri"]).search_runs([record["experiment_id"]])
+    return [run for run in found if run.data.tags.get("mlflow.parentRunId") == record["run_id"]]
+
+
+def test_children_are_logged_once(output: str) -> None:
+    first = Tracker(TrackingConfig(experiment="tests"), output)
+    first.start(**START)
+    first.child("a", "cell a", {"task": "blur"}, {"psnr": 20.0})
+    first.end("KILLED")
+    second = Tracker(TrackingConfig(experiment="tests"), output, first.record)
+    second.start(**START)
+    for key in ("a", "b", "b"):
+        second.child(key, f"cell {key}", {"task": "blur"}, {"psnr": 21.0})
+    second.end("FINISHED")
+    assert second.record is not None
+    found = {run.info.run_name: run for run in children(second.record)}
+    assert len(children(second.record)) == 2
+    assert {name: run.data.metrics for name, run in found.items()} == {
+        "cell a": {"psnr": 20.0},
+        "cell b": {"psnr": 21.0},
+    }
+    assert {run.info.status for run in found.values()} == {"FINISHED"}
+    assert found["cell a"].data.params == {"task": "blur"}
+
+
+def test_a_store_that_fails_again_and_again_is_given_up(
+    output: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = Tracker(TrackingConfig(experiment="tests"), output)
+    tracker.start(**START)
+    assert tracker.record is not None
+    asked = []
+
+    def unreachable(*arguments: Any, **more: Any) -> None:
+        asked.append(arguments)
+        raise ConnectionError("no route to the server")
+
+    monkeypatch.setattr("mlflow.MlflowClient.create_run", unreachable)
+    for key in range(50):
+        tracker.child(str(key), "cell", {}, {})
+    assert len(asked) == 3
+    assert "given up" in caplog.text
+
+
 def test_a_broken_store_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     broken = TrackingConfig(tracking_uri="nonsense://me:hunter2@host")
     with caplog.at_level(logging.WARNING):
