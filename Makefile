@@ -26,8 +26,7 @@ lint: venv
 
 bench: venv
 	test -d demo-run/archive/clean || $(BIN)/python jobs/demo.py
-	mkdir -p build
-	$(BIN)/python jobs/benchmark.py --photos demo-run/archive/clean --cells jobs/cells/starts.json --output build/bench.json --limit 16
+	$(BIN)/python jobs/benchmark.py starts --photos demo-run/archive/clean --output build/bench --images 16
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache demo-run

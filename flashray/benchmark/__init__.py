@@ -1,0 +1,1 @@
+"""What the methods are worth: experiments over grids of (task, method) cells, and measurements of speed."""
