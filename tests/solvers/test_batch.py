@@ -70,12 +70,15 @@ def test_in_float64_to_1e_5(name: str):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SOLVERS)
 def test_in_float32_to_rounding(name: str):
-    """On the bundled prior, whose convolutions round differently in another batch."""
+    """On the bundled prior, whose convolutions round differently in another batch: 1e-4 of [-1, 1], measured 1e-6.
+
+    ReSample 1e-3, measured 4e-5: Adam divides each gradient by its size, and so makes much of rounding in a small one.
+    """
     prior = load_prior("bundled")
     jobs = jobs_of(prior, (3, 1, 2, 0), torch.float32)
     found = largest_differences(prior, name, prior.schedule.respaced(100), jobs)
     print(f"\n{name}: {found}")
-    assert max(found.values()) < 1e-3, found
+    assert max(found.values()) < (1e-3 if name == "resample" else 1e-4), found
 
 
 @pytest.mark.parametrize("name", SOLVERS)
