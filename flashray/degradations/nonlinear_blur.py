@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -122,8 +122,52 @@ def saturate(light: Tensor) -> Tensor:
 
 def move(x_BCHW: Tensor, path_B23: Tensor) -> Tensor:
     """Images seen through affine maps of normalised coordinates: bilinear, the border reflected."""
-    grid = F.affine_grid(path_B23, list(x_BCHW.shape), align_corners=False)
-    return F.grid_sample(x_BCHW, grid.to(x_BCHW), mode="bilinear", padding_mode="reflection", align_corners=False)
+    return Move.apply(x_BCHW, F.affine_grid(path_B23, list(x_BCHW.shape), align_corners=False).to(x_BCHW))
+
+
+class Move(torch.autograd.Function):
+    """`grid_sample` as the linear map of x that it is: with a forward-mode derivative, which PyTorch's own lacks."""
+
+    @staticmethod
+    def forward(x_BCHW: Tensor, grid_BHW2: Tensor) -> Tensor:
+        return F.grid_sample(x_BCHW, grid_BHW2, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+        ctx.save_for_forward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return MoveBack.apply(gradients[0], *ctx.saved_tensors), None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        return Move.apply(tangents[0], *ctx.saved_tensors)
+
+
+class MoveBack(torch.autograd.Function):
+    """The transpose of `Move`."""
+
+    @staticmethod
+    def forward(y_BCHW: Tensor, grid_BHW2: Tensor) -> Tensor:
+        bilinear, reflection, wanted = 0, 2, [True, False]
+        zeros = torch.zeros_like(y_BCHW)
+        backward = torch.ops.aten.grid_sampler_2d_backward
+        return backward(y_BCHW.contiguous(), zeros, grid_BHW2, bilinear, reflection, False, wanted)[0]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+        ctx.save_for_forward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return Move.apply(gradients[0], *ctx.saved_tensors), None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        return MoveBack.apply(tangents[0], *ctx.saved_tensors)
 
 
 def camera_path(motion_B: Tensor, seed_B: Tensor, frames: int, size: tuple[int, int]) -> Tensor:

@@ -158,6 +158,16 @@ def test_gradients_are_those_of_finite_differences(case: Case) -> None:
 
 
 @named(NONLINEAR)
+def test_forward_mode_agrees_with_reverse_mode(case: Case) -> None:
+    """Gauss-Newton solvers ask for both: ⟨J d, r⟩ = ⟨d, Jᵀ r⟩."""
+    operator, x = bound(case.make(), 2), images(2)
+    d, r = images(2, seed=1) - 0.5, images(2, seed=2) - 0.5
+    _, ahead = torch.func.jvp(operator.forward, (x,), (d,))
+    _, pull_back = torch.func.vjp(operator.forward, x)
+    torch.testing.assert_close((ahead * r).sum(), (d * pull_back(r)[0]).sum(), rtol=1e-10, atol=0)
+
+
+@named(NONLINEAR)
 def test_nonlinear_operators_have_no_adjoint(case: Case) -> None:
     operator, x = bound(case.make(), 1), images(1)
     with pytest.raises(TypeError, match="no adjoint"):

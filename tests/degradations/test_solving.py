@@ -1,0 +1,52 @@
+"""Every family through the engine: solvers need nothing of an operator but what the families share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from flashray.degradations import Degradation
+from flashray.degradations.simulate import draw_parameters, simulate
+from flashray.engine import Job, solve
+from flashray.solvers import SOLVERS, make_solver
+from tests.degradations.test_families import CASES, Case, named
+from tests.golden import golden, toy_prior
+
+SIZE = (32, 32)
+STEPS = 3
+
+
+def jobs(family: Degradation) -> list[Job]:
+    """The three samples of the golden numbers, measured by the family and started from their own latents."""
+    prior, x, seeds = toy_prior(), 2 * golden("clean") - 1, [11, 12, 13]
+    drawn = [draw_parameters(family, seed) for seed in seeds]
+    parameters = {name: torch.cat([one[name] for one in drawn]) for name in drawn[0]}
+    y = simulate(x, family, parameters, torch.full((3,), 0.05), torch.tensor(seeds))
+    with torch.no_grad():
+        z = prior.encode(x)
+    return [
+        Job(
+            key=str(b),
+            seed=seeds[b],
+            y=y[b],
+            parameters={name: value[b] for name, value in parameters.items()},
+            noise_std=0.05,
+            z_start=z[b],
+            start_step=STEPS,
+        )
+        for b in range(3)
+    ]
+
+
+@named(CASES)
+@pytest.mark.parametrize("name", sorted(SOLVERS))
+def test_a_batch_of_three_is_each_alone(case: Case, name: str) -> None:
+    family, solver = case.make(), make_solver(name, {"every": 1, "iterations": 3} if name == "resample" else {})
+    if solver.needs_adjoint and not family.linear:
+        pytest.skip("refused by the configuration's check")
+    images = {}
+    for slots in (3, 1):
+        solved = list(solve(toy_prior(), family, solver, toy_prior().schedule, jobs(family), slots))
+        assert all(one.error is None and one.nfe == STEPS for one in solved)
+        images[slots] = torch.stack([one.image for one in sorted(solved, key=lambda one: one.key)])  # type: ignore[misc]
+    torch.testing.assert_close(images[3], images[1], rtol=0, atol=2e-4)
