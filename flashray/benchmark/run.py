@@ -47,6 +47,7 @@ class BenchmarkConfig:
         workers: cells at once; default one a GPU, or the cores over the threads.
         threads: CPU threads of a cell.
         slots: images in flight of a cell.
+        device: auto is this machine's GPU, if it has one; name cuda where only the cluster has.
         precision: bf16 runs the prior's networks under autocast.
         skip_missing: leave out the cells whose models are missing, instead of refusing to start.
         report_only: make the report of the cells that are there, and compute nothing.

@@ -202,7 +202,9 @@ def _mean_nfe(result: Result) -> float:
 
 
 def _solver(result: Result) -> str:
-    return result.cell.method.solver.name if result.cell.method.solver else ""
+    """The solver on its prior: DPS is Latent-DPS on another one."""
+    method = result.cell.method
+    return f"{method.solver.name} {method.prior or ''}" if method.solver else ""
 
 
 def _percent(span: Interval) -> Interval:
