@@ -22,9 +22,10 @@ _AUTOENCODERS = {cls.__name__: cls for cls in (AutoencoderDC, AutoencoderKL, VQM
 class SeverityEncoder(ModelMixin, ConfigMixin):
     """Looks at a degraded image once: the latent ẑ of the clean image, and σ̂, the predicted std of ẑ - z₀.
 
-    The trunk is the prior's own encoder (Flash-Diffusion, severity encoding). The head for σ̂ sees the trunk's last
-    features before the projection to latent channels, pooled to their mean and standard deviation: the latents
-    themselves say what the encoder believes, not how sure it can be.
+    The trunk is the prior's own encoder (Flash-Diffusion, severity encoding). The head for σ̂ sees the trunk's features
+    at every resolution and the last ones before the projection to latent channels, pooled to their mean and standard
+    deviation: the latents themselves say what the encoder believes, not how sure it can be, and how sharp and how noisy
+    an image is shows before the features are coarse.
 
     Args:
         autoencoder_class, autoencoder_config: the prior's autoencoder, of which only the encoder is kept.
@@ -54,10 +55,10 @@ class SeverityEncoder(ModelMixin, ConfigMixin):
         self.encoder = autoencoder.encoder
         self.quant_conv = getattr(autoencoder, "quant_conv", None)
         self.latent_channels = int(settings["latent_channels"])
-        features = self.encoder.conv_out.in_channels
-        self.head = nn.Sequential(
-            nn.LayerNorm(2 * features), nn.Linear(2 * features, head_width), nn.SiLU(), nn.Linear(head_width, 1)
-        )
+        features = self._pooled_features()
+        first = nn.Linear(features, head_width)
+        nn.init.normal_(first.weight)  # for inputs of length 1
+        self.head = nn.Sequential(Standardize(features), first, nn.SiLU(), nn.Linear(head_width, 1))
         self.register_buffer("latent_scale", torch.tensor(scale).reshape(1, -1, 1, 1), persistent=False)
         self.register_buffer("latent_shift", torch.tensor(shift).reshape(1, -1, 1, 1), persistent=False)
         self.sha256 = ""
@@ -93,19 +94,65 @@ class SeverityEncoder(ModelMixin, ConfigMixin):
         return z_hat, nn.functional.softplus(self.head(pooled)).squeeze(1)
 
     def trunk(self, y_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """(ẑ_BCHW, [B, 2F] mean and standard deviation over space of the encoder's last F features)."""
-        seen: list[Tensor] = []
-        handle = self.encoder.conv_out.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-        try:
-            latent = self.encoder(y_BCHW)
-        finally:
-            handle.remove()
+        """(ẑ_BCHW, [B, 2F] mean and standard deviation over space of the encoder's F features of all resolutions)."""
+        latent, feature = self._encode(y_BCHW)
         if self.quant_conv is not None:
             latent = self.quant_conv(latent)
         latent = latent[:, : self.latent_channels]  # a KL encoder gives mean and log-variance; the mean is the mode
         z_hat = (latent - self.latent_shift) * self.latent_scale
-        features = seen[0].flatten(2).float()
-        return z_hat, torch.cat([features.mean(dim=2), features.std(dim=2)], dim=1)
+        flat = [feature_BCHW.flatten(2).float() for feature_BCHW in feature]
+        return z_hat, torch.cat([value.mean(dim=2) for value in flat] + [value.std(dim=2) for value in flat], dim=1)
+
+    def _encode(self, y_BCHW: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """What the encoder answers, and the features it passes on its way, the last ones last."""
+        feature: list[Tensor] = []
+        handles = [
+            block.register_forward_hook(lambda module, inputs, output: feature.append(output))
+            for block in self.encoder.down_blocks[:-1]
+        ]
+        last = self.encoder.conv_out.register_forward_pre_hook(lambda module, inputs: feature.append(inputs[0]))
+        try:
+            return self.encoder(y_BCHW), feature
+        finally:
+            for handle in [*handles, last]:
+                handle.remove()
+
+    @torch.no_grad()
+    def _pooled_features(self) -> int:
+        side = 2 ** (len(self.encoder.down_blocks) + 2)
+        here = self.encoder.conv_out.weight.device  # diffusers builds models on the meta device before it loads them
+        _, feature = self._encode(torch.zeros(1, 3, side, side, device=here))
+        return 2 * sum(value.shape[1] for value in feature)
+
+
+class Standardize(nn.Module):
+    """(x - mean) / std of every feature, over √F; the statistics are those of the first batches of training.
+
+    They are kept from then on, so that no answer depends on its batch, and averaged weights meet the statistics that
+    they were trained with. The vector has length 1, whatever its width: a step of Adam moves all of F weights at once.
+    """
+
+    mean: Tensor
+    std: Tensor
+    seen: Tensor
+
+    def __init__(self, features: int, batches: int = 100) -> None:
+        super().__init__()
+        self.batches = batches
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("std", torch.ones(features))
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x_BF: Tensor) -> Tensor:
+        if self.training and len(x_BF) > 1 and self.seen < self.batches:
+            self.see(x_BF.detach())
+        return (x_BF - self.mean) / (self.std.clamp(min=1e-3) * x_BF.shape[1] ** 0.5)
+
+    def see(self, x_BF: Tensor) -> None:
+        """Take a batch into the statistics."""
+        self.seen += 1
+        self.mean.lerp_(x_BF.mean(dim=0), 1 / self.seen)
+        self.std.lerp_((x_BF - self.mean).square().mean(dim=0).sqrt(), 1 / self.seen)
 
 
 def load_severity_encoder(source: str, device: str | torch.device = "cpu") -> SeverityEncoder:

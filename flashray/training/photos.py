@@ -57,16 +57,6 @@ def load_windows(paths: Iterable[Path], side: int) -> Tensor:
         return torch.stack([window for cut in pool.map(read, paths) for window in cut])
 
 
-def sample_windows(folder: str | Path, side: int, count: int, seed: int) -> Tensor:
-    """[count, 3, side, side] uint8 windows of photos drawn at random; they repeat once all have been drawn."""
-    generator = torch.Generator().manual_seed(seed)
-    paths = list_photos(folder)
-    chosen = torch.randperm(len(paths), generator=generator)[:count].tolist()
-    window = load_windows([paths[n] for n in chosen], side)
-    order = torch.cat([torch.randperm(len(window), generator=generator) for _ in range(-(-count // len(window)))])
-    return window[order[:count]]
-
-
 def load_fitted(paths: Iterable[Path], size: int) -> Tensor:
     """[n, 3, size, size] photos in [-1, 1], resized and centre-cropped as the restoration job does."""
     return torch.stack([fit_image(decode_image(path.read_bytes()), size, "resize") for path in paths])

@@ -17,8 +17,7 @@ from flashray.training.card import note_training, write_severity_card
 from flashray.training.config import FamilyConfig, TrainConfig, with_absolute_places
 from flashray.training.launch import train
 from flashray.training.loop import LoopConfig, save_half
-from flashray.training.photos import list_photos, load_fitted, sample_windows
-from flashray.training.refit import RefitConfig, refit_head
+from flashray.training.photos import list_photos, load_fitted
 from flashray.training.severity import SeverityConfig, SeverityTask
 
 
@@ -35,7 +34,6 @@ class TrainSeverityConfig(TrainConfig):
     init: str = ""
     degradation: FamilyConfig = field(default_factory=FamilyConfig)
     severity: SeverityConfig = field(default_factory=SeverityConfig)
-    refit: RefitConfig = field(default_factory=RefitConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
 
 
@@ -46,12 +44,6 @@ def train_severity(config: TrainSeverityConfig) -> dict[str, float]:
     name = f"severity-{config.degradation.name}-{config.severity.crop or size}"
     build = partial(build_severity_task, config)
     task, state = train(build, config.loop, config.photos, size, name, config.launch)
-    if config.refit.views:
-        window = sample_windows(config.photos, size, config.refit.views, config.loop.seed)
-        errors = refit_head(task, window, config.refit, config.loop.seed, bf16=config.loop.precision == "bf16")
-        print(
-            f"{name}: refitting the head on {len(window)} views: |σ̂ - σ̄| {errors['before']:.4f} → {errors['after']:.4f}"
-        )
     output = Path(config.output)
     save_half(task.model, output)
     figures = task.validate()

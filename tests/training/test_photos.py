@@ -14,7 +14,6 @@ from flashray.training.photos import (
     load_fitted,
     load_windows,
     random_views,
-    sample_windows,
     shuffled_batches,
     windows,
 )
@@ -61,11 +60,6 @@ def test_load_windows_reads_a_folder_in_order(tmp_path: Path):
     assert [int(window.float().mean()) for window in stack] == [
         int(to_uint8(torch.tensor(v))) for v in colours.values()
     ]
-    drawn = sample_windows(tmp_path, 20, 7, seed=1)
-    assert torch.equal(drawn, sample_windows(tmp_path, 20, 7, seed=1))
-    assert sorted(window.float().mean().item() for window in drawn[:3]) == [w.float().mean().item() for w in stack]
-    assert len(drawn) == 7
-    assert len(sample_windows(tmp_path, 20, 2, seed=1)) == 2
     fitted = load_fitted(list_photos(tmp_path), 16)
     assert fitted.shape == (3, 3, 16, 16)
     torch.testing.assert_close(fitted[2], torch.full((3, 16, 16), 0.5), rtol=0, atol=0.01)
