@@ -180,7 +180,7 @@ def masked(models: TinyModels, archive: Path, tmp_path: Path, **values: Any) -> 
 
 def test_a_whole_run_with_masks(tiny_models: TinyModels, archive: Path, tmp_path: Path, ray_cluster: None) -> None:
     simulate_archive(tmp_path, archive, "random_inpainting", {"missing": [0.2, 0.6]})
-    asked = masked(tiny_models, archive, tmp_path, limit=2)
+    asked = masked(tiny_models, archive, tmp_path, limit=2, solver=SolverConfig(steps=2, settings={"dc_step": 0.1}))
     assert reconstruct(asked) == 0
     assert Image.open(Path(asked.output) / "contact_sheet.png").width > 3 * SIDE
     before = (Path(asked.output) / "summary.json").read_bytes()
