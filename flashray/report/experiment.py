@@ -99,7 +99,8 @@ def _page(
     if found:
         text += [
             "## Differences on the same images\n",
-            "`yes` and `no` where the 95 % interval of the mean difference leaves out zero.\n",
+            "`yes` and `no` where the 95 % interval of the mean difference leaves out zero, over at least "
+            f"{tables.FEW} images.\n",
             tables.difference_table(found),
         ]
     return "\n".join(part for part in text if part)

@@ -40,6 +40,7 @@ METRICS = (
     Metric("ssim", "SSIM", 3, +1),
     Metric("lpips", "LPIPS", 3, -1),
 )
+FEW = 6  # images; of fewer, a bootstrap interval is too narrow to decide anything
 DISTANCES = ("fid", "kid", "fd_vgg16", "kd_vgg16")  # between the sets of restored and clean images; less is better
 
 
@@ -58,7 +59,9 @@ class Difference:
 
     @property
     def holds(self) -> str:
-        """Whether the better one is better: yes or no where the interval leaves out zero."""
+        """Whether the better one is better: yes or no where the interval leaves out zero, of at least FEW images."""
+        if self.images < FEW:
+            return "unclear"
         low, high = sorted(self.metric.sign * bound for bound in self.interval[1:])
         return "yes" if low > 0 else "no" if high < 0 else "unclear"
 

@@ -74,7 +74,7 @@ def test_the_markdown_holds_the_numbers_and_no_empty_column() -> None:
     ],
 )
 def test_better_is_said_only_where_the_interval_leaves_out_zero(change: list[float], psnr: str, lpips: str) -> None:
-    spread = [15.0, 20.0, 30.0, 35.0]  # far wider than the change: only pairing can tell
+    spread, change = [15.0, 20.0, 30.0, 35.0] * 2, change * 2  # far wider than the change: only pairing can tell
     flash = result("Flash(X)", [a + b for a, b in zip(spread, change, strict=True)], nfe=10)
     found = tables.differences([flash, result("X", spread, nfe=100)], [["Flash(X)", "X"]])
     by_metric = {one.metric.name: one for one in found}
@@ -88,6 +88,7 @@ def test_differences_are_over_the_images_that_both_have() -> None:
     one, other = result("a", [20.0, 30.0, 40.0]), result("b", [19.0])
     (found, *_) = tables.differences([one, other], [["a", "b"]])
     assert (found.images, found.interval) == (1, (1.0, 1.0, 1.0))
+    assert found.holds == "unclear"  # one image decides nothing
     assert tables.shared_keys([one, other]) == ["0.png"]
 
 
