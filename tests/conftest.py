@@ -61,7 +61,9 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
     prior = load_prior(str(folder / "prior"))
     encoder = SeverityEncoder.from_prior(prior, "gaussian_blur", {}, 0.05)
     with torch.no_grad():  # so that random features give a spread of severities, and of start steps
-        encoder.head[-1].weight *= 20
+        encoder.train()(torch.rand(64, 3, SIDE, SIDE) * torch.linspace(0.1, 2, 64)[:, None, None, None] - 1)
+        encoder.eval().head[-1].weight *= 2
+        encoder.head[-1].bias -= 1.4
     encoder.save_pretrained(folder / "encoder")
     encoder.save_pretrained(folder / "other_encoder")
     edit_json(folder / "other_encoder" / "config.json", degradation="random_inpainting")

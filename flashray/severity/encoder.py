@@ -91,7 +91,8 @@ class SeverityEncoder(ModelMixin, ConfigMixin):
     def forward(self, y_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """(ẑ_BCHW, σ̂_B) of measurements in [-1, 1]; ẑ in the prior's unit-variance latents, σ̂ > 0."""
         z_hat, pooled = self.trunk(y_BCHW)
-        return z_hat, nn.functional.softplus(self.head(pooled)).squeeze(1)
+        with torch.autocast(y_BCHW.device.type, enabled=False):  # a step of bfloat16 is a step of σ̂
+            return z_hat, nn.functional.softplus(self.head(pooled.float())).squeeze(1)
 
     def trunk(self, y_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """(ẑ_BCHW, [B, 2F] mean and standard deviation over space of the encoder's F features of all resolutions)."""
