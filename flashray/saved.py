@@ -18,19 +18,19 @@ log = logging.getLogger(__name__)
 M = TypeVar("M")
 
 
-def load_saved(cls: type[M], source: str, room: str, device: str | torch.device, job: str) -> M:
+def load_saved(cls: type[M], source: str, device: str | torch.device, *, kind: str, room: str, job: str) -> M:
     """Load a model for inference: frozen, in single precision, with its `sha256`.
 
     Args:
         source: `bundled:<name>` or a folder written by `save_pretrained`.
-        room: where the bundled ones are kept; also what the kind of model is called in errors.
+        kind: what errors call it.
+        room: where the bundled ones are kept.
         job: what trains one.
 
     Raises:
         ConfigError: if there is none, with the bundled ones listed; if the folder holds something else or no weights.
     """
     model: Any = cls
-    kind = room.replace("_", " ")
     folder = bundled(room, source.removeprefix("bundled:")) if source.startswith("bundled:") else Path(source)
     if not (folder / "config.json").is_file():
         known = ", ".join(sorted(f"bundled:{path.parent.name}" for path in bundled(room).glob("*/config.json")))

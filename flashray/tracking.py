@@ -7,7 +7,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
@@ -180,6 +181,16 @@ class Tracker:
         self._wait()
         if self._client is not None:
             self._client.set_terminated(self._run_id, status)
+
+    @contextmanager
+    def told_the_end(self) -> Iterator[None]:
+        """Mark the run as the block ended: FINISHED, KILLED where it was interrupted, else FAILED."""
+        try:
+            yield
+        except BaseException as error:
+            self.end("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
+            raise
+        self.end("FINISHED")
 
     def _experiment_id(self) -> str:
         assert self._record is not None

@@ -90,7 +90,7 @@ def load_swinir(source: str, device: str | torch.device = "cpu") -> SwinIR:
     Raises:
         ConfigError: if there is none, with the bundled ones listed; if the folder holds something else.
     """
-    return load_saved(SwinIR, source, "swinir", device, job="jobs/train_swinir.py")
+    return load_saved(SwinIR, source, device, kind="SwinIR", room="swinir", job="jobs/train_swinir.py")
 
 
 class ResidualSwinBlock(nn.Module):

@@ -152,12 +152,8 @@ def _tracked(plan: Plan, config: BenchmarkConfig, store: Store, record: dict[str
     )
     record["mlflow"] = tracker.record
     store.write_json(record, "run.json")
-    try:
+    with tracker.told_the_end():
         yield tracker
-    except BaseException as error:
-        tracker.end("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
-        raise
-    tracker.end("FINISHED")
 
 
 Launcher = Callable[[Sequence[Cell], Bundle, Setting, int | None], Iterator[tuple[Cell, Result | Exception]]]

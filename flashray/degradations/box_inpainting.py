@@ -10,39 +10,33 @@ import torch
 from torch import Tensor
 
 from flashray.degradations.base import (
-    Degradation,
     Parameters,
     between,
-    check_flags,
     check_range,
     check_seeds,
     draw_seeds,
 )
-from flashray.degradations.masking import Masking, bind_mask
+from flashray.degradations.masking import MaskFamily
 from flashray.errors import ConfigError
 from flashray.seeding import STREAM_OPERATOR, uniform
 
 
 @dataclass(frozen=True)
-class BoxInpainting(Degradation):
+class BoxInpainting(MaskFamily):
     """A square of pixels is lost; the squares of one seed are nested in their side.
 
     Attributes:
         side: the range of the square's side in pixels; its place is drawn per image.
-        fill: severity encoders see y with its hole filled in from around; false shows them y itself.
     """
 
     side: tuple[float, float] = (16, 64)
-    fill: bool = True
 
     name: ClassVar[str] = "box_inpainting"
-    linear: ClassVar[bool] = True
     parameter_names: ClassVar[tuple[str, ...]] = ("box_side", "box_seed")
-    takes_mask: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_range("box_inpainting: side", self.side, 0, math.inf, "pixels")
-        check_flags("box_inpainting", fill=self.fill)
 
     def check_size(self, size: tuple[int, int]) -> None:
         if self.side[1] > min(size):
@@ -54,18 +48,14 @@ class BoxInpainting(Degradation):
     def parameters_at(self, severity_B: Tensor, generator: torch.Generator | None = None) -> Parameters:
         return {"box_side": between(*self.side, severity_B), "box_seed": draw_seeds(generator, len(severity_B))}
 
-    def check_parameters(self, parameters: Parameters) -> None:
-        if "mask" in parameters:
-            return
+    def check_drawn(self, parameters: Parameters) -> None:
         side_B = parameters["box_side"]
         if not bool((torch.isfinite(side_B) & (side_B >= 0)).all()):
             raise ConfigError(f"box_inpainting: box_side must be ≥ 0 and finite, in pixels, got {side_B.tolist()}")
         check_seeds("box_inpainting: box_seed", parameters["box_seed"])
 
-    def bind(self, parameters: Parameters, size: tuple[int, int]) -> Masking:
-        if "mask" in parameters:
-            return bind_mask(parameters["mask"], size, self.fill)
-        return Masking(box_mask(parameters["box_side"], parameters["box_seed"], size), self.fill)
+    def draw(self, parameters: Parameters, size: tuple[int, int]) -> Tensor:
+        return box_mask(parameters["box_side"], parameters["box_seed"], size)
 
 
 def box_mask(side_B: Tensor, seed_B: Tensor, size: tuple[int, int]) -> Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from flashray.degradations.base import Operator
+from flashray.degradations.base import Degradation, Operator, Parameters, check_flags
 from flashray.degradations.gaussian_blur import SeparableBlur, blur_matrix
 from flashray.errors import ConfigError
 
@@ -60,6 +62,40 @@ def fill_in(y_BCHW: Tensor, mask_B1HW: Tensor) -> Tensor:
         trust = weight / (weight + FILL_TRUST)
         filled = trust * mean + (1 - trust) * filled
     return torch.where(mask_B1HW > 0, y_BCHW, filled)
+
+
+@dataclass(frozen=True)
+class MaskFamily(Degradation):
+    """What is lost is known: the mask comes with the image, or the family draws one.
+
+    Attributes:
+        fill: severity encoders see y with its holes filled in from around; false shows them y itself, as the paper.
+    """
+
+    fill: bool = field(default=True, kw_only=True)
+
+    linear: ClassVar[bool] = True
+    takes_mask: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_flags(self.name, fill=self.fill)
+
+    def check_parameters(self, parameters: Parameters) -> None:
+        if "mask" not in parameters:
+            self.check_drawn(parameters)
+
+    def bind(self, parameters: Parameters, size: tuple[int, int]) -> Masking:
+        if "mask" in parameters:
+            return bind_mask(parameters["mask"], size, self.fill)
+        return Masking(self.draw(parameters, size), self.fill)
+
+    @abstractmethod
+    def check_drawn(self, parameters: Parameters) -> None:
+        """`check_parameters` where no mask is given."""
+
+    @abstractmethod
+    def draw(self, parameters: Parameters, size: tuple[int, int]) -> Tensor:
+        """[B, 1, H, W] masks, 1 where a pixel is known."""
 
 
 def bind_mask(mask_B1HW: Tensor, size: tuple[int, int], filled: bool) -> Masking:

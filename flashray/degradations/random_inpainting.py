@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from flashray.degradations.base import (
-    Degradation,
     Parameters,
     between,
     check_flags,
@@ -17,51 +16,44 @@ from flashray.degradations.base import (
     check_seeds,
     draw_seeds,
 )
-from flashray.degradations.masking import Masking, bind_mask
+from flashray.degradations.masking import MaskFamily
 from flashray.errors import ConfigError
 from flashray.seeding import STREAM_OPERATOR, random_words
 
 
 @dataclass(frozen=True)
-class RandomInpainting(Degradation):
+class RandomInpainting(MaskFamily):
     """A share of the pixels is lost, drawn without pattern; the masks of one seed are nested in the share.
 
     Attributes:
         missing: the range of the share of lost pixels (Flash-Diffusion: 0 … 0.8 in training, 0.7 … 0.8 in its tests).
         paper: Flash-Diffusion's code draws one mask, of one seed, and uses it for every image, in training as in
             tests; true does so too, false gives each image its own.
-        fill: severity encoders see y with its holes filled in from around; false shows them y itself, as the paper.
     """
 
     missing: tuple[float, float] = (0.0, 0.8)
     paper: bool = False
-    fill: bool = True
 
     name: ClassVar[str] = "random_inpainting"
-    linear: ClassVar[bool] = True
     parameter_names: ClassVar[tuple[str, ...]] = ("missing", "mask_seed")
-    takes_mask: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_range("random_inpainting: missing", self.missing, 0, 1, "shares of the pixels")
-        check_flags("random_inpainting", paper=self.paper, fill=self.fill)
+        check_flags("random_inpainting", paper=self.paper)
 
     def parameters_at(self, severity_B: Tensor, generator: torch.Generator | None = None) -> Parameters:
         seed_B = draw_seeds(None if self.paper else generator, len(severity_B))
         return {"missing": between(*self.missing, severity_B), "mask_seed": seed_B}
 
-    def check_parameters(self, parameters: Parameters) -> None:
-        if "mask" in parameters:
-            return
+    def check_drawn(self, parameters: Parameters) -> None:
         missing_B = parameters["missing"]
         if not bool(((missing_B >= 0) & (missing_B <= 1)).all()):
             raise ConfigError(f"random_inpainting: missing is a share from 0 to 1, got {missing_B.tolist()}")
         check_seeds("random_inpainting: mask_seed", parameters["mask_seed"])
 
-    def bind(self, parameters: Parameters, size: tuple[int, int]) -> Masking:
-        if "mask" in parameters:
-            return bind_mask(parameters["mask"], size, self.fill)
-        return Masking(random_mask(parameters["missing"], parameters["mask_seed"], size), self.fill)
+    def draw(self, parameters: Parameters, size: tuple[int, int]) -> Tensor:
+        return random_mask(parameters["missing"], parameters["mask_seed"], size)
 
 
 def random_mask(missing_B: Tensor, seed_B: Tensor, size: tuple[int, int]) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,9 +12,8 @@ from flashray.errors import ConfigError
 from flashray.metrics import MetricUnavailable, load_lpips
 from flashray.pipeline import rundir
 from flashray.prior import LatentPrior, load_prior
+from flashray.saved import warn_of_another_family
 from flashray.severity import SeverityEncoder, load_severity_encoder
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,11 +69,7 @@ def load_models(config: ReconstructConfig) -> Models:
         return Models(config, prior, None)
     source = config.start.severity_encoder
     encoder = load_severity_encoder(source)
-    if encoder.degradation != config.degradation.name:
-        log.warning(
-            "severity encoder %s was trained on %s, and the degradation is %s: its σ̂ means little there",
-            *(source, encoder.degradation, config.degradation.name),
-        )
+    warn_of_another_family(f"severity encoder {source}", encoder.degradation, config.degradation.name)
     pairs = [(getattr(encoder, f"latent_{name}"), getattr(prior, name)) for name in ("scale", "shift")]
     if not all(one.shape == other.shape and one.allclose(other) for one, other in pairs):
         raise ConfigError(

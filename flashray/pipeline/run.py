@@ -181,12 +181,8 @@ class Run:
             },
             config_yaml=to_yaml(config),
         )
-        try:
+        with tracker.told_the_end():
             yield tracker
-        except BaseException as error:
-            tracker.end("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
-            raise
-        tracker.end("FINISHED")
 
     def keep(self, tracker: Tracker) -> None:
         """Note the tracked run in run.json."""

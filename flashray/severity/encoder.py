@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL, VQModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 
-from flashray.errors import ConfigError
-from flashray.prior import LatentPrior, bundled, hash_weights
+from flashray.prior import LatentPrior
+from flashray.saved import load_saved
 
 _AUTOENCODERS = {cls.__name__: cls for cls in (AutoencoderDC, AutoencoderKL, VQModel)}
 
@@ -165,23 +163,6 @@ def load_severity_encoder(source: str, device: str | torch.device = "cpu") -> Se
     Raises:
         ConfigError: if there is none, with the bundled ones listed.
     """
-    folder = bundled("severity", source.removeprefix("bundled:")) if source.startswith("bundled:") else Path(source)
-    if not (folder / "config.json").is_file():
-        known = ", ".join(sorted(f"bundled:{path.parent.name}" for path in bundled("severity").glob("*/config.json")))
-        raise ConfigError(
-            f"severity encoder {source}: not found; bundled are {known or 'none'}, or name a saved folder"
-        )
-    found = json.loads((folder / "config.json").read_text()).get("_class_name")
-    if found != SeverityEncoder.__name__:
-        raise ConfigError(
-            f"severity encoder {source}: the folder holds a {found}; train one with jobs/train_severity.py"
-        )
-    if not (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
-        raise ConfigError(
-            f"severity encoder {folder}: {SAFETENSORS_WEIGHTS_NAME} is missing; save_pretrained writes it"
-        )
-    model = SeverityEncoder.from_pretrained(
-        folder, torch_dtype=torch.float32, use_safetensors=True, low_cpu_mem_usage=False
+    return load_saved(
+        SeverityEncoder, source, device, kind="severity encoder", room="severity", job="jobs/train_severity.py"
     )
-    model.sha256 = hash_weights(folder)
-    return model.to(device).eval().requires_grad_(False)

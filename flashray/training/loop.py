@@ -153,8 +153,6 @@ def fit(
                 break
         if count == 0:
             raise ConfigError(f"batch_size is {config.batch_size}, but a worker has fewer training windows than that")
-        if not count:
-            raise ConfigError(f"batch_size is {config.batch_size}: the training windows do not fill one batch")
         batches_per_epoch = batches_per_epoch or count
         spent = clock(spent + time.perf_counter() - mark)
         epoch += 1

@@ -129,7 +129,7 @@ def test_saved_and_loaded_it_answers_the_same(y: Tensor, tmp_path: Path):
 
 @pytest.mark.parametrize("source", ["/no/such/folder", "bundled:astigmatism"])
 def test_a_missing_model_is_a_config_error(source: str):
-    with pytest.raises(ConfigError, match=f"swinir {source}: not found; bundled are .*, or name a saved folder"):
+    with pytest.raises(ConfigError, match=f"SwinIR {source}: not found; bundled are .*, or name a saved folder"):
         load_swinir(source)
 
 

@@ -47,9 +47,12 @@ SMOOTH = [case for case in NONLINEAR if case.name != "jpeg"]  # whose gradient i
 SEVERE = [case for case in CASES if DEGRADATIONS[case.name].parameter_names]
 
 
+def case_id(case: Case) -> str:
+    return f"{case.name}-{'-'.join(map(str, case.settings.values()))}"
+
+
 def named(cases: list[Case]) -> Any:
-    ids = [f"{c.name}-{'-'.join(map(str, c.settings.values()))}" for c in cases]
-    return pytest.mark.parametrize("case", cases, ids=ids)
+    return pytest.mark.parametrize("case", cases, ids=case_id)
 
 
 def images(n: int, size: tuple[int, int] = SIZE, seed: int = 0) -> Tensor:
