@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-Target = Literal["std", "variance"]
+Target = Literal["std", "log_std", "variance"]
+
+_TARGET: dict[Target, Callable[[Tensor], Tensor]] = {
+    "std": lambda std_B: std_B,
+    "log_std": lambda std_B: std_B.clamp(min=1e-6).log(),
+    "variance": torch.square,
+}
 
 
 def error_std(z_hat_BCHW: Tensor, z0_BCHW: Tensor) -> Tensor:
@@ -27,8 +35,10 @@ def severity_loss(
     """‖ẑ - z₀‖²/d + λσ (σ̄ - σ̂)² + λ_image ‖D(ẑ) - x‖²/d_image, each term a mean over the batch.
 
     The objective of severity encoding (Flash-Diffusion) is written with standard deviations; its reference code
-    penalises the difference of variances, which `target="variance"` does. (That code also sums its image term over the
-    batch; here every term is averaged, so that no weight depends on the batch size.)
+    penalises the difference of variances, which `target="variance"` does. `target="log_std"` penalises log σ̄ - log σ̂:
+    the start step is a matter of the logarithm of SNR, and a few images whose error nobody could foretell weigh less
+    than in differences. (The reference code also sums its image term over the batch; here every term is averaged, so
+    that no weight depends on the batch size.)
 
     Args:
         x_hat_BCHW: D(ẑ), or None when lambda_image is 0.
@@ -38,10 +48,7 @@ def severity_loss(
     """
     latent = (z_hat_BCHW - z0_BCHW).square().mean()
     sigma_bar_B = error_std(z_hat_BCHW, z0_BCHW)
-    if target == "std":
-        sigma = (sigma_bar_B - sigma_hat_B).square().mean()
-    else:
-        sigma = (sigma_bar_B.square() - sigma_hat_B.square()).square().mean()
+    sigma = (_TARGET[target](sigma_bar_B) - _TARGET[target](sigma_hat_B)).square().mean()
     image = (x_hat_BCHW - x_BCHW).square().mean() if x_hat_BCHW is not None else latent.new_zeros(())
     loss = latent + lambda_sigma * sigma + lambda_image * image
     return {"loss": loss, "latent": latent, "sigma": sigma, "image": image}

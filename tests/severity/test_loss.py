@@ -31,14 +31,13 @@ def test_error_std_estimates_the_std_of_gaussian_errors():
     torch.testing.assert_close(estimate, scale, rtol=4 / math.sqrt(2 * noise[0].numel()), atol=0)
 
 
-@pytest.mark.parametrize("target", ["std", "variance"])
-def test_each_term_is_a_mean_and_the_loss_their_weighted_sum(target):
+@pytest.mark.parametrize(("target", "scale"), [("std", np.abs), ("log_std", np.log), ("variance", np.square)])
+def test_each_term_is_a_mean_and_the_loss_their_weighted_sum(target, scale):
     z_hat, z0, sigma_hat, x_hat, x = case()
     terms = severity_loss(z_hat, z0, sigma_hat, x_hat, x, lambda_sigma=0.7, lambda_image=0.3, target=target)
     sigma_bar = np.array([np.std((a - b).numpy(), ddof=1) for a, b in zip(z_hat, z0, strict=True)])
-    power = 1 if target == "std" else 2
     assert terms["latent"].item() == pytest.approx(np.mean((z_hat - z0).numpy() ** 2))
-    assert terms["sigma"].item() == pytest.approx(np.mean((sigma_bar**power - sigma_hat.numpy() ** power) ** 2))
+    assert terms["sigma"].item() == pytest.approx(np.mean((scale(sigma_bar) - scale(sigma_hat.numpy())) ** 2))
     assert terms["image"].item() == pytest.approx(np.mean((x_hat - x).numpy() ** 2))
     total = terms["latent"] + 0.7 * terms["sigma"] + 0.3 * terms["image"]
     assert terms["loss"].item() == pytest.approx(total.item())
