@@ -15,7 +15,7 @@ from flashray.errors import ConfigError, ImageError
 from flashray.images import decode_image, fit_image, is_image_name, to_uint8
 
 WINDOW_ZOOM = 1.25  # a window's side over the training size: what random views may crop
-WHOLE = 0.5  # share of the batches whose views are whole windows: photos arrive so, the finest detail they have
+WHOLE = 0.5  # share of the batches whose views are zoomed as whole photos are: the finest detail that models meet
 
 
 def list_photos(folder: str | Path) -> list[Path]:
@@ -63,17 +63,18 @@ def load_fitted(paths: Iterable[Path], size: int) -> Tensor:
     return torch.stack([fit_image(decode_image(path.read_bytes()), size, "resize") for path in paths])
 
 
-def random_views(window_BCHW: Tensor, size: int, generator: torch.Generator) -> Tensor:
+def random_views(window_BCHW: Tensor, size: int, generator: torch.Generator, widest: float = WINDOW_ZOOM) -> Tensor:
     """Random square crops of uint8 windows, resized to `size` and mirrored at random: [B, 3, size, size] in [-1, 1].
 
     The crop's side is drawn once a batch (so that one resize serves it), its place and mirroring once an image. It is
-    WINDOW_ZOOM · `size` in a share WHOLE of the batches, else anything from `size` to that.
+    WINDOW_ZOOM · `size` in a share WHOLE of the batches, as fine as the photos that models meet, else anything from
+    `size` to `widest` · `size`, no more than the window has.
     """
     batch, _, side, _ = window_BCHW.shape
     device = window_BCHW.device
-    low, high = min(size, side), min(round(size * WINDOW_ZOOM), side)
+    low, usual, high = (min(round(size * zoom), side) for zoom in (1, WINDOW_ZOOM, widest))
     whole = bool(torch.rand((), generator=generator) < WHOLE)
-    crop = high if whole else int(torch.randint(low, high + 1, (1,), generator=generator))
+    crop = usual if whole else int(torch.randint(low, high + 1, (1,), generator=generator))
     top_B, left_B = (torch.randint(0, side - crop + 1, (batch, 1, 1), generator=generator).to(device) for _ in "ab")
     mirror_B = (torch.rand(batch, 1, 1, generator=generator) < 0.5).to(device)
     row = torch.arange(crop, device=device)

@@ -12,9 +12,10 @@ from flashray.degradations import Degradation
 from flashray.prior import LatentPrior
 from flashray.severity.encoder import SeverityEncoder
 from flashray.severity.loss import Target, error_std, severity_loss
+from flashray.training.augment import vary
 from flashray.training.degrade import degrade, degrade_at
 from flashray.training.loop import Task
-from flashray.training.photos import random_views
+from flashray.training.photos import WINDOW_ZOOM, random_views
 
 ORDERING_LEVELS = 10
 
@@ -26,12 +27,16 @@ class SeverityConfig:
     Attributes:
         crop: side of the training views in pixels; smaller ones give more pairs in the same time, the prior's own size
             gives σ̂ over the area that it will be asked about; 0 is the prior's own.
+        vary: share of the views that are turned and get other colours and contrast (`augment.vary`).
+        widest: side of the widest crop, over the view's.
     """
 
     lambda_sigma: float = 1.0
     lambda_image: float = 1.0
     target: Target = "std"
     crop: int = 0
+    vary: float = 0.0
+    widest: float = WINDOW_ZOOM
 
 
 class SeverityTask(Task):
@@ -55,7 +60,9 @@ class SeverityTask(Task):
         degradation.check_size((side, side))
 
     def forward(self, window_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        x = random_views(window_BCHW, self.config.crop or self.prior.sample_size, generator)
+        size = self.config.crop or self.prior.sample_size
+        x = random_views(window_BCHW, size, generator, self.config.widest)
+        x = vary(x, self.config.vary, generator) if self.config.vary else x
         y = self.degrade(x, generator)
         with torch.no_grad():
             z0 = self.prior.encode(x).float()
