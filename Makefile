@@ -25,8 +25,7 @@ lint: venv
 	$(BIN)/mypy
 
 bench: venv
-	test -d demo-run/archive/clean || $(BIN)/python jobs/demo.py
-	$(BIN)/python jobs/benchmark.py starts --photos demo-run/archive/clean --output build/bench --images 16
+	$(BIN)/python jobs/bench.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache demo-run

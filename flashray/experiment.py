@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,6 +54,14 @@ class Measurements:
     @property
     def seed_N(self) -> Tensor:
         return torch.tensor(self.seeds, device=self.x_NCHW.device)
+
+    def first(self, count: int) -> Measurements:
+        """Those of the first so many photos."""
+        cut: dict[str, Any] = {
+            name: value[:count] for name, value in vars(self).items() if isinstance(value, Tensor | list)
+        }
+        cut["parameters"] = {name: value[:count] for name, value in self.parameters.items()}
+        return dataclasses.replace(self, **cut)
 
 
 @dataclass(frozen=True)
@@ -131,16 +140,10 @@ def believing(measured: Measurements, times: Mapping[str, float]) -> Measurement
 
 
 @torch.no_grad()
-def run_cell(
-    measured: Measurements,
-    prior: LatentPrior,
-    start: Start,
-    solver: Solver,
-    schedule: NoiseSchedule,
-    slots: int,
-    eta: float = 1.0,
-) -> Restored:
-    """Solve all photos. A full chain needs no estimate of the severity encoder."""
+def jobs_of(
+    measured: Measurements, prior: LatentPrior, start: Start, schedule: NoiseSchedule
+) -> tuple[list[Job], list[bool]]:
+    """(the engine's jobs, hardest first; whether each photo falls back). A full chain needs no severity encoder."""
     z_hat, sigma_hat = measured.z_hat_NCHW, measured.sigma_hat_N
     if z_hat is None or sigma_hat is None:
         assert start.mode == "full", "only a full chain can do without a severity encoder"
@@ -161,13 +164,28 @@ def run_cell(
         )
         for n in step_N.argsort(descending=True).tolist()
     ]
+    return jobs, fallback_N.tolist()
+
+
+@torch.no_grad()
+def run_cell(
+    measured: Measurements,
+    prior: LatentPrior,
+    start: Start,
+    solver: Solver,
+    schedule: NoiseSchedule,
+    slots: int,
+    eta: float = 1.0,
+) -> Restored:
+    """Solve all photos."""
+    jobs, fallback = jobs_of(measured, prior, start, schedule)
     found = {one.key: one for one in solve(prior, measured.degradation, solver, schedule, jobs, slots, eta)}
     solved = [found[key] for key in measured.keys]
     grey = torch.zeros_like(measured.x_NCHW[0]).cpu()
     return Restored(
         x_NCHW=torch.stack([grey if one.image is None else one.image for one in solved]),
         nfe=[one.nfe for one in solved],
-        fallback=fallback_N.tolist(),
+        fallback=fallback,
         seconds=[one.seconds for one in solved],
         error=[one.error for one in solved],
     )

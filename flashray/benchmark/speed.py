@@ -131,11 +131,18 @@ def occupancy(
     degradation: Degradation,
     schedule: NoiseSchedule,
 ) -> float:
-    """The share of useful slot-steps when the engine solves these units (start steps each), one after another."""
+    """The share of useful slot-steps when the engine solves these units (start steps each), one after another.
+
+    It flies every image's every step, with the denoiser's place empty.
+    """
     total = Occupancy(slots)
-    for unit in units:
-        for _ in solve(prior, degradation, _Nothing(), schedule, jobs(unit), slots, on_step=total):
-            pass
+    prior.epsilon = lambda z, t: z  # type: ignore[method-assign, assignment]
+    try:
+        for unit in units:
+            for _ in solve(prior, degradation, _Nothing(), schedule, jobs(unit), slots, on_step=total):
+                pass
+    finally:
+        del prior.epsilon
     return total.share
 
 
@@ -206,6 +213,45 @@ def components(
         object.__delattr__(problem.operator, "measure")
     found = {name: seconds / (steps * len(jobs)) for name, seconds in watch.seconds.items()}
     return {**found, "other": total / (steps * len(jobs)) - sum(found.values())}
+
+
+def throughput(
+    prior: LatentPrior,
+    degradation: Degradation,
+    solver: Solver,
+    schedule: NoiseSchedule,
+    jobs: Sequence[Job],
+    slots: Sequence[int],
+    precisions: Sequence[str] = ("float32", "bf16"),
+    repeats: int = 3,
+) -> list[dict[str, float | str]]:
+    """NFE a second and peak memory in GB (10⁹ bytes; nan on a CPU) of the engine: a row a precision and batch size.
+
+    A batch size that does not fit into memory ends its precision's rows.
+    """
+    rows: list[dict[str, float | str]] = []
+    on_gpu = prior.device.type == "cuda"
+    for kind in precisions:
+        for count in slots:
+            batch = _filled(jobs, count)
+
+            def work(kind: str = kind, batch: list[Job] = batch) -> None:
+                seed_B, problem = make_problem(prior, degradation, batch)
+                z = torch.stack([job.z_start for job in batch]).to(prior.device)
+                with precision(prior, kind):
+                    for i in reversed(range(batch[0].start_step)):
+                        z = advance(prior, solver, schedule, problem, z, torch.full((len(batch),), i), seed_B)
+
+            if on_gpu:
+                torch.cuda.reset_peak_memory_stats(prior.device)
+            try:
+                took = alternating({"engine": work}, prior.device, repeats)["engine"]
+            except torch.OutOfMemoryError:
+                break
+            peak = torch.cuda.max_memory_allocated(prior.device) / 1e9 if on_gpu else float("nan")
+            nfe = count * batch[0].start_step
+            rows.append({"precision": kind, "slots": count, "nfe_per_second": nfe / took, "peak_gb": peak})
+    return rows
 
 
 def flops_fraction(
