@@ -8,12 +8,15 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
 from flashray import storage
 from flashray.errors import ConfigError
+
+if TYPE_CHECKING:  # torch is slow to import, and whoever only reads a configuration does without
+    from flashray.schedule import NoiseSchedule
 
 METRICS = ("psnr", "ssim", "lpips")
 _FLAGS = ("plan_only", "retry_failed")  # may stand on the command line without a value
@@ -67,13 +70,20 @@ class SolverConfig:
         name: the solver, such as latent_dps.
         steps: length of the (respaced) chain; the prior's own length is the whole of it.
         eta: DDIM's η of the reverse steps; 1 is ancestral sampling.
+        set_alpha_to_one: whether a respaced chain's last update leads to the data (ᾱ = 1) or, as in LDM's sampler and
+            ReSample's, to ᾱ_0.
         settings: the solver's own settings, such as its step size.
     """
 
     name: str = "latent_dps"
     steps: int = 1000
     eta: float = 1.0
+    set_alpha_to_one: bool = True
     settings: dict[str, Any] = field(default_factory=dict)
+
+    def chain(self, schedule: NoiseSchedule) -> NoiseSchedule:
+        """The prior's schedule respaced for this solver; ConfigError where it has fewer steps."""
+        return schedule.respaced(self.steps, self.set_alpha_to_one)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
+from flashray.config import SolverConfig
 from flashray.errors import ConfigError
 from flashray.schedule import NoiseSchedule
 from flashray.solvers.base import Step, predict_z0, reverse_step
@@ -163,3 +164,12 @@ def test_ddim_steps_equal_diffusers_own(steps: int):
     for b, timestep in enumerate(step.timestep_B.tolist()):
         expected = theirs.step(step.epsilon_BCHW[b], timestep, step.z_BCHW[b]).prev_sample
         torch.testing.assert_close(ours[b], expected, rtol=1e-3, atol=1e-3)  # its ᾱ are float32
+
+
+def test_a_recipe_says_where_its_chain_ends():
+    """ReSample's own chain ends at ᾱ_0, the others' at the data."""
+    schedule = ldm()
+    assert SolverConfig(steps=50).chain(schedule).alphas_cumprod_prev[0] == 1
+    own = SolverConfig(steps=50, set_alpha_to_one=False).chain(schedule)
+    assert own.alphas_cumprod_prev[0] == schedule.alphas_cumprod[0]
+    assert torch.equal(own.alphas_cumprod, SolverConfig(steps=50).chain(schedule).alphas_cumprod)

@@ -96,7 +96,7 @@ def _restore(room: Room, recipe: ReconstructConfig) -> tuple[Tensor, float, Row]
     from flashray.pipeline.bench import start_of
 
     config, prior, measured = room.config, room.prior, room.measured
-    start, chain = start_of(recipe), prior.schedule.respaced(recipe.solver.steps)
+    start, chain = start_of(recipe), recipe.solver.chain(prior.schedule)
     solver = make_solver(recipe.solver.name, recipe.solver.settings)
     with speed.precision(prior, "bf16"):
         found = run_cell(measured, prior, start, solver, chain, recipe.slots, recipe.solver.eta)

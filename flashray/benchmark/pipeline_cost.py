@@ -67,7 +67,7 @@ def pipeline_over_engine(
     archive = {count: work / f"archive-{count}" for count in (few, many)}
     family = make_degradation(degradation.name, degradation.settings)
     solver = make_solver(config.solver.name, config.solver.settings)
-    schedule = prior.schedule.respaced(config.solver.steps)
+    schedule = config.solver.chain(prior.schedule)
 
     def engine(count: int) -> None:
         keys = [f"{n:05d}.png" for n in range(count)]

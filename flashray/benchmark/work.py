@@ -146,7 +146,7 @@ class Workbench:
                 f"solver {method.solver.name} needs an adjoint, and {degradation.name} is nonlinear and has none",
             )
             _require(0 <= method.solver.eta <= 1, f"solver.eta is {method.solver.eta}; give a number from 0 to 1")
-            schedule = self.prior(cell).schedule.respaced(method.solver.steps)
+            schedule = method.solver.chain(self.prior(cell).schedule)
             start_of(start, torch.ones(1), schedule)
             _require(start.step is None or start.step >= 0, f"start.step is {start.step}; give a number ≥ 0")
             _require(start.sigma in SIGMAS, f"start.sigma {start.sigma!r} is not known; known: {', '.join(SIGMAS)}")
@@ -189,7 +189,7 @@ class Workbench:
             if cell.calibration and calibration is not None:
                 aside = self._measure(cell, calibration.first(cell.calibration))
             measured = believing(with_sigma(method.start.sigma, measured, prior, aside), task.believed_times)
-            schedule = prior.schedule.respaced(method.solver.steps)
+            schedule = method.solver.chain(prior.schedule)
             start = start_of(method.start, measured.sigma_hat_N, schedule)
             solver = make_solver(method.solver.name, method.solver.settings)
             restored = run_cell(measured, prior, start, solver, schedule, self.setting.slots, method.solver.eta)

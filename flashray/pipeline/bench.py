@@ -48,7 +48,7 @@ class Bench:
     @cached_property
     def schedule(self) -> NoiseSchedule:
         """The respaced chain of the recipe."""
-        return self.prior.schedule.respaced(self.work.config.solver.steps)
+        return self.work.config.solver.chain(self.prior.schedule)
 
     def photo(self, key: str, pixels: bytes, given: str | None, noise_std: float | None, mask: bytes | None) -> Photo:
         """A loaded image that can be measured; ImageError where its parameters or its noise are not known."""

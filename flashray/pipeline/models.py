@@ -62,7 +62,7 @@ def load_models(config: ReconstructConfig) -> Models:
             images, or the encoder speaks of other latents.
     """
     prior = load_prior(config.prior)
-    prior.schedule.respaced(config.solver.steps)
+    config.solver.chain(prior.schedule)
     degradation = make_degradation(config.degradation.name, config.degradation.settings)
     degradation.check_size((prior.sample_size, prior.sample_size))
     if config.start.mode == "full":

@@ -202,7 +202,7 @@ class Run:
 
     def plan(self, found: pa.Table, attempt: int, pools: Pools, board: Any) -> None:
         """Write the plan of an attempt; where a quote or a budget is asked for, what it costs is measured first."""
-        schedule = self.models.prior.schedule.respaced(self.asked.solver.steps)
+        schedule = self.asked.solver.chain(self.models.prior.schedule)
         if attempt == 0:
             self.record.pop("budget", None)
 
