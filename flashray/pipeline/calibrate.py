@@ -21,7 +21,7 @@ from flashray.pipeline.units import Integers, index
 from flashray.pipeline.work import Work
 from flashray.schedule import NoiseSchedule
 
-SECONDS = 1.5  # of flights for each number of filled slots; a flight under way is ended
+SECONDS = 1.0  # of flights for each number of filled slots; a flight under way is ended
 _FLIGHTS = (2, 16)  # at least and at most
 log = logging.getLogger(__name__)
 
@@ -117,8 +117,8 @@ class Calibrator:
             spent, flown = spent + seconds, flown + steps
             if spent > SECONDS and flights + 1 >= _FLIGHTS[0]:
                 break
-            if spent < SECONDS / 4:
-                length = min(2 * length, len(visits))
+            # whatever a flight costs beside its steps is not to be paid often
+            length = min(turn * max(1, int(SECONDS / 2 * flown / max(spent, 1e-9) / turn)), len(visits))
         return spent / flown
 
     def fly(self, loaded: dict[str, Any], count: int, schedule: NoiseSchedule, steps: int) -> tuple[float, float]:

@@ -12,20 +12,17 @@ import pyarrow as pa
 import pytest
 import torch
 
-from flashray.config import ReconstructConfig, SolverConfig, StartConfig
+from flashray.config import SolverConfig
 from flashray.errors import ImageError
 from flashray.pipeline import calibrate
-from flashray.pipeline.archive import list_archive
 from flashray.pipeline.board import start_board
 from flashray.pipeline.calibrate import Calibrator, evenly, numbers_filled, part, sample
 from flashray.pipeline.cost import CostModel, Quoted, predict, predict_full, predict_plan, read_quoted, write_quoted
-from flashray.pipeline.load import load
-from flashray.pipeline.plan import Severity, chunks, finish
 from flashray.pipeline.units import unit_ids
 from flashray.pipeline.work import Work
 from flashray.schedule import NoiseSchedule
-from tests.conftest import TinyModels
 from tests.models import SIDE
+from tests.pipeline.conftest import planned
 
 COST = CostModel((1, 4), (1.0, 2.5), landing_seconds=0.1, beside_seconds=0.25, start_up_seconds=7.0)
 
@@ -111,37 +108,18 @@ def test_parts_of_a_chain_keep_each_steps_own_noise_levels() -> None:
 
 
 @pytest.fixture
-def work(tiny_models: TinyModels, archive: Path, tmp_path: Path) -> Work:
-    config = ReconstructConfig(
-        str(archive),
-        str(tmp_path / "run"),
-        measurement="simulated",
-        prior=tiny_models.prior,
-        start=StartConfig(severity_encoder=tiny_models.encoder),
-        solver=SolverConfig(steps=20, settings={"dc_step": 0.1}),
-        metrics=["psnr"],
-        slots=4,
-    )
-    return Work.of(config, "cpu", 1, SIDE, lpips=False)
-
-
-@pytest.fixture
 def plan(work: Work, ray_cluster: None) -> pa.Table:
-    board = start_board()
-    actor = Severity(work, board)
-    todo = chunks(list_archive(work.config), work.config.severity_batch)
-    found = [actor(load(todo.slice(i, 1), work, board)) for i in range(len(todo))]
-    return finish(pa.concat_tables(found), actor.bench.schedule, work, attempt=0)
+    return planned(work, start_board())
 
 
 def test_a_sample_fills_the_slots_and_knows_the_steps_that_are_visited(plan: pa.Table, work: Work) -> None:
     unit = sample(plan, work)
-    assert unit["images"].to_pylist() == [4]
+    assert unit["images"].to_pylist() == [3]
     nfe = plan["nfe"].to_numpy()
     (visits,) = unit["visits"].to_pylist()
     assert visits == [int((nfe > step).sum()) for step in range(nfe.max())]
     few = sample(plan.slice(0, 1), work)  # an archive smaller than the slots fills them with its images again
-    assert few["key"].to_pylist() == [plan["key"].to_pylist()[:1] * 4]
+    assert few["key"].to_pylist() == [plan["key"].to_pylist()[:1] * 3]
 
 
 def test_the_measurement_flies_the_very_solver(plan: pa.Table, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,11 +142,11 @@ def test_the_measurement_flies_the_very_solver(plan: pa.Table, work: Work, monke
     real = Calibrator(work, start_board()).solver
     actor.solver.bench, actor.solver.solver = real.bench, real.solver  # type: ignore[misc]
     found = actor.measure(sample(plan, work))
-    assert found["filled"] == (1, 4)
+    assert found["filled"] == (1, 3)
     assert found["landing_seconds"] == pytest.approx(0.125)
-    assert found["step_seconds"] == pytest.approx((0.75, 1.5))
-    assert flown[0] == (4, 1)  # a warm-up
-    assert {count for count, _ in flown} == {1, 4}
+    assert found["step_seconds"] == pytest.approx((0.75, 1.25))
+    assert flown[0] == (3, 1)  # a warm-up
+    assert {count for count, _ in flown} == {1, 3}
     assert max(steps for _, steps in flown) <= plan["nfe"].to_numpy().max()
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from flashray.config import ReconstructConfig, SolverConfig, StartConfig
+from flashray.config import SolverConfig
 from flashray.engine import solve
 from flashray.images import decode_image
 from flashray.pipeline import plan
@@ -25,38 +25,13 @@ from flashray.pipeline.solve import UNIT_COLUMNS, Solver
 from flashray.pipeline.units import gather, index
 from flashray.pipeline.work import Work
 from flashray.pipeline.write import write
-from tests.conftest import TinyModels
 from tests.models import SIDE
+from tests.pipeline.conftest import planned
 
 
 @pytest.fixture(scope="module")
 def board(ray_cluster: None) -> Any:
     return start_board()
-
-
-@pytest.fixture
-def work(tiny_models: TinyModels, archive: Path, tmp_path: Path) -> Work:
-    config = ReconstructConfig(
-        str(archive),
-        str(tmp_path / "run"),
-        measurement="simulated",
-        prior=tiny_models.prior,
-        start=StartConfig(severity_encoder=tiny_models.encoder),
-        solver=SolverConfig(steps=20, settings={"dc_step": 0.1}),
-        metrics=["psnr"],
-        slots=3,
-        severity_batch=4,
-        unit_images=4,
-    )
-    return Work.of(config, "cpu", 1, SIDE, lpips=False)
-
-
-def planned(work: Work, board: Any) -> pa.Table:
-    """The plan of the work's archive, by the very stages of the pass."""
-    actor = Severity(work, board)
-    todo = chunks(list_archive(work.config), work.config.severity_batch)
-    found = [actor(load(todo.slice(i, 1), work, board)) for i in range(len(todo))]
-    return finish(pa.concat_tables(found), actor.bench.schedule, work, attempt=0)
 
 
 def solved(work: Work, board: Any, rows: pa.Table) -> list[dict[str, Any]]:
