@@ -17,7 +17,7 @@ from flashray.config import DegradationConfig, SolverConfig
 from flashray.errors import ConfigError
 
 T = TypeVar("T")
-Kind = Literal["comparison", "severity", "adaptivity", "robustness", "ablation"]
+Kind = Literal["comparison", "severity", "adaptivity", "robustness", "ablation", "pareto"]
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,8 @@ def _pictures(experiment: Experiment, results: Sequence[Result], found: Sequence
     elif experiment.kind == "robustness":
         if any(one.cell.task.at for one in results):
             drawn["robustness.png"] = figures.robustness_figure(results)
+    elif experiment.kind == "pareto":
+        drawn["pareto.png"] = figures.pareto_figure(results)
     elif experiment.kind == "ablation":
         for n, (_, here) in enumerate(figures.by_base(results).items()):
             drawn[f"ablation{_number(n)}.png"] = figures.ablation_figure(here)
@@ -92,6 +94,8 @@ def _page(
     if experiment.kind == "severity":
         text += ["## Correlations\n", tables.to_markdown(_correlations(results))]
     for base, here in figures.by_base(results).items():
+        if experiment.kind == "pareto":
+            text += [f"## {base}: the Pareto front\n", tables.front_table(here)]
         text += [f"## {base}\n", tables.quality_table(here)]
         shared = tables.shared_keys(here)
         if 0 < len(shared) < max(len(one.rows) for one in here):

@@ -24,7 +24,18 @@ from flashray.report.style import (
     styled,
     with_legend,
 )
-from flashray.report.tables import METRICS, Difference, Interval, Metric, column, correlations, interval, severities
+from flashray.report.tables import (
+    METRICS,
+    Difference,
+    Interval,
+    Metric,
+    column,
+    correlations,
+    interval,
+    pareto_front,
+    seconds_of,
+    severities,
+)
 
 
 @styled
@@ -179,6 +190,32 @@ def ablation_figure(results: Sequence[Result]) -> Image.Image:
     for panel, title in zip(axes[0], [*(metric.heading for metric in metrics), "mean NFE"], strict=True):
         panel.set_xlabel(title)
     return drawn(figure)
+
+
+@styled
+def pareto_figure(results: Sequence[Result]) -> Image.Image:
+    """Quality against seconds an image, a row a task: every cell a point, the Pareto front a line."""
+    tasks, metrics = _tasks(results), _metrics(results)
+    bases = list(dict.fromkeys(one.cell.method.base or one.cell.method.name for one in results))
+    figure, axes = panels(len(tasks), len(metrics))
+    for n, task in enumerate(tasks):
+        here = [one for one in results if one.cell.task.name == task]
+        for m, metric in enumerate(metrics):
+            panel = axes[n][m]
+            for one in here:
+                name = one.cell.method.base or one.cell.method.name
+                place, span = np.array([seconds_of(one)]), interval(one, metric.name)
+                curve(panel, place, [span], name, _of(name, bases, COLOURS), _of(name, bases, MARKERS))
+            best = pareto_front(here, metric)
+            line = [seconds_of(one) for one in best], [interval(one, metric.name)[0] for one in best]
+            panel.step(*line, where="post", color="#555555", linewidth=0.9, zorder=0)
+            panel.set_xscale("log")
+            panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            panel.set_ylabel(metric.heading)
+            if n == len(tasks) - 1:
+                panel.set_xlabel("seconds an image")
+        axes[n][0].set_title(task, loc="left", fontweight="bold")
+    return with_legend(figure, axes)
 
 
 def by_base(results: Sequence[Result]) -> dict[str, list[Result]]:

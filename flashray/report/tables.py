@@ -190,6 +190,37 @@ def difference_table(found: Sequence[Difference]) -> str:
     return to_markdown(list(rows.values()))
 
 
+def seconds_of(result: Result) -> float:
+    """Mean seconds an image."""
+    return float(column(result, "seconds").mean())
+
+
+def pareto_front(results: Sequence[Result], metric: Metric) -> list[Result]:
+    """The cells that no cell of as few seconds is better than, by ascending seconds."""
+    front: list[Result] = []
+    best = -math.inf
+    for one in sorted(results, key=lambda one: (seconds_of(one), -metric.sign * interval(one, metric.name)[0])):
+        value = metric.sign * interval(one, metric.name)[0]
+        if value > best:
+            best = value
+            front.append(one)
+    return front
+
+
+def front_table(results: Sequence[Result]) -> str:
+    """Markdown: the cells on any metric's front by ascending seconds, and whose front they are on."""
+    fronts = {metric: pareto_front(results, metric) for metric in METRICS}
+    rows = []
+    for one in sorted(results, key=seconds_of):
+        on = [metric for metric in METRICS if any(one is other for other in fronts[metric])]
+        if on:
+            row = {"method": one.cell.method.name, "seconds an image": f"{seconds_of(one):.3g}"}
+            row["mean NFE"] = f"{column(one, 'nfe').mean():.1f}"
+            row |= {metric.heading: f"{interval(one, metric.name)[0]:.{metric.digits + 1}f}" for metric in METRICS}
+            rows.append(row | {"best for its seconds in": ", ".join(metric.title for metric in on)})
+    return to_markdown(rows)
+
+
 def severities(results: Sequence[Result]) -> tuple[Floats, Floats, Floats, str]:
     """(level, σ̂, σ̄) of every image, and the name of the level: the first parameter of the degradation."""
     texts = [json.loads(text) for one in results for text in one.rows["parameters"].to_pylist()]

@@ -226,7 +226,7 @@ def test_an_output_belongs_to_one_experiment(run: Run, tmp_path: Path) -> None:
     other = tmp_path / "elsewhere"
     other.mkdir()
     with pytest.raises(ConfigError, match="holds grid at scale smoke"):
-        run("starts", tmp_path / "run")
+        run("pareto", tmp_path / "run")
 
 
 def test_a_damaged_cell_says_what_to_delete(run: Run, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from flashray.benchmark.cells import Cell
 from flashray.benchmark.spec import Method, Task, strict
 from flashray.benchmark.store import PICTURES, ROWS, Result
 from flashray.report import tables
+from flashray.report.tables import METRICS, front_table, pareto_front
 
 
 def result(method: str, psnr: list[float], task: str = "blur", nfe: int = 10, **values: Any) -> Result:
@@ -123,3 +124,23 @@ def test_correlations_against_scipy() -> None:
     assert list(found.values()) == pytest.approx(
         [spearmanr(hat, true)[0], pearsonr(hat, true)[0], spearmanr(hat, level)[0], spearmanr(true, level)[0]]
     )
+
+
+def test_the_front_is_what_nothing_as_fast_beats() -> None:
+    quick = result("quick", [20.0, 20.0], seconds=[1.0, 1.0])
+    worse = result("slower and worse", [19.0, 20.0], seconds=[2.0, 2.0])
+    tied = result("slower and as good", [20.0, 20.0], seconds=[2.5, 2.5])
+    good = result("good", [25.0, 25.0], seconds=[3.0, 3.0])
+    assert pareto_front([good, tied, worse, quick], METRICS[0]) == [quick, good]
+    twin = result("as fast and better", [21.0, 21.0], seconds=[1.0, 1.0])
+    assert pareto_front([quick, twin], METRICS[0]) == [twin]
+    text = front_table([good, worse, quick])
+    assert "| good | 3 |" in text
+    assert "slower" not in text  # in any metric: they go together here
+
+
+def test_the_front_in_lpips_is_of_small_values() -> None:
+    quick = result("quick", [20.0], lpips=[0.5], seconds=[1.0])
+    good = result("good", [19.0], lpips=[0.3], seconds=[2.0])
+    assert pareto_front([quick, good], METRICS[2]) == [quick, good]
+    assert pareto_front([quick, good], METRICS[0]) == [quick]
