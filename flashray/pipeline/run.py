@@ -24,6 +24,7 @@ from flashray.pipeline.board import start_board, under_way
 from flashray.pipeline.calibrate import cost_key, measure_cost
 from flashray.pipeline.cluster import Pools, cause_of, connect, data_settings, size_pools
 from flashray.pipeline.cost import CostModel, Quoted, read_quoted, write_quoted
+from flashray.pipeline.lease import held
 from flashray.pipeline.models import Models, load_models
 from flashray.pipeline.plan import chain_lengths, finish, found_again, packing_of, severities, write_plan
 from flashray.pipeline.progress import Progress, clock
@@ -69,7 +70,7 @@ def reconstruct(config: ReconstructConfig) -> int:
     if not len(unplanned) and not (rebudgeted or unsolved or unpriced):
         print(run.quote(state) if config.plan_only else "nothing to do: every unit is committed")
         return 0 if config.plan_only else run.verdict(state)
-    with run.tracked() as tracker:
+    with held(config.output), run.tracked() as tracker:
         if not config.plan_only:
             run.reopen()
         if len(unplanned) or len(state.pending):
