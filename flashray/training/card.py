@@ -49,7 +49,8 @@ def sample_sheet(prior: LatentPrior, latent_shape: tuple[int, ...], path: Path) 
     schedule = prior.schedule.respaced(SAMPLE_STEPS)
     latents = sample(prior, latent_shape, schedule, torch.arange(SAMPLES, device=prior.device))
     images = torch.cat([prior.decode(z).clamp(-1, 1).cpu() for z in latents.split(16)])
-    contact_sheet([list(row) for row in images.split(8)], [""] * 8).save(path)
+    sheet = contact_sheet([list(row) for row in images.split(8)], [""] * 8)
+    sheet.quantize(256).save(path, optimize=True)  # it comes inside the package
 
 
 def write_prior_card(
