@@ -131,8 +131,8 @@ def _keep(output: str, lease: Lease, stop: threading.Event) -> None:
 
 
 def _interrupt() -> None:
-    """End the driver as Ctrl-C does."""
-    os.kill(os.getpid(), signal.SIGINT)
+    """End the driver as its scheduler does; SIGINT is ignored by what a script starts in the background."""
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _put(output: str, lease: Lease) -> None:
