@@ -30,16 +30,7 @@ Measured = tuple[dict[str, float], list[Row]]
 def _engine(room: Room) -> Measured:
     """The engine against the plain loop; `engine_over_loop` is the best ratio at a batch of at least 8."""
     config = room.config
-    rows: list[Row] = list(
-        speed.engine_over_loop(
-            room.prior,
-            room.degradation,
-            room.prior.schedule,
-            room.jobs([config.steps] * max(config.slots)),
-            config.slots,
-            repeats=config.repeats,
-        )
-    )
+    rows: list[Row] = list(speed.engine_over_loop(*room.flight, room.timed_jobs, config.slots, repeats=config.repeats))
     large = [row for row in rows if row["slots"] >= 8] or rows
     return {"engine_over_loop": max(float(row["ratio"]) for row in large)}, rows
 
@@ -167,17 +158,7 @@ def _packing(room: Room) -> Measured:
 def _throughput(room: Room) -> Measured:
     """NFE a second and peak memory of Latent-DPS at every batch size and precision."""
     config = room.config
-    return {}, list(
-        speed.throughput(
-            room.prior,
-            room.degradation,
-            make_solver("latent_dps", {"dc_step": 1.0}),
-            room.prior.schedule,
-            room.jobs([config.steps] * max(config.slots)),
-            config.slots,
-            repeats=config.repeats,
-        )
-    )
+    return {}, list(speed.throughput(*room.flight, room.timed_jobs, config.slots, repeats=config.repeats))
 
 
 PARTS: dict[Part, Callable[[Room], Measured]] = {

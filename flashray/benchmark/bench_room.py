@@ -31,13 +31,15 @@ class BenchConfig:
     """What to measure.
 
     Attributes:
-        output: folder for bench.json and bench.md; a second call keeps what other parts have written there.
+        output: folder for bench.json (flat numbers), bench_tables.json (rows) and bench.md (both, for people); a second
+            call keeps what other parts have written there.
         recipes: YAML files of flash recipes of one degradation family; the first is the pipeline's.
         job: the reconstruction job's script.
         photos: folder of clean photos; default crops of those inside scikit-image and scikit-learn.
         offset, stride: every stride-th of the sorted photos from offset on.
         parts: packing, occupancy, engine, throughput, flops, quality, pipeline.
-        prior: bundled, a folder or a hub id, or random-ldm: random weights of an LDM's size, for engine and flops.
+        prior: bundled, a folder or a hub id, or random-ldm: random weights of an LDM's size, for engine, throughput and
+            flops.
         images: for quality.
         full_images: of them through the full chain.
         full_dc_step: the full chain's step size (Latent-DPS, ancestral).
@@ -121,11 +123,16 @@ class Room:
         noise = self.recipe.degradation.noise_range
         return measure_photos(x, keys, self.prior, self.encoder, self.degradation, noise)
 
-    def jobs(self, starts: Sequence[int]) -> list[Job]:
-        """Images with these start steps, from noise: what they show does not matter to a clock."""
+    @cached_property
+    def one_photo(self) -> tuple[Measurements, torch.Size]:
+        """A photo measured, and the shape of its latent."""
         keys, x = self.photos
         measured = measure_photos(x[:1], keys[:1], self.prior, None, self.degradation, 0.05)
-        shape = self.prior.encode(measured.x_NCHW).shape[1:]
+        return measured, self.prior.encode(measured.x_NCHW).shape[1:]
+
+    def jobs(self, starts: Sequence[int]) -> list[Job]:
+        """Images with these start steps, from noise: what they show does not matter to a clock."""
+        measured, shape = self.one_photo
         generator = torch.Generator().manual_seed(0)
         return [
             Job(
@@ -139,6 +146,11 @@ class Room:
             )
             for n, step in enumerate(starts)
         ]
+
+    @property
+    def timed_jobs(self) -> list[Job]:
+        """As many images as the largest batch, `steps` updates each."""
+        return self.jobs([self.config.steps] * max(self.config.slots))
 
     @property
     def flight(self) -> tuple[LatentPrior, Degradation, NoiseSchedule]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from flashray.benchmark.speed import precision, seconds_of
 from flashray.config import ReconstructConfig
 from flashray.degradations import make_degradation
+from flashray.errors import FlashrayError
 from flashray.experiment import measure_photos, run_cell
 from flashray.images import encode_png
 from flashray.pipeline.bench import start_of
@@ -31,12 +32,12 @@ def write_archive(folder: Path, x_NCHW: Tensor, count: int) -> None:
 
 
 def run_job(command: Sequence[str], output: Path, arguments: Sequence[str]) -> tuple[float, dict[str, float]]:
-    """(wall seconds, summary.json) of one run of the job; RuntimeError with what it said where it fails."""
+    """(wall seconds, summary.json) of one run of the job; FlashrayError with what it said where it fails."""
     began = time.perf_counter()
     done = subprocess.run([*command, "--output", str(output), *arguments], capture_output=True, text=True)
     seconds = time.perf_counter() - began
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed with exit code {done.returncode}:\n{done.stderr[-2000:]}")
+        raise FlashrayError(f"{' '.join(command)} failed with exit code {done.returncode}:\n{done.stderr[-2000:]}")
     place = output / "summary.json"
     return seconds, json.loads(place.read_text()) if place.exists() else {}
 

@@ -218,17 +218,18 @@ def components(
 def throughput(
     prior: LatentPrior,
     degradation: Degradation,
-    solver: Solver,
     schedule: NoiseSchedule,
     jobs: Sequence[Job],
     slots: Sequence[int],
     precisions: Sequence[str] = ("float32", "bf16"),
     repeats: int = 3,
+    dc_step: float = 1.0,
 ) -> list[dict[str, float | str]]:
-    """NFE a second and peak memory in GB (10⁹ bytes; nan on a CPU) of the engine: a row a precision and batch size.
+    """NFE a second and peak memory in GB (10⁹ bytes; nan on a CPU) of Latent-DPS: a row a precision and batch size.
 
     A batch size that does not fit into memory ends its precision's rows.
     """
+    solver = make_solver("latent_dps", {"dc_step": dc_step})
     rows: list[dict[str, float | str]] = []
     on_gpu = prior.device.type == "cuda"
     for kind in precisions:
