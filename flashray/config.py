@@ -121,7 +121,7 @@ class ReconstructConfig:
         limit: only the first so many images, in the order of their keys.
         fit: photos of another size than the prior's; resize (shorter side, then centre crop), crop, or error.
         metrics: what to compute where a reference exists, of psnr, ssim and lpips.
-        slots: images that one solver actor has in flight.
+        slots: images that one solver actor has in flight; 0 chooses: what a GPU's memory takes, 8 on CPUs.
         severity_batch: images that the severity encoder sees at once.
         unit_images: mean number of images of a unit, the grain of dispatch, retry and resume; default by archive and
             pool.
@@ -149,7 +149,7 @@ class ReconstructConfig:
     limit: int | None = None
     fit: Literal["resize", "crop", "error"] = "resize"
     metrics: list[str] = field(default_factory=lambda: list(METRICS))
-    slots: int = 8
+    slots: int = 0
     severity_batch: int = 16
     unit_images: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -193,7 +193,7 @@ def check(config: ReconstructConfig) -> ReconstructConfig:
     from flashray.severity.start import Start
     from flashray.solvers import make_solver
 
-    for name, least in (("slots", 1), ("severity_batch", 1)):
+    for name, least in (("slots", 0), ("severity_batch", 1)):
         _require(getattr(config, name) >= least, f"{name} is {getattr(config, name)}; give at least {least}")
     for name in ("limit", "unit_images", "solver_actors", "severity_actors"):
         value = getattr(config, name)

@@ -85,7 +85,7 @@ def test_an_unknown_key_of_a_recipe_is_named(tmp_path: Path, capsys: pytest.Capt
         (["--solver.settings.dc_step", "-1"], ["dc_step"]),
         (["--degradation.noise_std", "-0.1"], ["noise_std"]),
         (["--degradation.noise_std", "[0.2, 0.1]"], ["noise_std"]),
-        (["--slots", "0"], ["slots"]),
+        (["--slots", "-1"], ["slots"]),
         (["--limit", "0"], ["limit"]),
         (["--unit_images", "0"], ["unit_images"]),
         (["--budget_seconds", "0"], ["budget_seconds", "positive"]),

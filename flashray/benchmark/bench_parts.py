@@ -85,14 +85,15 @@ def _quality(room: Room) -> Measured:
 def _restore(room: Room, recipe: ReconstructConfig) -> tuple[Tensor, float, Row]:
     """(restorations, mean NFE, seconds) of a recipe."""
     from flashray.pipeline.bench import start_of
+    from flashray.pipeline.slots import CPU_SLOTS
 
     config, prior, measured = room.config, room.prior, room.measured
-    start, chain = start_of(recipe), recipe.solver.chain(prior.schedule)
+    start, chain, slots = start_of(recipe), recipe.solver.chain(prior.schedule), recipe.slots or CPU_SLOTS
     solver = make_solver(recipe.solver.name, recipe.solver.settings)
     with speed.precision(prior, "bf16"):
-        found = run_cell(measured, prior, start, solver, chain, recipe.slots, recipe.solver.eta)
+        found = run_cell(measured, prior, start, solver, chain, slots, recipe.solver.eta)
     jobs, _ = jobs_of(measured, prior, start, chain)
-    arguments = (prior, room.degradation, solver, chain, jobs, recipe.solver.eta, recipe.slots, "bf16")
+    arguments = (prior, room.degradation, solver, chain, jobs, recipe.solver.eta, slots, "bf16")
     timed = speed.recipe_over_full_loop(*arguments, loop_steps=config.steps, repeats=config.repeats)
     seconds = {name: timed[name] for name in ("recipe_seconds", "loop_seconds")}
     return found.x_NCHW, statistics.fmean(found.nfe), {**seconds, "seconds_over_full_loop": timed["ratio"]}

@@ -29,6 +29,7 @@ from flashray.pipeline.models import Models, load_models
 from flashray.pipeline.plan import chain_lengths, finish, found_again, packing_of, severities, write_plan
 from flashray.pipeline.progress import Progress, clock
 from flashray.pipeline.sheet import make_sheet, to_png
+from flashray.pipeline.slots import choose_slots
 from flashray.pipeline.solve import solve_units
 from flashray.pipeline.state import State
 from flashray.pipeline.work import Work
@@ -106,7 +107,8 @@ class Run:
     """
 
     def __init__(self, asked: ReconstructConfig, models: Models, record: dict[str, Any], started: float) -> None:
-        self.asked, self.models, self.record, self.started = asked, models, record, started
+        self.models, self.record, self.started = models, record, started
+        self.asked = dataclasses.replace(asked, slots=asked.slots or record.get("slots", 0))
         self.images_solved, self.seconds_solving = 0, 0.0
         self.quoted = read_quoted(asked.output)
 
@@ -151,6 +153,9 @@ class Run:
                     f"use {pools.device}: the last digits would differ. Choose another --output, or --device"
                 )
             self.record |= {"device": pools.device, "threads": pools.threads}
+            if not self.asked.slots:  # kept: an image's last digits may depend on the size of its batch
+                self.record["slots"] = choose_slots(self._work(pools.device, pools.threads), pools)
+                self.asked = dataclasses.replace(self.asked, slots=self.record["slots"])
             rundir.write_record(self.config.output, self.record)
             with data_settings():
                 yield pools, start_board()

@@ -1,0 +1,85 @@
+"""How many images a solver actor has in flight: as many as the device's memory takes, measured once a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import ray
+import torch
+
+from flashray.degradations.simulate import draw_parameters
+from flashray.engine import Job, advance, make_problem
+from flashray.pipeline.bench import Bench
+from flashray.pipeline.cluster import Pools
+from flashray.pipeline.work import Work
+from flashray.solvers import make_solver
+
+CPU_SLOTS = 8  # more gain nothing there: `make bench`, part engine
+MOST = 64
+_MARGIN = 0.8  # of the free memory: others may want some of it later
+
+
+def choose_slots(work: Work, pools: Pools) -> int:
+    """The slots of every actor of the pool; on a GPU an actor of its own measures an update's memory."""
+    if pools.device == "cpu":
+        return CPU_SLOTS
+    actor = ray.remote(_Prober).options(num_cpus=pools.cpus, num_gpus=pools.gpus or 0).remote(work)
+    try:
+        return int(ray.get(actor.slots.remote()))
+    finally:
+        ray.kill(actor)
+
+
+def slots_that_fit(peak: Callable[[int], int], free: int, most: int = MOST) -> int:
+    """The largest power of two of images whose update stays within `_MARGIN` of the free memory; at least 1.
+
+    Args:
+        peak: bytes that an update of so many images takes beside what is there before it; it is asked for 1 and for 2,
+            and what more images take is a straight line through both.
+        free: bytes.
+    """
+    one, two = peak(1), peak(2)
+    each = max(two - one, 1)
+    fitting = (free * _MARGIN - (one - each)) / each
+    slots = 1
+    while slots * 2 <= min(fitting, most):
+        slots *= 2
+    return slots
+
+
+class _Prober:
+    """A process with the run's models on the pool's device."""
+
+    def __init__(self, work: Work) -> None:
+        self.bench = Bench(work)
+        self.bench.encoder, self.bench.prior.eval()  # both in memory, as when the run solves
+        self.solver = make_solver(work.config.solver.name, work.config.solver.settings)
+
+    def slots(self) -> int:
+        """What fits this device now."""
+        device = self.bench.device
+        self.peak(1)  # the first of everything allocates more
+        torch.cuda.empty_cache()
+        return slots_that_fit(self.peak, torch.cuda.mem_get_info(device)[0])
+
+    def peak(self, count: int) -> int:
+        """Bytes that an update of so many images takes at most."""
+        device = self.bench.device
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        self.update(count)
+        return torch.cuda.max_memory_allocated(device) - before
+
+    def update(self, count: int) -> None:
+        """One update of images of noise at the chain's first step."""
+        bench, side = self.bench, self.bench.work.size
+        degradation = bench.measurer.degradation
+        parameters = {name: value[0] for name, value in draw_parameters(degradation, 0).items()}
+        y = torch.zeros(3, *degradation.measurement_size((side, side)))
+        z_start = bench.no_estimate(1)[0]
+        jobs = [Job(str(n), n, y, parameters, 0.05, z_start, 1) for n in range(count)]
+        seed_B, problem = make_problem(bench.prior, degradation, jobs)
+        z = torch.stack([job.z_start for job in jobs])
+        index_B = torch.full((count,), len(bench.schedule) - 1)
+        advance(bench.prior, self.solver, bench.schedule, problem, z, index_B, seed_B, bench.work.config.solver.eta)
