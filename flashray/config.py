@@ -14,6 +14,7 @@ import yaml
 
 from flashray import storage
 from flashray.errors import ConfigError
+from flashray.places import in_submitted_job, refuse_relative
 
 if TYPE_CHECKING:  # torch is slow to import, and whoever only reads a configuration does without
     from flashray.schedule import NoiseSchedule
@@ -247,16 +248,11 @@ def to_yaml(config: ReconstructConfig) -> str:
 def _with_places(config: ReconstructConfig) -> ReconstructConfig:
     """Absolute URIs; refuses an output inside the archive, and relative paths where the working folder is a copy."""
     places = {name: getattr(config, name) for name in ("archive", "output", "manifest", "references")}
-    in_ray_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    refuse_relative(**places)
     for name, place in places.items():
         if place is None:
             continue
         _require(bool(place), f"{name} is empty; give a folder or a URI")
-        _require(
-            not in_ray_job or storage.is_absolute(place),
-            f"{name} is {place!r}, a relative path: a submitted Ray job runs in a temporary copy of the working "
-            "folder; give an absolute path or a URI",
-        )
         places[name] = storage.normalise(place)
     archive, output = places["archive"], places["output"]
     _require(
@@ -269,11 +265,12 @@ def _with_places(config: ReconstructConfig) -> ReconstructConfig:
         f"archive {archive} lies inside the reconstructions of the output {output}; choose another output",
     )
     # a model folder is absolute too, unless the run's working folder travels to every node
+    travels = in_submitted_job()
     models = (config.prior, config.start.severity_encoder)
-    prior, encoder = (os.path.abspath(m) if os.path.isdir(m) and not in_ray_job else m for m in models)
+    prior, encoder = (os.path.abspath(m) if os.path.isdir(m) and not travels else m for m in models)
     start = dataclasses.replace(config.start, severity_encoder=encoder)
     settings = config.degradation.settings
-    if "weights" in settings and not in_ray_job:
+    if "weights" in settings and not travels:
         settings = settings | {"weights": os.path.abspath(settings["weights"])}
     degradation = dataclasses.replace(config.degradation, settings=settings)
     return dataclasses.replace(config, prior=prior, start=start, degradation=degradation, **places)
