@@ -129,7 +129,8 @@ class ReconstructConfig:
         device: cpu, cuda, or auto (cuda where the cluster has GPUs).
         precision: bf16 runs the networks under autocast; latents, norms and the operator stay in float32.
         solver_actors: default one a GPU; on CPUs one a node.
-        severity_actors: default as many as solver actors.
+        severity_actors: default two a GPU; on CPUs as many as solver actors.
+        autoscale_seconds: ask an autoscaling cluster for the places of solver_actors, and wait for them so long.
         budget_seconds: fit the solve pass into so much time by starting every chain milder than σ̂ asks.
         budget_gpu_hours: the same, in hours of the pool's devices (on CPUs: of its actors).
         plan_only: print the quote (images, steps, share saved, time) and stop.
@@ -157,6 +158,7 @@ class ReconstructConfig:
     precision: Literal["float32", "bf16"] = "float32"
     solver_actors: int | None = None
     severity_actors: int | None = None
+    autoscale_seconds: float = 0
     budget_seconds: float | None = None
     budget_gpu_hours: float | None = None
     plan_only: bool = False
@@ -208,6 +210,10 @@ def check(config: ReconstructConfig) -> ReconstructConfig:
             config.start.mode == "flash",
             f"{name} scales σ̂, and a full chain has none; take start.mode flash, or fewer solver.steps",
         )
+    _require(
+        not config.autoscale_seconds or (config.solver_actors is not None and config.device != "auto"),
+        "autoscale_seconds asks for the nodes of solver_actors on a device; give both, --device cpu or cuda",
+    )
     _require(config.solver.steps >= 1, f"solver.steps is {config.solver.steps}; give at least 1")
     _require(0 <= config.solver.eta <= 1, f"solver.eta is {config.solver.eta}; give a number from 0 to 1")
     low, high = config.degradation.noise_range
