@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from flashray.errors import ConfigError, FlashrayError
 
 C = TypeVar("C")
+_TERMINATED = 128 + signal.SIGTERM
 
 
 def run(config: type[C], job: Callable[[C], object]) -> int:
@@ -23,9 +26,13 @@ def run(config: type[C], job: Callable[[C], object]) -> int:
 
 
 def exit_code(work: Callable[[], int | None]) -> int:
-    """What `work` returns (None: 0); 2 on a bad configuration, 1 on another failure, each named on standard error."""
+    """What `work` returns (None: 0); 2 on a bad configuration, 1 on another failure, each named on standard error.
+
+    SIGINT and SIGTERM end the work as cleanly as an error does: 130 and 143, as shells have it.
+    """
     try:
-        return work() or 0
+        with _ended_by_sigterm():
+            return work() or 0
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -35,3 +42,27 @@ def exit_code(work: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 128 + signal.SIGINT
+    except SystemExit as error:
+        if error.code not in (_TERMINATED, signal.SIGTERM):  # the second is what Ray makes of it
+            raise
+        print("terminated; the same command goes on from here", file=sys.stderr)
+        return _TERMINATED
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Raise SystemExit on the first SIGTERM, as an interrupt raises KeyboardInterrupt; the next ones change nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        sys.exit(_TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is terminate:  # else the process is about to end, and ends with its code
+            signal.signal(signal.SIGTERM, before)

@@ -14,6 +14,7 @@ import yaml
 
 from flashray import storage
 from flashray.errors import ConfigError
+from flashray.places import in_submitted_job, refuse_relative
 
 if TYPE_CHECKING:  # torch is slow to import, and whoever only reads a configuration does without
     from flashray.schedule import NoiseSchedule
@@ -128,7 +129,8 @@ class ReconstructConfig:
         device: cpu, cuda, or auto (cuda where the cluster has GPUs).
         precision: bf16 runs the networks under autocast; latents, norms and the operator stay in float32.
         solver_actors: default one a GPU; on CPUs one a node.
-        severity_actors: default as many as solver actors.
+        severity_actors: default two a GPU; on CPUs as many as solver actors.
+        autoscale_seconds: ask an autoscaling cluster for the places of solver_actors, and wait for them so long.
         budget_seconds: fit the solve pass into so much time by starting every chain milder than σ̂ asks.
         budget_gpu_hours: the same, in hours of the pool's devices (on CPUs: of its actors).
         plan_only: print the quote (images, steps, share saved, time) and stop.
@@ -156,6 +158,7 @@ class ReconstructConfig:
     precision: Literal["float32", "bf16"] = "float32"
     solver_actors: int | None = None
     severity_actors: int | None = None
+    autoscale_seconds: float = 0
     budget_seconds: float | None = None
     budget_gpu_hours: float | None = None
     plan_only: bool = False
@@ -207,6 +210,10 @@ def check(config: ReconstructConfig) -> ReconstructConfig:
             config.start.mode == "flash",
             f"{name} scales σ̂, and a full chain has none; take start.mode flash, or fewer solver.steps",
         )
+    _require(
+        not config.autoscale_seconds or (config.solver_actors is not None and config.device != "auto"),
+        "autoscale_seconds asks for the nodes of solver_actors on a device; give both, --device cpu or cuda",
+    )
     _require(config.solver.steps >= 1, f"solver.steps is {config.solver.steps}; give at least 1")
     _require(0 <= config.solver.eta <= 1, f"solver.eta is {config.solver.eta}; give a number from 0 to 1")
     low, high = config.degradation.noise_range
@@ -247,16 +254,11 @@ def to_yaml(config: ReconstructConfig) -> str:
 def _with_places(config: ReconstructConfig) -> ReconstructConfig:
     """Absolute URIs; refuses an output inside the archive, and relative paths where the working folder is a copy."""
     places = {name: getattr(config, name) for name in ("archive", "output", "manifest", "references")}
-    in_ray_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    refuse_relative(**places)
     for name, place in places.items():
         if place is None:
             continue
         _require(bool(place), f"{name} is empty; give a folder or a URI")
-        _require(
-            not in_ray_job or storage.is_absolute(place),
-            f"{name} is {place!r}, a relative path: a submitted Ray job runs in a temporary copy of the working "
-            "folder; give an absolute path or a URI",
-        )
         places[name] = storage.normalise(place)
     archive, output = places["archive"], places["output"]
     _require(
@@ -269,11 +271,12 @@ def _with_places(config: ReconstructConfig) -> ReconstructConfig:
         f"archive {archive} lies inside the reconstructions of the output {output}; choose another output",
     )
     # a model folder is absolute too, unless the run's working folder travels to every node
+    travels = in_submitted_job()
     models = (config.prior, config.start.severity_encoder)
-    prior, encoder = (os.path.abspath(m) if os.path.isdir(m) and not in_ray_job else m for m in models)
+    prior, encoder = (os.path.abspath(m) if os.path.isdir(m) and not travels else m for m in models)
     start = dataclasses.replace(config.start, severity_encoder=encoder)
     settings = config.degradation.settings
-    if "weights" in settings and not in_ray_job:
+    if "weights" in settings and not travels:
         settings = settings | {"weights": os.path.abspath(settings["weights"])}
     degradation = dataclasses.replace(config.degradation, settings=settings)
     return dataclasses.replace(config, prior=prior, start=start, degradation=degradation, **places)

@@ -7,7 +7,6 @@ of it. The same command again computes the cells that are missing and makes the 
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +27,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("experiment", type=str, help=f"one of {known}, or a YAML file")
     parser.add_class_arguments(BenchmarkConfig, skip={"experiment"})
     config = BenchmarkConfig(**vars(parser.instantiate(parser.parse_args(argv))))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     return exit_code(lambda: benchmark(config, EXPERIMENTS))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 from collections.abc import Sequence
 
@@ -16,7 +15,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0 done, 1 failed images remain or the run stopped, 2 bad arguments or configuration."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     config = parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends as cleanly as any other error
     return exit_code(lambda: reconstruct(config))
 
 

@@ -8,6 +8,7 @@ from jsonargparse import ArgumentParser
 
 from flashray.cli import exit_code
 from flashray.pipeline.verify import verify
+from flashray.places import refuse_relative
 
 
 def main() -> int:
@@ -17,6 +18,7 @@ def main() -> int:
     output = parser.parse_args().output
 
     def work() -> int:
+        refuse_relative(output=output)
         found = verify(output)
         print("\n".join(found.lines()))
         print("complete" if found.complete else "sound, not complete" if found.sound else "NOT SOUND")

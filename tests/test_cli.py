@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import time
 from dataclasses import dataclass
 
 import pytest
@@ -20,6 +23,7 @@ def failing(error: BaseException) -> int:
         (FlashrayError("training failed"), 1, "error: training failed\n"),
         (ImageError("no image"), 1, "error: no image\n"),
         (KeyboardInterrupt(), 130, "interrupted; the same command goes on from here\n"),
+        (SystemExit(15), 143, "terminated; the same command goes on from here\n"),  # what ray.init makes of SIGTERM
     ],
 )
 def test_errors_are_named_and_have_their_codes(
@@ -27,6 +31,35 @@ def test_errors_are_named_and_have_their_codes(
 ):
     assert exit_code(lambda: failing(error)) == code
     assert capsys.readouterr().err == words
+
+
+def test_sigterm_ends_the_work_once_and_its_clean_up_is_left_alone(capsys: pytest.CaptureFixture[str]):
+    cleaned: list[str] = []
+
+    def work() -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(20)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)  # the impatient second one
+            cleaned.append("all")
+        return 0
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert exit_code(lambda: 0) == 0
+    assert signal.getsignal(signal.SIGTERM) is before
+    try:
+        assert exit_code(work) == 143
+        os.kill(os.getpid(), signal.SIGTERM)  # a third changes nothing either
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert cleaned == ["all"]
+    assert capsys.readouterr().err == "terminated; the same command goes on from here\n"
+
+
+def test_other_exits_are_left_alone():
+    with pytest.raises(SystemExit, match="3"):
+        exit_code(lambda: sys.exit(3))
 
 
 def test_a_programming_error_keeps_its_trace():

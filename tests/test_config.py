@@ -91,6 +91,8 @@ def test_an_unknown_key_of_a_recipe_is_named(tmp_path: Path, capsys: pytest.Capt
         (["--budget_seconds", "0"], ["budget_seconds", "positive"]),
         (["--budget_seconds", "60", "--budget_gpu_hours", "1"], ["budget_seconds and budget_gpu_hours", "one budget"]),
         (["--budget_gpu_hours", "1", "--start.mode", "full"], ["budget_gpu_hours", "full chain"]),
+        (["--autoscale_seconds", "60", "--device", "cuda"], ["autoscale_seconds", "solver_actors"]),
+        (["--autoscale_seconds", "60", "--solver_actors", "2"], ["autoscale_seconds", "--device"]),
         (["--solver.eta", "1.5"], ["eta"]),
         (["--start.c", "0"], ["start.c"]),
         (["--fit", "stretch"], ["fit", "resize"]),

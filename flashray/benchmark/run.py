@@ -23,6 +23,7 @@ from flashray.benchmark.store import Result, Store
 from flashray.benchmark.work import Setting, Workbench, compute
 from flashray.config import TrackingConfig
 from flashray.errors import ConfigError
+from flashray.places import refuse_relative
 from flashray.report.experiment import write_report
 from flashray.tracking import Tracker
 from flashray.training.launch import absolute, resolve_device
@@ -126,6 +127,7 @@ class Plan:
 
 def prepare(config: BenchmarkConfig, folder: Path) -> Plan:
     """Everything that an experiment needs, looked at; starts nothing, writes nothing. ConfigError as `benchmark`."""
+    refuse_relative(photos=config.photos, output=config.output)
     for name in ("images", "workers", "threads", "slots", "stride"):
         value = getattr(config, name)
         if value is not None and value < 1:

@@ -44,7 +44,7 @@ def measure_cost(plan: pa.Table, work: Work, pools: Pools, board: Any) -> CostMo
         plan: rows that belong to units.
     """
     began = time.perf_counter()
-    actor = ray.remote(Calibrator).options(num_cpus=pools.cpus, num_gpus=pools.gpus or 0).remote(work, board)
+    actor = ray.remote(Calibrator).options(**pools.solver).remote(work, board)
     try:
         ray.get(actor.ready.remote())
         start_up = time.perf_counter() - began

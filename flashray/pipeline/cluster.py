@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import signal
+import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import ray
 import ray.data
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from flashray.config import ReconstructConfig
 from flashray.errors import ConfigError
+from flashray.pipeline.progress import clock
 
 # Logical CPUs beside the solver's: load and write tasks need a place to run while the actors hold theirs.
 SPARE_CPUS = 2
@@ -25,6 +31,9 @@ IO_CPUS = 0.5  # of a load or write task; unlike any actor's, so that Ray Data d
 WAVE = 10_000  # tasks of a stage in one Ray Data program; beyond some 20,000 its bookkeeping weighs
 _OBJECT_STORE = 2 * 1024**3  # bytes, or less where the machine is small
 _GPU_THREADS = 4  # CPU threads of an actor that has a GPU
+_SEVERITIES = 2  # severity actors a GPU: one's images are unpacked while the other computes
+_USED = 0.75  # share of the cores that actors of one size have to use, where nodes differ
+_LOOK_EVERY = 15  # seconds between two lines while nodes are awaited
 # What Ray says by default and a run says better itself, or not at all; its files in /tmp/ray keep the rest
 _QUIET = {
     "ray.data": logging.WARNING,
@@ -43,7 +52,7 @@ class Pools:
     Attributes:
         device: cpu or cuda.
         threads: what one actor computes with.
-        cpus: what one actor asks of Ray; less than its threads where the tasks would find no place otherwise.
+        cpus: what a solver actor asks of Ray; less than its threads where the tasks would find no place otherwise.
     """
 
     device: str
@@ -53,9 +62,24 @@ class Pools:
     severity_actors: int
 
     @property
-    def gpus(self) -> float | None:
-        """What one actor asks of Ray."""
-        return 1 if self.device == "cuda" else None
+    def solver(self) -> dict[str, Any]:
+        """What a solver actor asks of Ray."""
+        return {"num_cpus": self.cpus, "num_gpus": 1 if self.device == "cuda" else None}
+
+    @property
+    def severity(self) -> dict[str, Any]:
+        """What a severity actor asks of Ray: on GPUs a share of what a solver actor has, which it would not fill."""
+        if self.device != "cuda":
+            return {"num_cpus": self.cpus, "num_gpus": None}
+        return {"num_cpus": self.cpus / _SEVERITIES, "num_gpus": 1 / _SEVERITIES}
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a node of the cluster has."""
+
+    cpus: float
+    gpus: int = 0
 
 
 def cores() -> int:
@@ -82,7 +106,7 @@ def connect() -> bool:
     if address not in ("", "local"):
         try:
             with _own_sigterm():
-                ray.init(log_to_driver=False)
+                ray.init(log_to_driver=False, logging_level=logging.WARNING)
         except (ConnectionError, ray.exceptions.RayError) as error:
             raise ConfigError(
                 f"the Ray cluster of RAY_ADDRESS={address} cannot be reached ({error}); a cluster with tokens wants "
@@ -136,35 +160,105 @@ def cause_of(error: BaseException) -> str:
 
 
 def size_pools(config: ReconstructConfig, threads: int | None) -> Pools:
-    """Pools that fit the cluster.
+    """Pools that fit the cluster as it is now.
 
     Args:
         threads: an actor's threads as recorded by an earlier start of the same run; kept, because the last digits of a
             convolution may depend on them.
 
     Raises:
-        ConfigError: when the device is cuda and the cluster has no GPU.
+        ConfigError: when the cluster has no place to work on, or the device is cuda and it has no GPU.
     """
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
-    cpus = [node["Resources"]["CPU"] for node in nodes] or [1.0]
-    gpus = int(sum(node["Resources"].get("GPU", 0) for node in nodes))
+    found = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
+    nodes = [Node(node["Resources"]["CPU"], int(node["Resources"].get("GPU", 0))) for node in found]
+    if not nodes:
+        raise ConfigError(
+            "no node of the Ray cluster has CPUs to work on. Start one (a group that scales from zero: minReplicas 1), "
+            "or let the run ask for its nodes with --device, --solver_actors and --autoscale_seconds"
+        )
+    gpus = sum(node.gpus for node in nodes)
     if config.device == "cuda" and not gpus:
-        raise ConfigError("device is cuda, and the Ray cluster has no GPU; use --device cpu or auto")
-    device = "cuda" if gpus and config.device != "cpu" else "cpu"
-    solver_actors = config.solver_actors or (gpus if device == "cuda" else len(cpus))
+        raise ConfigError(
+            "device is cuda, and the Ray cluster has no GPU; use --device cpu or auto, or, where a group of GPUs "
+            "scales from zero, --solver_actors N --autoscale_seconds 900"
+        )
+    if gpus and config.device != "cpu":
+        return _pools_on_gpus(nodes, config, threads)
+    here = [node["NodeID"] for node in found] == [ray.get_runtime_context().get_node_id()]
+    return _pools_on_cpus(nodes, config, threads, cores() if here else None)
+
+
+def _pools_on_gpus(nodes: Sequence[Node], config: ReconstructConfig, threads: int | None) -> Pools:
+    """A solver actor a GPU; nodes without GPUs are left to the load and write tasks."""
+    nodes = [node for node in nodes if node.gpus]
+    threads = threads or min(max(1, int(node.cpus - 1) // node.gpus) for node in nodes)
+    threads = min(threads, _GPU_THREADS)
+    asked = min(threads, *((node.cpus - IO_CPUS) / node.gpus for node in nodes))
+    room = sum(node.gpus for node in nodes)
+    solver_actors = _at_most(room, config.solver_actors or room, "one a GPU")
+    severity_actors = min(config.severity_actors or _SEVERITIES * solver_actors, _SEVERITIES * room)
+    return Pools("cuda", threads, _exact(asked), solver_actors, severity_actors)
+
+
+def _pools_on_cpus(
+    nodes: Sequence[Node], config: ReconstructConfig, threads: int | None, most: int | None = None
+) -> Pools:
+    """An actor a node, or so many as are asked for, all of as many threads: equal ones, for the sake of equal bytes.
+
+    Args:
+        most: cores, where the one node is this machine, which may count more CPUs than it has.
+    """
+    free = [min(max(1, int(node.cpus) - 1), most or sys.maxsize) for node in nodes]  # one CPU a node is left for tasks
+
+    def actors(threads: int) -> int:
+        return sum(count // threads for count in free)
+
     if threads is None:
-        free = [max(1.0, count - 1) for count in cpus]  # one CPU a node is left for tasks
-        if [node["NodeID"] for node in nodes] == [ray.get_runtime_context().get_node_id()]:
-            free = [min(free[0], cores())]  # this machine, which may count more CPUs than it has
-        threads = max(1, min(int(sum(free)) // solver_actors, int(min(free))))
-        if device == "cuda":
-            threads = min(threads, _GPU_THREADS)
-    asked = min(float(threads), max(cpus) / 2) if max(cpus) < threads + 1 else float(threads)
-    room = max(1, sum(int((count - IO_CPUS) // asked) for count in cpus))
-    if solver_actors > room:
-        log.warning("the cluster has room for %d actors of %g CPUs each, not for %d", room, asked, solver_actors)
-    severity_actors = config.severity_actors or solver_actors
-    return Pools(device, threads, asked, min(solver_actors, room), min(severity_actors, room))
+        sizes = range(max(free), 0, -1)
+        if config.solver_actors:
+            threads = next((size for size in sizes if actors(size) >= config.solver_actors), 1)
+        else:
+            threads = next(size for size in sizes if size * actors(size) >= _USED * sum(free))
+    largest = max(node.cpus for node in nodes)
+    asked = min(float(threads), largest / 2) if largest < threads + 1 else float(threads)
+    room = max(1, sum(int((node.cpus - IO_CPUS) // asked) for node in nodes))
+    wanted = config.solver_actors or max(1, actors(threads))
+    solver_actors = _at_most(room, wanted, f"{asked:g} CPUs each")
+    return Pools("cpu", threads, asked, solver_actors, min(config.severity_actors or solver_actors, room))
+
+
+def _at_most(room: int, wanted: int, size: str) -> int:
+    if wanted > room:
+        log.warning("the cluster has room for %d actors (%s), not for %d", room, size, wanted)
+    return min(room, wanted)
+
+
+def _exact(cpus: float) -> float:
+    """Ray counts in ten-thousandths."""
+    return math.floor(cpus * 10_000) / 10_000
+
+
+def await_nodes(config: ReconstructConfig) -> None:
+    """Ask an autoscaling cluster for the solver actors' places, and wait until they are there or the time is over.
+
+    A placement group is what the autoscaler sees; it is let go at once, and the nodes stay for as long as their idle
+    timeout, until the actors take the places.
+    """
+    if not config.autoscale_seconds:
+        return
+    assert config.solver_actors  # config.check asks for it
+    bundle = {"CPU": 1.0, "GPU": 1.0} if config.device == "cuda" else {"CPU": 1.0}
+    group = placement_group([bundle] * config.solver_actors, strategy="SPREAD")
+    began = time.monotonic()
+    try:
+        while not group.wait(_LOOK_EVERY):
+            waited = time.monotonic() - began
+            if waited > config.autoscale_seconds:
+                log.warning("the cluster has not grown to %d actors in %.0f s", config.solver_actors, waited)
+                return
+            print(f"waiting for nodes for {config.solver_actors} actors  {clock(waited)}", flush=True)
+    finally:
+        remove_placement_group(group)
 
 
 def waves(table: pa.Table) -> Iterator[pa.Table]:

@@ -167,8 +167,7 @@ def _look_at(todo: pa.Table, work: Work, pools: Pools, board: Any) -> Iterator[p
             Severity,
             batch_size=1,
             batch_format="pyarrow",
-            num_cpus=pools.cpus,
-            num_gpus=pools.gpus,
+            **pools.severity,
             fn_constructor_kwargs=arguments,
             compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=4),
         )

@@ -22,7 +22,7 @@ from flashray.pipeline.archive import list_archive
 from flashray.pipeline.bench import Bench, start_of
 from flashray.pipeline.board import start_board, under_way
 from flashray.pipeline.calibrate import cost_key, measure_cost
-from flashray.pipeline.cluster import Pools, cause_of, connect, data_settings, size_pools
+from flashray.pipeline.cluster import Pools, await_nodes, cause_of, connect, data_settings, size_pools
 from flashray.pipeline.cost import CostModel, Quoted, read_quoted, write_quoted
 from flashray.pipeline.lease import held
 from flashray.pipeline.models import Models, load_models
@@ -146,6 +146,7 @@ class Run:
         """A Ray cluster, pools that fit it, and a board; what stops the work becomes a message on how to go on."""
         own = connect()
         try:
+            await_nodes(self.config)
             pools = size_pools(self.config, self.record.get("threads"))
             if self.record.get("device") not in (None, pools.device):
                 raise ConfigError(

@@ -24,7 +24,7 @@ from flashray.pipeline.archive import differences, listing_hash
 # has its own entry in run.json, because it may change until something is committed.
 _FREE = {
     *("output", "mlflow", "plan_only", "retry_failed", "device", "solver_actors", "severity_actors"),
-    *("budget_seconds", "budget_gpu_hours"),
+    *("autoscale_seconds", "budget_seconds", "budget_gpu_hours"),
     *("prior", "start.severity_encoder", "manifest"),
 }
 _PACKAGES = ("flashray", "torch", "ray", "diffusers", "pyarrow", "pillow", "mlflow")

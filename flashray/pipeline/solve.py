@@ -204,8 +204,7 @@ def _solve_wave(units: pa.Table, work: Work, pools: Pools, board: Any) -> Iterat
             Solver,
             batch_size=1,
             batch_format="pyarrow",
-            num_cpus=pools.cpus,
-            num_gpus=pools.gpus,
+            **pools.solver,
             fn_constructor_kwargs=arguments,
             compute=ray.data.ActorPoolStrategy(
                 size=min(pools.solver_actors, len(units)), max_tasks_in_flight_per_actor=2

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from flashray import storage
+from flashray.errors import ConfigError
+from flashray.places import refuse_relative
 from flashray.training.launch import LaunchConfig, absolute
 
 
@@ -23,6 +26,13 @@ class TrainConfig:
     val_photos: str
     output: str
     launch: LaunchConfig = field(default_factory=LaunchConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("val_photos", "output"):
+            if not storage.is_local(getattr(self, name)):
+                raise ConfigError(f"{name} is {getattr(self, name)}: training needs a folder; a mounted one will do")
+        places = {name: getattr(self, name) for name in ("photos", "val_photos", "output")}
+        refuse_relative(**places, **{"launch.storage": self.launch.storage})
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,7 @@ class TrainPriorConfig(TrainConfig):
     denoiser_loop: LoopConfig = field(default_factory=LoopConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         unknown = set(self.stages) - {"autoencoder", "denoiser"}
         if unknown or not self.stages:
             raise ConfigError(f"stages is {list(self.stages)}; give autoencoder, denoiser or both")

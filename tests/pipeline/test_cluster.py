@@ -30,7 +30,7 @@ def test_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     node = [{"CPU": 10}]  # eight cores and the spare two
     assert pools(monkeypatch, node) == Pools("cpu", 8, 8, 1, 1)
     assert pools(monkeypatch, node, solver_actors=4) == Pools("cpu", 2, 2, 4, 4)
-    assert pools(monkeypatch, node, threads=3) == Pools("cpu", 3, 3, 1, 1)  # as an earlier start had it
+    assert pools(monkeypatch, node, threads=3) == Pools("cpu", 3, 3, 2, 2)  # as an earlier start had it
 
 
 def test_tasks_always_find_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,12 +49,67 @@ def test_a_cluster_of_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_gpus_are_taken_unless_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = [{"CPU": 16, "GPU": 2}, {"CPU": 16, "GPU": 2}]
-    found = pools(monkeypatch, nodes, severity_actors=1)
-    assert (found.device, found.solver_actors, found.severity_actors, found.gpus) == ("cuda", 4, 1, 1)
-    assert 1 <= found.threads <= 4
-    assert pools(monkeypatch, nodes, device="cpu").gpus is None
+    assert pools(monkeypatch, nodes) == Pools("cuda", 4, 4, 4, 8)
+    assert pools(monkeypatch, nodes, solver_actors=2, severity_actors=1) == Pools("cuda", 4, 4, 2, 1)
+    assert pools(monkeypatch, nodes, solver_actors=9, severity_actors=9) == Pools("cuda", 4, 4, 4, 8)
+    assert pools(monkeypatch, nodes, threads=2) == Pools("cuda", 2, 2, 4, 8)  # as an earlier start had it
+    assert pools(monkeypatch, nodes, device="cpu") == Pools("cpu", 15, 15, 2, 2)
     with pytest.raises(ConfigError, match="no GPU"):
         pools(monkeypatch, [{"CPU": 16}], device="cuda")
+
+
+def test_two_severity_actors_share_a_gpu_and_its_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = pools(monkeypatch, [{"CPU": 8, "GPU": 1}])
+    assert found.solver == {"num_cpus": 4, "num_gpus": 1}
+    assert found.severity == {"num_cpus": 2, "num_gpus": 0.5}
+    on_cpus = pools(monkeypatch, [{"CPU": 16}, {"CPU": 16}])
+    assert on_cpus.solver == on_cpus.severity == {"num_cpus": 15, "num_gpus": None}
+
+
+def test_gpu_nodes_hold_their_actors_and_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    for count in (1, 2, 4, 8, 16, 96):
+        for gpus in (1, 2, 4, 8):
+            if count < gpus / 2:
+                continue
+            found = pools(monkeypatch, [{"CPU": count, "GPU": gpus}])
+            assert found.solver_actors == gpus
+            assert found.cpus * gpus + IO_CPUS <= count, (count, gpus, found)
+            assert found.severity["num_cpus"] * found.severity_actors <= found.cpus * gpus
+            assert 0 < found.cpus <= found.threads <= 4
+
+
+def test_a_group_of_gpus_beside_a_group_of_cpus_and_a_head_without_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    head, gpu, cpu = {"memory": 1.0}, {"CPU": 8, "GPU": 1}, {"CPU": 32}
+    assert pools(monkeypatch, [head, gpu, gpu, gpu, cpu, cpu]) == Pools("cuda", 4, 4, 3, 6)
+    assert pools(monkeypatch, [head, cpu, cpu]) == Pools("cpu", 31, 31, 2, 2)
+
+
+def test_nodes_of_different_sizes_get_actors_of_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    # the most threads that leave no more than a quarter of the cores idle
+    assert pools(monkeypatch, [{"CPU": 2}, {"CPU": 16}]) == Pools("cpu", 15, 15, 1, 1)
+    assert pools(monkeypatch, [{"CPU": 8}, {"CPU": 16}]) == Pools("cpu", 7, 7, 3, 3)
+    assert pools(monkeypatch, [{"CPU": 16}, {"CPU": 16}], solver_actors=3) == Pools("cpu", 7, 7, 3, 3)
+
+
+def test_a_cluster_without_a_node_to_work_on_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"minReplicas 1.*--autoscale_seconds"):
+        pools(monkeypatch, [{"memory": 1.0}])
+
+
+@pytest.mark.parametrize("comes", [True, False])
+def test_an_autoscaler_is_asked_for_the_actors_places(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, comes: bool
+) -> None:
+    asked: list[Any] = []
+    group = SimpleNamespace(wait=lambda seconds: comes)
+    monkeypatch.setattr(cluster, "placement_group", lambda bundles, strategy: asked.append(bundles) or group)
+    monkeypatch.setattr(cluster, "remove_placement_group", asked.append)
+    cluster.await_nodes(ReconstructConfig("/a", "/o"))
+    assert asked == []
+    config = ReconstructConfig("/a", "/o", device="cuda", solver_actors=2, autoscale_seconds=1e-9)
+    cluster.await_nodes(config)
+    assert asked == [[{"CPU": 1.0, "GPU": 1.0}] * 2, group]  # and let go again
+    assert ("has not grown" in caplog.text) is not comes
 
 
 def test_settings_are_put_back() -> None:
