@@ -102,31 +102,35 @@ def connect() -> bool:
         return False
     for logger, level in _QUIET.items():
         logging.getLogger(logger).setLevel(level)
-    address = os.environ.get("RAY_ADDRESS", "local")
-    if address not in ("", "local"):
+    # for every pool of Ray Data, Ray's core writes an error line about Ray Data's own arguments (its issue 53727)
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    with _stderr_without("RAY_BACKEND_LOG_LEVEL"), _own_sigterm():
+        address = os.environ.get("RAY_ADDRESS", "local")
+        if address in ("", "local"):
+            _start_here()
+            return True
         try:
-            with _own_sigterm():
-                ray.init(log_to_driver=False, logging_level=logging.WARNING)
+            ray.init(log_to_driver=False, logging_level=logging.WARNING)
         except (ConnectionError, ray.exceptions.RayError) as error:
             raise ConfigError(
                 f"the Ray cluster of RAY_ADDRESS={address} cannot be reached ({error}); a cluster with tokens wants "
                 "RAY_AUTH_MODE=token and its token; without RAY_ADDRESS the run stays on this machine"
             ) from error
-        return True
+    return True
+
+
+def _start_here() -> None:
+    """A cluster on this machine, which ends with the driver."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # for every pool of Ray Data, Ray's core writes an error line about Ray Data's own arguments (its issue 53727)
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    with _stderr_without("RAY_BACKEND_LOG_LEVEL"), _own_sigterm():
-        ray.init(
-            address="local",
-            num_cpus=cores() + SPARE_CPUS,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-            object_store_memory=min(_OBJECT_STORE, _memory() // 4),
-        )
-    return True
+    ray.init(
+        address="local",
+        num_cpus=cores() + SPARE_CPUS,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+        object_store_memory=min(_OBJECT_STORE, _memory() // 4),
+    )
 
 
 @contextmanager
