@@ -23,7 +23,7 @@ def choose_slots(work: Work, pools: Pools) -> int:
     """The slots of every actor of the pool; on a GPU an actor of its own measures an update's memory."""
     if pools.device == "cpu":
         return CPU_SLOTS
-    actor = ray.remote(_Prober).options(num_cpus=pools.cpus, num_gpus=pools.gpus or 0).remote(work)
+    actor = ray.remote(_Prober).options(**pools.solver).remote(work)
     try:
         return int(ray.get(actor.slots.remote()))
     finally:
