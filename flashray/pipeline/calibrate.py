@@ -54,6 +54,9 @@ def measure_cost(plan: pa.Table, work: Work, pools: Pools, board: Any) -> CostMo
             raise
         log.warning("the cost of this plan could not be measured: %s", error.cause)
         return None
+    except ray.exceptions.ActorDiedError:
+        log.warning("the cost of this plan could not be measured: its actor died while it solved a sample")
+        return None
     finally:
         ray.kill(actor)
 
@@ -79,7 +82,7 @@ class Calibrator:
     """
 
     def __init__(self, work: Work, board: Any) -> None:
-        self.solver = Solver(work, board)
+        self.solver = Solver(work, board, durable=False)
         self.work, self.board = work, board
         self.schedule, _ = self.solver.bench.schedule, self.solver.bench.encoder
 

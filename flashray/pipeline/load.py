@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 import torch
 
-from flashray.errors import ImageError
 from flashray.pipeline.board import watched
 from flashray.pipeline.measurement import Frame, Loaded, load_images, mask_uri_of
 from flashray.pipeline.work import Work
@@ -25,15 +23,18 @@ def load(table: pa.Table, work: Work, board: Any) -> pa.Table:
     names = [name for name in wanted if name in table.column_names]
     (row,) = table.select(names).to_pylist()
     masks = [mask_uri_of(given) for given in row.get("given", row.get("parameters"))]
-    references: Sequence[Loaded] = []
-    try:
-        with watched(board, f"reading the images of {row['unit_id']}"):
-            loaded = load_images(row["uri"], Frame.of(work.config, work.size), masks)
+    frame, reference_frame = Frame.of(work.config, work.size), Frame(work.size, work.config.fit)
+    loaded: list[Loaded] = []
+    references: list[Loaded] = []
+    with watched(board, f"reading the images of {row['unit_id']}") as watch:
+        for places, given_up in watch.parts(row["uri"]):
+            if given_up:
+                loaded += [Loaded(error=str(given_up))] * len(places)
+            else:
+                loaded += load_images([row["uri"][i] for i in places], frame, [masks[i] for i in places])
             if "reference_uri" in row:
-                references = load_images(row["reference_uri"], Frame(work.size, work.config.fit))
-    except ImageError as error:
-        loaded = [Loaded(error=str(error))] * len(row["uri"])
-        references = [Loaded()] * len(row["uri"]) if "reference_uri" in row else []
+                uris = [] if given_up else [row["reference_uri"][i] for i in places]
+                references += load_images(uris, reference_frame) if uris else [Loaded()] * len(places)
     columns = {"pixels": pa.binary(), "mask": pa.binary(), "width": pa.int32(), "height": pa.int32()}
     for name, kind in (columns | {"error": pa.string()}).items():
         table = table.append_column(name, pa.array([[getattr(one, name) for one in loaded]], pa.list_(kind)))

@@ -86,15 +86,19 @@ class Severity:
                 except ImageError as error:
                     row["error"] = str(error)
         sound = [(row, photo) for row, photo in zip(rows, photos, strict=True) if photo is not None]
-        if sound:
-            try:
-                with watched(self.board, f"the severity of {chunk['unit_id']}"):
-                    self._look(*(list(column) for column in zip(*sound, strict=True)))
-            except Exception as error:  # the chunk's own loss, and its rows say so
-                log.exception("%s", chunk["unit_id"])
-                why = reason(error)
-                for row, _ in sound:
-                    row["error"] = why
+        with watched(self.board, f"the severity of {chunk['unit_id']}") as watch:
+            for places, given_up in watch.parts([row["key"] for row, _ in sound]):
+                part = [sound[i] for i in places]
+                try:
+                    if given_up:
+                        raise given_up
+                    if part:
+                        self._look(*(list(column) for column in zip(*part, strict=True)))
+                except Exception as error:  # the part's own loss, and its rows say so
+                    log.exception("%s", chunk["unit_id"])
+                    why = reason(error)
+                    for row, _ in part:
+                        row["error"] = why
         for row in rows:
             row["status"] = "ok" if row["error"] is None else "error"
         return pa.Table.from_pylist(rows, schema=SEVERITY)

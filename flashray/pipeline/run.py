@@ -17,10 +17,10 @@ import ray
 from flashray import storage
 from flashray.config import ReconstructConfig, to_dict, to_yaml
 from flashray.errors import ConfigError, FlashrayError
-from flashray.pipeline import budget, rundir, summary
+from flashray.pipeline import attempts, budget, rundir, summary
 from flashray.pipeline.archive import list_archive
 from flashray.pipeline.bench import Bench, start_of
-from flashray.pipeline.board import start_board, under_way
+from flashray.pipeline.board import nfe_under_way, start_board
 from flashray.pipeline.calibrate import cost_key, measure_cost
 from flashray.pipeline.cluster import Pools, await_nodes, cause_of, connect, data_settings, size_pools
 from flashray.pipeline.cost import CostModel, Quoted, read_quoted, write_quoted
@@ -212,6 +212,7 @@ class Run:
         schedule = self.asked.solver.chain(self.models.prior.schedule)
         if attempt == 0:
             self.record.pop("budget", None)
+            attempts.forget(self.asked.output)  # of units of other images, in a plan for another budget
 
         def plan() -> pa.Table:
             return finish(found, schedule, self._work(pools.device, pools.threads), attempt, pools.solver_actors)
@@ -262,7 +263,9 @@ class Run:
         work = self._work(pools.device, pools.threads)
         totals = pending.group_by("unit_id").aggregate([("nfe", "sum")])
         nfe_of = dict(zip(totals["unit_id"].to_pylist(), totals["nfe_sum"].to_pylist(), strict=True))
-        with Progress("solve", len(state.planned), _nfe(state.planned), lambda: under_way(board, nfe_of)) as progress:
+        with Progress(
+            "solve", len(state.planned), _nfe(state.planned), lambda: nfe_under_way(board, nfe_of)
+        ) as progress:
             progress.skip(len(state.planned) - len(pending), _nfe(state.planned) - _nfe(pending))
             for unit in solve_units(pending, work, pools, board):
                 progress.advance(unit["images"], nfe_of.pop(unit["unit_id"], 0))
@@ -272,6 +275,7 @@ class Run:
         """Contact sheet, summary.json, and the same numbers into tracking."""
         if len(state.pending):
             raise FlashrayError(f"{len(state.pending)} images are not committed; run the same command again")
+        attempts.forget(self.asked.output)
         found = summary.summarise(state, self.models.chain, self.models.unavailable, self.asked.slots, self.quoted)
         speed = self.images_solved / self.seconds_solving if self.images_solved else None
         found["images_per_second"] = speed and round(speed, 4)  # of this start's solve pass

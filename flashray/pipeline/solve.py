@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +18,9 @@ from torch import Tensor
 from flashray.engine import Job, solve
 from flashray.images import to_uint8
 from flashray.metrics import MetricUnavailable, load_lpips, score
+from flashray.pipeline import attempts
 from flashray.pipeline.bench import Bench
-from flashray.pipeline.board import reason, watched
+from flashray.pipeline.board import reason, recall, under_way, unnoted, watched
 from flashray.pipeline.cluster import IO_CPUS, Pools, blocks, waves
 from flashray.pipeline.commit import COMMIT
 from flashray.pipeline.load import load
@@ -38,6 +40,7 @@ SOLVED = pa.schema(
     ]
 )
 _REPORT_EVERY = 2.0  # seconds
+_WORK = "solving "  # and a unit's id: a piece of work on the board
 log = logging.getLogger(__name__)
 
 
@@ -53,10 +56,14 @@ class Prepared(NamedTuple):
 
 
 class Solver:
-    """An actor of the solver pool: one loaded unit in, one row of `SOLVED` out. Nothing that an image does stops it."""
+    """An actor of the solver pool: one loaded unit in, one row of `SOLVED` out. Nothing that an image does stops it.
 
-    def __init__(self, work: Work, board: Any) -> None:
-        self.bench, self.board = Bench(work), board
+    Args:
+        durable: whether its attempts are noted in the run directory.
+    """
+
+    def __init__(self, work: Work, board: Any, durable: bool = True) -> None:
+        self.bench, self.board, self.durable = Bench(work), board, durable
         config = work.config
         self.solver = make_solver(config.solver.name, config.solver.settings)
         self.lpips = None
@@ -73,24 +80,30 @@ class Solver:
             for i in range(len(unit["key"]))
         ]
         images: dict[int, Tensor] = {}
-        try:
-            with watched(self.board, f"solving {unit['unit_id']}"):
-                self._solve(unit, rows, images)
-        except Exception as error:  # out of memory, a broken operator: the unit's own loss, and its rows say so
-            log.exception("unit %s", unit["unit_id"])
-            why = reason(error)
-            for i, row in enumerate(rows):
-                if i not in images and row["error"] is None:
-                    row["error"] = why
+        note = partial(attempts.put, self.bench.work.config.output, unit["unit_id"]) if self.durable else unnoted
+        with watched(self.board, _WORK + unit["unit_id"], note) as watch:
+            for places, given_up in watch.parts(unit["key"]):
+                try:
+                    if given_up:
+                        raise given_up
+                    self._solve(unit, rows, places, images)
+                except Exception as error:  # out of memory, a broken operator: the part's own loss, and its rows say so
+                    log.exception("unit %s", unit["unit_id"])
+                    why = reason(error)
+                    for i in places:
+                        if i not in images and rows[i]["error"] is None:
+                            rows[i]["error"] = why
         for row in rows:
             row["status"] = "ok" if row["error"] is None else "error"
         pixels = [to_uint8(images[i]).numpy().tobytes() if i in images else None for i in range(len(rows))]
         return pa.Table.from_pylist([{"unit_id": unit["unit_id"], "rows": rows, "images": pixels}], schema=SOLVED)
 
-    def _solve(self, unit: dict[str, Any], rows: list[dict[str, Any]], images: dict[int, Tensor]) -> None:
-        """Solve the unit's sound images into `images`, by their places, and fill in their rows."""
+    def _solve(
+        self, unit: dict[str, Any], rows: list[dict[str, Any]], places: Sequence[int], images: dict[int, Tensor]
+    ) -> None:
+        """Solve the sound images in these places of the unit into `images`, by their places, and fill in their rows."""
         bench, config = self.bench, self.bench.work.config
-        sound = [i for i, row in enumerate(rows) if row["error"] is None]
+        sound = [i for i in places if rows[i]["error"] is None]
         prepared: list[Prepared] = []
         for first in range(0, len(sound), config.severity_batch):
             prepared += self._prepare(unit, rows, sound[first : first + config.severity_batch])
@@ -183,8 +196,16 @@ class Solver:
 
 def solve_units(plan: pa.Table, work: Work, pools: Pools, board: Any) -> Iterator[dict[str, Any]]:
     """Solve the units of these plan rows, dearest first; yields a row of `WRITTEN` as each is committed."""
-    for wave in waves(index(plan)):
-        yield from _solve_wave(rows_of(plan, wave, work), work, pools, board)
+    output, units = work.config.output, index(plan)
+    past = attempts.read(output, set(units["unit_id"].to_pylist()))
+    recall(board, {_WORK + unit_id: one for unit_id, one in past.items()})
+    try:
+        for wave in waves(units):
+            yield from _solve_wave(rows_of(plan, wave, work), work, pools, board)
+    except BaseException:  # units under way end with this driver, by no fault of theirs
+        begun = under_way(board)
+        attempts.forgive(output, {work.removeprefix(_WORK): n for work, n in begun.items() if work.startswith(_WORK)})
+        raise
 
 
 def rows_of(plan: pa.Table, units: pa.Table, work: Work) -> pa.Table:

@@ -1,0 +1,71 @@
+"""Attempt markers: which units a worker began, kept in the run directory so that another driver's deaths count too.
+
+`attempts/<unit>.<n>` is put before the n-th attempt at a unit; once its images are solved one by one, it is put again
+before each and names it. What is begun and not committed when the next driver starts has killed its worker, or died
+with its driver. A put that fails is a warning: markers help a run that keeps dying, and must not stop another one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from flashray import storage
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Past:
+    """What happened to a piece of work before.
+
+    Attributes:
+        deaths: how often it was begun and never ended.
+        culprits: images that were solved alone when the worker died.
+    """
+
+    deaths: int = 0
+    culprits: frozenset[str] = frozenset()
+
+
+def put(output: str, unit_id: str, number: int, image: str | None = None) -> None:
+    """Note that attempt `number` (from 1) at a unit begins, or that it is at this image alone."""
+    by = {"image": image, "host": socket.gethostname(), "pid": os.getpid()}
+    try:
+        storage.put_bytes(_place(output, f"{unit_id}.{number}"), json.dumps(by).encode())
+    except OSError as error:
+        log.warning("no attempt marker for unit %s: %s", unit_id, storage.redact(str(error)))
+
+
+def read(output: str, units: Collection[str]) -> dict[str, Past]:
+    """What earlier drivers left of these units, those that were begun."""
+    deaths: dict[str, int] = {}
+    culprits: dict[str, set[str]] = {}
+    for entry in storage.list_files(_place(output)):
+        unit_id, _, number = entry.key.rpartition(".")
+        if unit_id not in units:
+            continue
+        deaths[unit_id] = max(deaths.get(unit_id, 0), int(number))
+        if int(number) > 2:  # before that nobody works image by image
+            image = json.loads(storage.read_bytes(_place(output, entry.key)))["image"]
+            culprits.setdefault(unit_id, set()).update({image} - {None})
+    return {unit: Past(count, frozenset(culprits.get(unit, ()))) for unit, count in deaths.items()}
+
+
+def forgive(output: str, under_way: Mapping[str, int]) -> None:
+    """Take back the markers of attempts (unit: number) that end with a driver that stops in good order."""
+    for unit_id, number in under_way.items():
+        storage.delete(_place(output, f"{unit_id}.{number}"))
+
+
+def forget(output: str) -> None:
+    """Take all markers away: every unit is committed, or the units are made anew."""
+    storage.delete(_place(output))
+
+
+def _place(output: str, *name: str) -> str:
+    return storage.join(output, "attempts", *name)

@@ -1,0 +1,144 @@
+"""Runs that are disturbed at an exact place: real processes, real signals, and what it cost."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flashray import storage
+from flashray.pipeline.verify import Verified, verify
+from tests.conftest import TinyModels
+
+ROOT = Path(__file__).parents[2]
+HOOK = Path(__file__).parent / "hook"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens: `signal` to `victim` at the `call`-th call of `point`, or at each that has the `poison` image.
+
+    Attributes:
+        point: of `hook/sitecustomize.py`: read, severity, solve or commit.
+        victim: worker (the process that is at the point), driver, or another name whose process is in `NAME.pid`.
+    """
+
+    point: str
+    victim: str = "worker"
+    call: int = 1
+    poison: str | None = None
+    signal: str = "SIGKILL"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A row of the fault table."""
+
+    images: int
+    kills: int
+    lost: int
+    duplicated: int
+    recomputed: int
+    seconds: float
+
+
+@dataclass
+class Job:
+    """A command that restores an archive with the tiny models, and what its starts did.
+
+    Attributes:
+        folder: for its notes, and the hook's.
+        settings: beyond those of all jobs.
+        log: what the points were called for, in all processes.
+        codes, said: exit code and standard error of each start.
+    """
+
+    models: TinyModels
+    archive: str
+    output: str
+    folder: Path
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    codes: list[int] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def command(self) -> list[str]:
+        settings = {
+            "archive": self.archive,
+            "output": self.output,
+            "measurement": "simulated",
+            "prior": self.models.prior,
+            "start.severity_encoder": self.models.encoder,
+            "solver.steps": 20,
+            "solver.settings.dc_step": 0.1,
+            "metrics": "[psnr]",
+            "severity_batch": 4,
+            "unit_images": 4,
+            "slots": 2,
+            "mlflow.enabled": "false",
+            **self.settings,
+        }
+        return [sys.executable, str(ROOT / "jobs" / "reconstruct.py"), *(f"--{k}={v}" for k, v in settings.items())]
+
+    def start(self, *flags: str) -> subprocess.Popen[str]:
+        """A driver, whose cluster ends with it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = os.pathsep.join([str(HOOK), str(ROOT)])
+        environment = os.environ | {"PYTHONPATH": path, "FLASHRAY_FAULT": str(self.folder)} | self.environment
+        driver = subprocess.Popen(
+            [*self.command, *flags], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        (self.folder / "driver.pid").write_text(str(driver.pid))
+        return driver
+
+    def run(self, *flags: str, fault: Fault | None = None, while_running: Callable[[], None] | None = None) -> int:
+        """One start to its end; its exit code, negative where a signal ended it."""
+        place = self.folder / "fault.json"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        place.unlink(missing_ok=True)
+        if fault is not None:
+            place.write_text(json.dumps(vars(fault)))
+        began = time.monotonic()
+        driver = self.start(*flags)
+        try:
+            if while_running is not None:
+                while_running()
+            _, said = driver.communicate(timeout=400)
+        finally:
+            driver.kill()
+            driver.wait()
+        self.seconds += time.monotonic() - began
+        self.codes.append(driver.returncode)
+        self.said.append(said)
+        return driver.returncode
+
+    @property
+    def log(self) -> list[str]:
+        place = self.folder / "log"
+        return place.read_text().splitlines() if place.exists() else []
+
+    def reached(self, point: str) -> list[str]:
+        """The images that a point was called for, each as often as it was."""
+        return [line.partition(" ")[2] for line in self.log if line.startswith(point + " ")]
+
+    def reconstructions(self) -> dict[str, bytes]:
+        root = storage.join(self.output, "reconstructions")
+        return {entry.key: storage.read_bytes(storage.join(root, entry.key)) for entry in storage.list_files(root)}
+
+    def verified(self) -> Verified:
+        return verify(self.output)
+
+    def cost(self) -> Cost:
+        found, solved = self.verified(), self.reached("solve")
+        lost = len(found.missing) + len(found.pending) + len(found.changed) + found.unplanned
+        duplicated = len(found.duplicated) + len(found.strangers)
+        recomputed = len(solved) - len(set(solved))
+        return Cost(found.images, len(self.reached("kill")), lost, duplicated, recomputed, self.seconds)

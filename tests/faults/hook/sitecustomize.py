@@ -1,0 +1,113 @@
+"""Faults at exact places of a run, in its own processes: the harness puts this folder on PYTHONPATH.
+
+Python imports this module in every process that it starts: the driver, and each of Ray's workers. Where the folder
+FLASHRAY_FAULT is named, the functions of POINTS write down what they are called for, and `fault.json` there may ask for
+a signal at one of them: at its n-th call, counted over all processes, or whenever it is called for a poison image.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+FOLDER = os.environ.get("FLASHRAY_FAULT")
+# what a point is called for: the images of its arguments
+POINTS: dict[str, tuple[str, str, Callable[..., list[str]]]] = {
+    "read": ("flashray.pipeline.load", "load_images", lambda uris, *_: uris),
+    "severity": ("flashray.pipeline.plan", "Severity._look", lambda _, rows, __: [row["key"] for row in rows]),
+    "solve": (
+        "flashray.pipeline.solve",
+        "Solver._prepare",
+        lambda _, unit, __, places: [unit["key"][i] for i in places],
+    ),
+    "commit": ("flashray.pipeline.write", "write_commit", lambda _, __, rows: [row["key"] for row in rows]),
+}
+
+
+class Finder:
+    """Lets the usual finder find, and wraps the points of what it has found."""
+
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
+        points = [point for point, (module, _, _) in POINTS.items() if module == name]
+        spec = PathFinder.find_spec(name, path, target) if points else None
+        if spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def and_wrap(module: ModuleType) -> None:
+            execute(module)
+            for point in points:
+                wrap(module, point)
+
+        spec.loader.exec_module = and_wrap  # type: ignore[method-assign]
+        return spec
+
+
+def wrap(module: ModuleType, point: str) -> None:
+    *owners, name = POINTS[point][1].split(".")
+    owner = functools.reduce(getattr, owners, module)
+    whole = getattr(owner, name)
+
+    @functools.wraps(whole)
+    def wrapped(*arguments: Any, **named: Any) -> Any:
+        reach(point, POINTS[point][2](*arguments))
+        return whole(*arguments, **named)
+
+    setattr(owner, name, wrapped)
+
+
+def reach(point: str, images: list[str]) -> None:
+    assert FOLDER is not None
+    note(*(f"{point} {image}" for image in images))
+    try:
+        fault = json.loads((Path(FOLDER) / "fault.json").read_text())
+    except FileNotFoundError:
+        return
+    if fault["point"] != point:
+        return
+    if fault["poison"] is not None:
+        due = any(image.endswith(fault["poison"]) for image in images)
+    else:
+        due = number(point) == fault["call"]
+    if due:
+        note(f"kill {fault['victim']}")
+        strike(fault)
+
+
+def strike(fault: dict[str, Any]) -> None:
+    assert FOLDER is not None
+    victim = os.getpid() if fault["victim"] == "worker" else int((Path(FOLDER) / f"{fault['victim']}.pid").read_text())
+    os.kill(victim, getattr(signal, fault["signal"]))
+    if fault["victim"] == "driver":
+        time.sleep(600)  # what comes after the point does not happen: the cluster ends with its driver
+
+
+def number(point: str) -> int:
+    """The number of this call, counted over all processes from 1."""
+    count = 0
+    while True:
+        count += 1
+        try:
+            os.close(os.open(f"{FOLDER}/{point}.{count}", os.O_CREAT | os.O_EXCL))
+            return count
+        except FileExistsError:
+            continue
+
+
+def note(*lines: str) -> None:
+    with open(f"{FOLDER}/log", "a") as file:
+        file.write("".join(f"{line}\n" for line in lines))
+
+
+if FOLDER:
+    sys.meta_path.insert(0, Finder)  # type: ignore[arg-type]
