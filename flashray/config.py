@@ -94,11 +94,13 @@ class TrackingConfig:
         enabled: false runs without tracking.
         experiment: the experiment's name.
         tracking_uri: an MLflow server or database; default MLFLOW_TRACKING_URI, else mlflow.db beside the output.
+        patience: seconds that the job waits for MLflow, in all; what has not arrived by then is sent by the next start.
     """
 
     enabled: bool = True
     experiment: str = "flashray"
     tracking_uri: str | None = None
+    patience: float = 10.0
 
 
 @dataclass(frozen=True)
@@ -207,6 +209,7 @@ def check(config: ReconstructConfig) -> ReconstructConfig:
             config.start.mode == "flash",
             f"{name} scales σ̂, and a full chain has none; take start.mode flash, or fewer solver.steps",
         )
+    _require(config.mlflow.patience >= 0, f"mlflow.patience is {config.mlflow.patience}; give seconds, 0 or more")
     _require(config.solver.steps >= 1, f"solver.steps is {config.solver.steps}; give at least 1")
     _require(0 <= config.solver.eta <= 1, f"solver.eta is {config.solver.eta}; give a number from 0 to 1")
     low, high = config.degradation.noise_range
