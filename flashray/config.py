@@ -95,11 +95,13 @@ class TrackingConfig:
         enabled: false runs without tracking.
         experiment: the experiment's name.
         tracking_uri: an MLflow server or database; default MLFLOW_TRACKING_URI, else mlflow.db beside the output.
+        patience: seconds that the job waits for MLflow, in all; what has not arrived by then is sent by the next start.
     """
 
     enabled: bool = True
     experiment: str = "flashray"
     tracking_uri: str | None = None
+    patience: float = 10.0
 
 
 @dataclass(frozen=True)
@@ -214,6 +216,7 @@ def check(config: ReconstructConfig) -> ReconstructConfig:
         not config.autoscale_seconds or (config.solver_actors is not None and config.device != "auto"),
         "autoscale_seconds asks for the nodes of solver_actors on a device; give both, --device cpu or cuda",
     )
+    _require(config.mlflow.patience >= 0, f"mlflow.patience is {config.mlflow.patience}; give seconds, 0 or more")
     _require(config.solver.steps >= 1, f"solver.steps is {config.solver.steps}; give at least 1")
     _require(0 <= config.solver.eta <= 1, f"solver.eta is {config.solver.eta}; give a number from 0 to 1")
     low, high = config.degradation.noise_range

@@ -23,6 +23,7 @@ from flashray.benchmark.store import Result, Store
 from flashray.benchmark.work import Setting, Workbench, compute
 from flashray.config import TrackingConfig
 from flashray.errors import ConfigError
+from flashray.pipeline.lease import held
 from flashray.places import refuse_relative
 from flashray.report.experiment import write_report
 from flashray.tracking import Tracker
@@ -88,6 +89,7 @@ def benchmark(config: BenchmarkConfig, folder: Path) -> int:
 
     Raises:
         ConfigError: before any work, naming everything that is wrong with what was asked.
+        FlashrayError: when another driver is at work on the same output.
     """
     plan = prepare(config, folder)
     store = Store(storage.normalise(config.output))
@@ -101,14 +103,14 @@ def benchmark(config: BenchmarkConfig, folder: Path) -> int:
         f"{plan.experiment.name} at scale {config.scale}: {len(plan.cells)} cells, {len(missing)} to compute",
         flush=True,
     )
-    with _tracked(plan, config, store, record) as tracker:
+    with held(store.output), _tracked(plan, config, store, record) as tracker:
         failed = _compute(missing, plan, config, store, tracker)
         results = [store.result(cell) for cell in plan.cells if store.done(cell)]
         for result in results:  # those of earlier starts too
             _track(tracker, result)
         if results:
-            for place, picture in write_report(plan.experiment, results, store, record).items():
-                tracker.picture(picture, place)
+            for name in write_report(plan.experiment, results, store, record):
+                tracker.file(name)
             print(f"report: {store.place('report.md')}", flush=True)
         for cell, reason in failed:
             log.error("%s failed: %s", cell.name, reason)
@@ -143,19 +145,21 @@ def prepare(config: BenchmarkConfig, folder: Path) -> Plan:
 
 @contextmanager
 def _tracked(plan: Plan, config: BenchmarkConfig, store: Store, record: dict[str, Any]) -> Iterator[Tracker]:
-    """A tracker that learns how the run ended, and stands in run.json so that the next start goes on with it."""
+    """A tracker that learns how the run ended, and stands in run.json."""
     name = plan.experiment.name
-    tracker = Tracker(config.mlflow, store.output, record.get("mlflow"))
+    tracker = Tracker(config.mlflow, store.output)
     tracker.start(
         name=f"{name} {config.scale}",
         params={key: value for key, value in _plain(config).items() if key not in ("mlflow", "output")},
         tags={"flashray.experiment": name, "flashray.scale": config.scale, "flashray.output": store.output},
         config_yaml=plan.experiment.text,
     )
-    record["mlflow"] = tracker.record
-    store.write_json(record, "run.json")
-    with tracker.told_the_end():
-        yield tracker
+    try:
+        with tracker.told_the_end():
+            yield tracker
+    finally:
+        if tracker.record is not None:
+            store.write_json(record | {"mlflow": tracker.record}, "run.json")
 
 
 Launcher = Callable[[Sequence[Cell], Bundle, Setting, int | None], Iterator[tuple[Cell, Result | Exception]]]

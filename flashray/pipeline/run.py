@@ -37,6 +37,7 @@ from flashray.tracking import Tracker
 
 log = logging.getLogger(__name__)
 _NAMED = 5  # failed images in the last message
+_KEPT = ("contact_sheet.png", "summary.json")  # what tracking keeps of the run directory
 
 
 def reconstruct(config: ReconstructConfig) -> int:
@@ -69,8 +70,12 @@ def reconstruct(config: ReconstructConfig) -> int:
     unsolved = not config.plan_only and (len(state.pending) or not run.finished)
     unpriced = config.plan_only and len(state.pending) and run.quoted is None
     if not len(unplanned) and not (rebudgeted or unsolved or unpriced):
-        print(run.quote(state) if config.plan_only else "nothing to do: every unit is committed")
-        return 0 if config.plan_only else run.verdict(state)
+        if config.plan_only:
+            print(run.quote(state))
+            return 0
+        print("nothing to do: every unit is committed")
+        run.catch_up()
+        return run.verdict(state)
     with held(config.output), run.tracked() as tracker:
         if not config.plan_only:
             run.reopen()
@@ -176,7 +181,7 @@ class Run:
         """A tracker that learns truthfully how the run ended; a quote is not tracked."""
         config = self.config
         settings = dataclasses.replace(config.mlflow, enabled=config.mlflow.enabled and not config.plan_only)
-        tracker = Tracker(settings, config.output, self.record.get("mlflow"))
+        tracker = Tracker(settings, config.output)
         weights = {name: value for name, value in self.record["fingerprint"].items() if name.startswith("weights.")}
         tracker.start(
             name=f"{config.degradation.name} {config.start.mode} {config.solver.name}",
@@ -190,12 +195,20 @@ class Run:
         )
         with tracker.told_the_end():
             yield tracker
+        self.keep(tracker)
+
+    def catch_up(self) -> None:
+        """Tell MLflow what it missed of a run that is done: it was away, or the driver was killed at the very end."""
+        tracker = Tracker(self.config.mlflow, self.config.output)
+        if tracker.behind():
+            with held(self.config.output):
+                tracker.catch_up(_KEPT, "FINISHED")
+                self.keep(tracker)
 
     def keep(self, tracker: Tracker) -> None:
         """Note the tracked run in run.json."""
-        if tracker.record != self.record.get("mlflow"):
-            self.record["mlflow"] = tracker.record
-            rundir.write_record(self.config.output, self.record)
+        if tracker.record is not None:
+            rundir.note_tracked(self.config.output, self.record, tracker.record)
 
     def look(self, listing: pa.Table, attempt: int, pools: Pools, board: Any) -> pa.Table:
         """The severities of these images."""
@@ -284,12 +297,11 @@ class Run:
         sheet = make_sheet(Bench(work, self.models.prior, self.models.encoder), state)
         if sheet is not None:
             storage.put_bytes(self._place("contact_sheet.png"), to_png(sheet))
-            tracker.picture(sheet, "contact_sheet.png")
+        tracker.metrics(summary.numbers(found))  # first, since with a summary the run counts as told
         storage.put_bytes(self._place("summary.json"), rundir.dump(found))
-        spread = summary.distributions(state)
-        tracker.metrics(summary.numbers(found, spread))
-        tracker.values(found, "summary.json")
-        tracker.values(spread, "distributions.json")
+        for name in _KEPT:
+            tracker.file(name)
+        tracker.settle()
         self.keep(tracker)
         self._tell(found)
 
@@ -328,7 +340,8 @@ class Run:
         print(f"reconstructions: {self._place('reconstructions')}")
         print(f"contact sheet:   {self._place('contact_sheet.png')}")
         if self.record.get("mlflow"):
-            print(f"MLflow:          {self.record['mlflow'].get('serve') or self.record['mlflow']['url']}", flush=True)
+            tracked = self.record["mlflow"]
+            print(f"MLflow:          {tracked.get('serve') or tracked['url'] or 'not there yet'}", flush=True)
 
 
 def _nfe(plan: pa.Table) -> int:

@@ -103,6 +103,13 @@ def write_record(output: str, record: Mapping[str, Any]) -> None:
     storage.put_bytes(storage.join(output, "run.json"), dump(record))
 
 
+def note_tracked(output: str, record: dict[str, Any], tracked: Mapping[str, Any]) -> None:
+    """Note in run.json (`record`) which MLflow run it is, where that is news."""
+    if record.get("mlflow") != tracked:
+        record["mlflow"] = dict(tracked)
+        write_record(output, record)
+
+
 def dump(values: Mapping[str, Any]) -> bytes:
     """Readable JSON."""
     return (json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

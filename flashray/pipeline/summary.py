@@ -1,4 +1,4 @@
-"""The numbers of a run: summary.json, the quote, and the distributions that go to tracking."""
+"""The numbers of a run: summary.json, what of it goes to tracking, and the quote."""
 
 from __future__ import annotations
 
@@ -60,6 +60,7 @@ def summarise(
     summary["solver_seconds"] = seconds
     summary["predicted_solver_seconds"] = predicted and round(predicted, 3)
     summary["predicted_over_actual_seconds"] = round(predicted / seconds, 4) if predicted and seconds else None
+    summary["distributions"] = distributions(state)
     summary["failures"] = failures.slice(0, _FAILURES).to_pylist()
     return summary
 
@@ -80,11 +81,20 @@ def distributions(state: State) -> dict[str, dict[str, Any]]:
     return found
 
 
-def numbers(summary: Mapping[str, Any], spread: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """What tracking keeps as metrics: every number of the summary, and the quantiles of the distributions."""
-    found = {name: float(value) for name, value in summary.items() if isinstance(value, int | float)}
-    for name, one in spread.items():
-        found |= {f"{name}_{which}": value for which, value in one.items() if which != "histogram"}
+def numbers(summary: Mapping[str, Any]) -> dict[str, float | None]:
+    """What tracking keeps as metrics: every number of summary.json, ends of intervals and quantiles included.
+
+    None where there is no value.
+    """
+    found: dict[str, float | None] = {}
+    for name, value in summary.items():
+        if name.endswith("_interval"):
+            found |= dict(zip((f"{name}_low", f"{name}_high"), value or (None, None), strict=True))
+        elif name == "distributions":
+            for of, one in value.items():
+                found |= {f"{of}_{which}": number for which, number in one.items() if which != "histogram"}
+        elif value is None or isinstance(value, int | float):
+            found[name] = value
     return found
 
 

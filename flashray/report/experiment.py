@@ -16,8 +16,8 @@ from flashray.report.tables import Difference
 
 def write_report(
     experiment: Experiment, results: Sequence[Result], store: Store, record: Mapping[str, Any]
-) -> dict[str, Image.Image]:
-    """Write report.md, tables, figures and images.parquet beside the cells; returns the figures by name.
+) -> list[str]:
+    """Write report.md, tables, figures and images.parquet beside the cells; returns the figures' places there.
 
     Args:
         record: run.json, of which the page shows command and scale.
@@ -32,7 +32,7 @@ def write_report(
     store.put(to_parquet(every_image(results)), "images.parquet")
     page = _page(experiment, results, found, list(pictures), record)
     store.put(page, "report.md")
-    return pictures
+    return [f"figures/{name}" for name in pictures]
 
 
 def every_image(results: Sequence[Result]) -> pa.Table:

@@ -242,7 +242,9 @@ def test_one_run_for_the_experiment_and_one_for_each_cell(run: Run, tmp_path: Pa
 
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     for _ in "ab":  # the second start finds all done, and adds nothing
-        assert run(GRID, tmp_path / "run", mlflow=TrackingConfig(tracking_uri=uri, experiment="tests")) == 0
+        assert (
+            run(GRID, tmp_path / "run", mlflow=TrackingConfig(tracking_uri=uri, experiment="tests", patience=60)) == 0
+        )
     record = json.loads((tmp_path / "run" / "run.json").read_text())["mlflow"]
     found = MlflowClient(tracking_uri=uri).search_runs([record["experiment_id"]])
     children = [one for one in found if one.data.tags.get("mlflow.parentRunId") == record["run_id"]]
