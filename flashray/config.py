@@ -50,7 +50,8 @@ class StartConfig:
 
     Args:
         mode: flash starts at the step that the severity encoder asks for, full at pure noise.
-        severity_encoder: bundled:NAME or a folder; a full chain needs none.
+        severity_encoder: bundled:NAME, a folder or s3:// prefix, or models:/NAME@ALIAS (or models:/NAME/VERSION) of
+            MLflow's model registry; a full chain needs none.
         formula: the start latent; paper is √(1-cσ²) ẑ + √(cσ²) ε, schedule is √ᾱ ẑ + √(1-ᾱ) ε.
         c: the paper formula's noise correction.
         sigma_scale: multiplies σ̂ before anything else.

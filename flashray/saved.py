@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 
+from flashray import storage
 from flashray.errors import ConfigError
 from flashray.prior import bundled, hash_weights
 
@@ -22,7 +26,7 @@ def load_saved(cls: type[M], source: str, device: str | torch.device, *, kind: s
     """Load a model for inference: frozen, in single precision, with its `sha256`.
 
     Args:
-        source: `bundled:<name>` or a folder written by `save_pretrained`.
+        source: `bundled:<name>`, or a folder or s3:// prefix with what `save_pretrained` wrote.
         kind: what errors call it.
         room: where the bundled ones are kept.
         job: what trains one.
@@ -30,8 +34,28 @@ def load_saved(cls: type[M], source: str, device: str | torch.device, *, kind: s
     Raises:
         ConfigError: if there is none, with the bundled ones listed; if the folder holds something else or no weights.
     """
+    with _folder(source, room) as folder:
+        model = _load(cls, source, folder, kind=kind, room=room, job=job)
+    loaded: M = model.to(device).eval().requires_grad_(False)
+    return loaded
+
+
+@contextmanager
+def _folder(source: str, room: str) -> Iterator[Path]:
+    """The model's folder; of one in object storage a copy, for the length of the block."""
+    if source.startswith("bundled:"):
+        yield bundled(room, source.removeprefix("bundled:"))
+    elif storage.is_local(source):
+        yield Path(source)
+    else:
+        with tempfile.TemporaryDirectory() as local:
+            for entry in storage.list_files(source):
+                storage.put_bytes(f"{local}/{entry.key}", storage.read_bytes(storage.join(source, entry.key)))
+            yield Path(local)
+
+
+def _load(cls: type[M], source: str, folder: Path, *, kind: str, room: str, job: str) -> Any:
     model: Any = cls
-    folder = bundled(room, source.removeprefix("bundled:")) if source.startswith("bundled:") else Path(source)
     if not (folder / "config.json").is_file():
         known = ", ".join(sorted(f"bundled:{path.parent.name}" for path in bundled(room).glob("*/config.json")))
         raise ConfigError(f"{kind} {source}: not found; bundled are {known or 'none'}, or name a saved folder")
@@ -39,11 +63,10 @@ def load_saved(cls: type[M], source: str, device: str | torch.device, *, kind: s
     if found != cls.__name__:
         raise ConfigError(f"{kind} {source}: the folder holds a {found}; train one with {job}")
     if not (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
-        raise ConfigError(f"{kind} {folder}: {SAFETENSORS_WEIGHTS_NAME} is missing; save_pretrained writes it")
+        raise ConfigError(f"{kind} {source}: {SAFETENSORS_WEIGHTS_NAME} is missing; save_pretrained writes it")
     model = model.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True, low_cpu_mem_usage=False)
     model.sha256 = hash_weights(folder)
-    loaded: M = model.to(device).eval().requires_grad_(False)
-    return loaded
+    return model
 
 
 def warn_of_another_family(what: str, trained_on: str, degradation: str) -> None:

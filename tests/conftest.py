@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.mlflow_server import MlflowServer
 from tests.models import SIDE, dc, edit_json, save_pipeline
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -134,6 +135,18 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         finally:
             server.terminate()
             server.wait(30)
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(s3: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """A real MLflow server with its artifacts on the S3 server; a test that ends it starts it again."""
+    (port,) = free_ports(1)
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow"), port, f"{s3}/mlflow", _die_with_the_tests)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
 
 
 def _die_with_the_tests() -> None:

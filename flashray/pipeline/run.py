@@ -59,6 +59,8 @@ def reconstruct(config: ReconstructConfig) -> int:
     state = State.read(config.output)
     failed = state.failures["key"].to_pylist()
     record = rundir.open_run(config, models.identity(), listing, set(failed))
+    if models.registered is not None:
+        record["registered"] = {"severity_encoder": models.registered.uri}
     run = Run(config, models, record, started)
 
     if state.attempts:
@@ -77,6 +79,7 @@ def reconstruct(config: ReconstructConfig) -> int:
         run.catch_up()
         return run.verdict(state)
     with held(config.output), run.tracked() as tracker:
+        models.share()
         if not config.plan_only:
             run.reopen()
         if len(unplanned) or len(state.pending):
@@ -319,7 +322,9 @@ class Run:
         return 1
 
     def _work(self, device: str, threads: int) -> Work:
-        return Work.of(self.config, device, threads, self.models.prior.sample_size, self.models.lpips)
+        start = dataclasses.replace(self.config.start, severity_encoder=self.models.encoder_place)
+        config = dataclasses.replace(self.config, start=start)
+        return Work.of(config, device, threads, self.models.prior.sample_size, self.models.lpips)
 
     def _severity(self, attempt: int) -> str:
         return self._place("severity", f"{attempt:02d}")

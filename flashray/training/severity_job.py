@@ -13,6 +13,8 @@ from flashray.errors import ConfigError
 from flashray.pixels import SpaceToDepth
 from flashray.prior import load_prior
 from flashray.severity.encoder import SeverityEncoder, load_severity_encoder
+from flashray.tracking import default_uri
+from flashray.tracking.registry import check_registry, register
 from flashray.training.card import note_training, write_severity_card
 from flashray.training.config import FamilyConfig, TrainConfig, with_absolute_places
 from flashray.training.launch import train
@@ -28,6 +30,10 @@ class TrainSeverityConfig(TrainConfig):
     Attributes:
         prior: the prior whose encoder it starts from: `bundled`, a folder or a hub id.
         init: a severity encoder whose weights training starts from instead.
+        register: register it in MLflow under this name when it is trained.
+        alias: names the registered version from then on.
+        tracking_uri: the MLflow server or database of the registry; default MLFLOW_TRACKING_URI, else mlflow.db beside
+            the output.
     """
 
     prior: str = "bundled"
@@ -35,11 +41,18 @@ class TrainSeverityConfig(TrainConfig):
     degradation: FamilyConfig = field(default_factory=FamilyConfig)
     severity: SeverityConfig = field(default_factory=SeverityConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+    # not in the repr, which names the checkpoints: what is trained does not depend on these
+    register: str | None = field(default=None, repr=False)
+    alias: str = field(default="champion", repr=False)
+    tracking_uri: str | None = field(default=None, repr=False)
 
 
 def train_severity(config: TrainSeverityConfig) -> dict[str, float]:
     """Train (or resume) and save the encoder; returns its figures on the validation photos."""
     config = with_absolute_places(config, "prior", "init")
+    registry = config.tracking_uri or default_uri(config.output)
+    if config.register:
+        check_registry(config.register, config.alias, registry)
     size = load_prior(config.prior).sample_size
     name = f"severity-{config.degradation.name}-{config.severity.crop or size}"
     build = partial(build_severity_task, config)
@@ -49,6 +62,10 @@ def train_severity(config: TrainSeverityConfig) -> dict[str, float]:
     figures = task.validate()
     trained = note_training(output, name, state, config.loop)
     write_severity_card(output, figures, len(task.val), trained)
+    if config.register:
+        saved = load_severity_encoder(str(output))
+        made = register(saved, output, config.register, config.alias, registry, figures)
+        print(f"registered: {made}, models:/{config.register}@{config.alias}", flush=True)
     return figures
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from flashray.errors import ConfigError
 from flashray.images import encode_png
 from flashray.prior import load_prior
 from flashray.severity import error_std, load_severity_encoder
+from flashray.tracking.registry import fetch
 from flashray.training import launch
 from flashray.training.autoencoder import AutoencoderConfig
 from flashray.training.denoiser import VALIDATION_TIMESTEPS, DenoiserConfig
@@ -179,7 +181,14 @@ def test_a_trained_severity_encoder_opens_and_knows_its_family(
     assert (sigma_hat > 0).all()
     # two epochs from the prior's own encoder stay near it
     assert (error_std(z_hat, z0) < 1).all()
-    assert train_severity(config) == figures  # finished: nothing is trained again
+    registry = f"sqlite:///{tmp_path}/mlflow.db"
+    registering = dataclasses.replace(config, register="blur", tracking_uri=registry)
+    assert train_severity(registering) == figures  # finished: nothing is trained again
+    registered = load_severity_encoder(str(fetch("models:/blur@champion", registry).folder))
+    assert registered.sha256 == encoder.sha256
+    nowhere = dataclasses.replace(registering, tracking_uri="http://127.0.0.1:1", photos="not looked at yet")
+    with pytest.raises(ConfigError, match=r"the model registry at http://127.0.0.1:1 does not answer"):
+        train_severity(nowhere)
     logs = list((tmp_path / "state").rglob("log.jsonl"))
     assert [len(log.read_text().splitlines()) for log in logs] == [2]
 
