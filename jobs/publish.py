@@ -18,15 +18,17 @@ class PublishConfig:
         outputs: what jobs/benchmark.py wrote, folders or s3:// prefixes.
         page: the Markdown file; the words outside of its markers stay.
         assets: folder for its figures and CSV files.
+        photos: false leaves out the figures that show photos, where those may not be given away.
     """
 
     outputs: list[str]
     page: str = "BENCHMARKS.md"
     assets: str = "docs/benchmarks"
+    photos: bool = True
 
 
 def main(config: PublishConfig) -> None:
-    names = publish(config.outputs, Path(config.page), Path(config.assets))
+    names = publish(config.outputs, Path(config.page), Path(config.assets), config.photos)
     print(f"{config.page}: {', '.join(names)}")
 
 

@@ -16,15 +16,17 @@ What stands between the markers below is written by `jobs/publish.py` from the o
 words are by hand, and stay when an experiment is published again.
 """
 _TABLES = ("table.csv", "differences.csv")
+_PHOTOS = ("pictures.png", "outliers.png")  # figures that show the photos themselves
 
 
-def publish(outputs: Sequence[str], page: Path, assets: Path) -> list[str]:
+def publish(outputs: Sequence[str], page: Path, assets: Path, photos: bool = True) -> list[str]:
     """Put the reports of these outputs into the page, each in the place of its experiment's last one or at the end.
 
     Args:
         outputs: what jobs/benchmark.py wrote, folders or s3:// prefixes.
         page: a Markdown file; made where there is none.
         assets: folder for figures and CSV files, named after the experiment.
+        photos: whether to publish the figures that show photos.
 
     Returns:
         The experiments' names.
@@ -41,14 +43,16 @@ def publish(outputs: Sequence[str], page: Path, assets: Path) -> list[str]:
     assets.mkdir(parents=True, exist_ok=True)
     for store, record in zip(stores, records, strict=True):
         name = str(record["experiment"])
-        text = _placed(text, name, _block(store, name, os.path.relpath(assets, page.parent), assets))
+        text = _placed(text, name, _block(store, name, os.path.relpath(assets, page.parent), assets, photos))
     page.write_text(text, encoding="utf-8")
     return [str(record["experiment"]) for record in records]
 
 
-def _block(store: Store, name: str, link: str, assets: Path) -> str:
+def _block(store: Store, name: str, link: str, assets: Path, photos: bool) -> str:
     """The report one heading lower, its figures and tables copied to `assets`."""
     report = store.read("report.md").decode()
+    if not photos:
+        report = re.sub(rf"!\[[^]]*\]\(figures/({'|'.join(map(re.escape, _PHOTOS))})\)\n*", "", report)
     for figure in re.findall(r"\(figures/([^)]+)\)", report):
         (assets / f"{name}-{figure}").write_bytes(store.read("figures", figure))
         report = report.replace(f"(figures/{figure})", f"({link}/{name}-{figure})")

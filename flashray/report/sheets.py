@@ -6,6 +6,7 @@ import io
 import json
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from PIL import Image
 
@@ -35,8 +36,8 @@ def picture_sheet(results: Sequence[Result]) -> Image.Image | None:
 
 
 def outlier_sheet(results: Sequence[Result], count: int = 8) -> Image.Image | None:
-    """The kept images whose σ̂ and σ̄ are farthest apart, over all levels: measurement, ẑ decoded, clean."""
-    found = []
+    """The kept photos whose σ̂ and σ̄ are farthest apart, each at its worst level: measurement, ẑ decoded, clean."""
+    worst: dict[tuple[str, str], tuple[float, str, dict[str, Any]]] = {}  # by family's parameter and photo
     for one in results:
         rows = {row["key"]: row for row in one.rows.to_pylist()}
         for picture in one.pictures.to_pylist():
@@ -44,8 +45,10 @@ def outlier_sheet(results: Sequence[Result], count: int = 8) -> Image.Image | No
             hat, true = row["sigma_hat"], row["sigma_true"]
             name, level = next(iter(json.loads(row["parameters"]).items()))
             title = f"{row['key'][:24]}\n{name} {level:.2f}\nσ̂ {hat:.2f}, σ̄ {true:.2f}"
-            found.append((abs(math.log(hat / true)), title, picture))
-    found.sort(key=lambda one: -one[0])
+            apart = abs(math.log(hat / true))
+            if apart > worst.get((name, row["key"]), (0.0,))[0]:
+                worst[name, row["key"]] = (apart, title, picture)
+    found = sorted(worst.values(), key=lambda one: -one[0])
     if not found:
         return None
     images = [[decode_image(row[what]) for what in ("measurement", "restored", "clean")] for _, _, row in found[:count]]

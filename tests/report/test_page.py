@@ -46,6 +46,23 @@ def test_publishing_again_replaces_the_block_and_keeps_the_words(tmp_path: Path)
     assert page.read_text() == once.replace("a table", "a better table", 1)
 
 
+def test_photos_stay_at_home_where_that_is_asked(tmp_path: Path) -> None:
+    page, assets = tmp_path / "BENCHMARKS.md", tmp_path / "assets"
+    place = Path(output(tmp_path / "a", "severity"))
+    for name in ("outliers", "pictures"):
+        (place / "figures" / f"{name}.png").write_bytes(b"somebody's photo")
+    report = (place / "report.md").read_text()
+    (place / "report.md").write_text(
+        f"![outliers](figures/outliers.png)\n\n{report}\n![pictures](figures/pictures.png)\n"
+    )
+    publish([str(place)], page, assets, photos=False)
+    assert {one.name for one in assets.iterdir()} == {"severity-cost.png", "severity-table.csv"}
+    assert "outliers" not in page.read_text()
+    assert "pictures" not in page.read_text()
+    publish([str(place)], page, assets)
+    assert (assets / "severity-outliers.png").read_bytes() == b"somebody's photo"
+
+
 def test_what_cannot_be_published_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no report there"):
         publish([str(tmp_path)], tmp_path / "page.md", tmp_path / "assets")
