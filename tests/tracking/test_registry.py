@@ -109,6 +109,7 @@ def test_what_is_no_encoder_of_ours_is_refused(uri: str, tmp_path: Path) -> None
         fetch("models:/foreign/1", uri)
 
 
+@pytest.mark.slow
 def test_a_run_takes_its_encoder_from_the_registry(
     make: Make,  # noqa: F811
     tiny_models: TinyModels,
@@ -142,7 +143,7 @@ def test_a_run_takes_its_encoder_from_the_registry(
 
 
 @pytest.mark.slow
-def test_an_encoder_on_s3_and_a_run_there(s3: str, tiny_models: TinyModels) -> None:
+def test_an_encoder_on_s3(s3: str, tiny_models: TinyModels) -> None:
     from flashray import storage
 
     for path in Path(tiny_models.encoder).iterdir():
