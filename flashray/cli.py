@@ -36,7 +36,7 @@ def exit_code(work: Callable[[], int | None]) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except FlashrayError as error:
+    except (FlashrayError, OSError) as error:  # a disk that is full, a store that is away: the message names it
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

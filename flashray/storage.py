@@ -1,9 +1,10 @@
-"""The one place that turns a URI into a filesystem: local paths and s3:// prefixes.
+"""The one place that turns a URI into a filesystem: local paths, s3:// prefixes, and the other schemes of fsspec.
 
 Credentials, region and endpoint of object storage come from the usual AWS environment (AWS_ACCESS_KEY_ID, AWS_PROFILE,
-AWS_REGION, AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, …) of whichever process asks: a URI travels between processes, a
-filesystem or a secret never does. Reads go through pyarrow; every write is one put of bytes that exist in full, so no
-reader ever sees half an object.
+AWS_REGION, AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, …) of whichever process asks, and so does how long it waits
+(`Limits`): a URI travels between processes, a filesystem or a secret never does. Reads go through pyarrow; every write
+is one put of bytes that exist in full, so no reader ever sees half an object. (Other schemes than s3 are as good at
+both as their fsspec filesystem.)
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,42 @@ from pyarrow import fs as pafs
 
 from flashray.errors import ConfigError
 
-CONNECT_TIMEOUT = 5  # seconds
-REQUEST_TIMEOUT = 30
-ATTEMPTS = 5
 _TEMPORARY = ".flashray-"  # the name of a local file that is not whole yet starts so
+
+
+class Unavailable(OSError):
+    """The store itself does not answer, or not to these credentials: no word about the file that was asked for."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a process waits for an S3 server, from its environment.
+
+    Attributes:
+        connect_timeout: seconds until a connection stands (FLASHRAY_S3_CONNECT_TIMEOUT).
+        request_timeout: seconds without a byte of an answer (FLASHRAY_S3_REQUEST_TIMEOUT).
+        attempts: how often a request is made before it fails, with growing pauses (FLASHRAY_S3_ATTEMPTS).
+    """
+
+    connect_timeout: float = 5.0
+    request_timeout: float = 30.0
+    attempts: int = 6
+
+    @classmethod
+    def of_environment(cls) -> Limits:
+        """ConfigError when a variable is no positive number."""
+        values = {}
+        for item in fields(cls):
+            name = f"FLASHRAY_S3_{item.name.upper()}"
+            text = os.environ.get(name, str(item.default))
+            kind = int if item.name == "attempts" else float
+            try:
+                values[item.name] = kind(text)
+            except ValueError:
+                values[item.name] = 0
+            if not 0 < values[item.name] < 1e6:
+                raise ConfigError(f"{name} is {text!r}; give a positive number")
+        return cls(**values)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -39,7 +72,7 @@ class Entry:
 
 
 def normalise(uri: str) -> str:
-    """An absolute local path or `s3://bucket/prefix`, without a trailing slash. ConfigError on any other scheme."""
+    """An absolute local path or `scheme://bucket/prefix`, without a trailing slash. ConfigError on unknown schemes."""
     scheme, rest = _split(uri)
     if scheme == "s3":
         bucket, _, prefix = rest.partition("/")
@@ -49,13 +82,15 @@ def normalise(uri: str) -> str:
             )
         prefix = prefix.strip("/")
         return f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
+    if scheme != "file":
+        return f"{scheme}://{rest.rstrip('/')}"
     return os.path.abspath(os.path.expanduser(rest))
 
 
 def is_absolute(uri: str) -> bool:
     """Whether a place means the same in every process: a URI, or a path from the root."""
     scheme, rest = _split(uri)
-    return scheme == "s3" or os.path.isabs(os.path.expanduser(rest))
+    return scheme != "file" or os.path.isabs(os.path.expanduser(rest))
 
 
 def is_local(uri: str) -> bool:
@@ -84,16 +119,51 @@ def redact(uri: str | None) -> str | None:
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """The pyarrow filesystem of a URI, and the path in it."""
     scheme, rest = _split(normalise(uri))
-    return (_s3(), rest) if scheme == "s3" else (pafs.LocalFileSystem(), rest)
+    if scheme == "file":
+        return pafs.LocalFileSystem(), rest
+    if scheme == "s3":
+        return _s3(), rest
+    other = _fsspec(scheme)
+    return pafs.PyFileSystem(pafs.FSSpecHandler(other)), other._strip_protocol(uri)
+
+
+def check(uri: str) -> None:
+    """Nothing, where the store of a URI answers to this process; asks once, before any work.
+
+    Raises:
+        ConfigError: when it does not, with the reason and the remedy.
+    """
+    scheme, rest = _split(normalise(uri))
+    if scheme != "s3":
+        filesystem(uri)
+        return
+    bucket, _, key = rest.partition("/")
+    try:
+        _s3_client().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
+    except _client_errors() as error:
+        raise ConfigError(f"{uri} cannot be used: {_trouble(error, bucket)}") from error
 
 
 def read_bytes(uri: str) -> bytes:
-    """The whole file or object. FileNotFoundError when there is none, OSError when it cannot be read."""
+    """The whole file or object.
+
+    Raises:
+        FileNotFoundError: when there is none.
+        Unavailable: when the store does not answer at all.
+        OSError: when this one cannot be read.
+    """
     if is_local(uri):
         return Path(normalise(uri)).read_bytes()
-    files, path = filesystem(uri)
-    with files.open_input_stream(path) as stream:
-        return bytes(stream.read())
+    try:
+        return _read(uri)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        try:
+            check(uri)
+        except ConfigError as trouble:
+            raise Unavailable(str(trouble)) from error
+        return _read(uri)  # the store is there, perhaps again
 
 
 def put_bytes(uri: str, data: bytes) -> None:
@@ -128,6 +198,18 @@ def create_if_absent(uri: str, data: bytes) -> bool:
     finally:
         temporary.unlink(missing_ok=True)
     return True
+
+
+def creates_if_absent(uri: str) -> bool:
+    """Whether the store keeps `create_if_absent`'s word: not all of them honour a conditional put.
+
+    Args:
+        uri: of a file that nobody needs; it is gone afterwards.
+    """
+    create_if_absent(uri, uuid.uuid4().bytes)
+    honoured = not create_if_absent(uri, uuid.uuid4().bytes)
+    delete(uri)
+    return honoured
 
 
 def exists(uri: str) -> bool:
@@ -169,16 +251,14 @@ def _walk(uri: str) -> Iterator[Entry]:
 
 
 def _split(uri: str) -> tuple[str, str]:
-    """(file or s3, the rest)."""
+    """(the scheme, the rest); the scheme of a path is file."""
     match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", uri, re.DOTALL)
     if match is None:
         return "file", uri
     scheme, rest = match.groups()
     if scheme == "file":
         return "file", unquote(rest)
-    if scheme != "s3":
-        raise ConfigError(f"{redact(uri)}: {scheme}:// is not supported; give a folder or s3://bucket/prefix")
-    return "s3", rest
+    return scheme.lower(), rest
 
 
 def _write_temporary(path: Path, data: bytes) -> Path:
@@ -205,13 +285,14 @@ def _region() -> str | None:
 
 @lru_cache(maxsize=1)
 def _s3() -> pafs.S3FileSystem:
+    limits = Limits.of_environment()
     # the constructor reads credentials from the environment, but not the endpoint
     return pafs.S3FileSystem(
         endpoint_override=_endpoint(),
         region=_region(),
-        connect_timeout=CONNECT_TIMEOUT,
-        request_timeout=REQUEST_TIMEOUT,
-        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+        connect_timeout=limits.connect_timeout,
+        request_timeout=limits.request_timeout,
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=limits.attempts),
     )
 
 
@@ -221,17 +302,45 @@ def _s3_client() -> Any:
     import boto3
     from botocore.config import Config
 
+    limits = Limits.of_environment()
     settings = Config(
-        connect_timeout=CONNECT_TIMEOUT,
-        read_timeout=REQUEST_TIMEOUT,
-        retries={"max_attempts": ATTEMPTS, "mode": "standard"},
+        connect_timeout=limits.connect_timeout,
+        read_timeout=limits.request_timeout,
+        retries={"total_max_attempts": limits.attempts, "mode": "standard"},
         max_pool_connections=32,
     )
     return boto3.session.Session().client("s3", endpoint_url=_endpoint(), region_name=_region(), config=settings)
 
 
+@lru_cache(maxsize=8)
+def _fsspec(scheme: str) -> Any:
+    """The fsspec filesystem of another scheme, configured as its package is."""
+    import fsspec
+
+    try:
+        return fsspec.filesystem(scheme, use_listings_cache=False)
+    except ImportError as error:
+        raise ConfigError(f"{scheme}:// needs a package that is not installed: {error}") from error
+    except ValueError as error:
+        raise ConfigError(
+            f"{scheme}:// is not supported; give a folder, s3://bucket/prefix, or a scheme of fsspec"
+        ) from error
+
+
+def _read(uri: str) -> bytes:
+    files, path = filesystem(uri)
+    with files.open_input_stream(path) as stream:
+        return bytes(stream.read())
+
+
 def _put_object(uri: str, data: bytes, **conditions: str) -> None:
-    bucket, _, key = _split(normalise(uri))[1].partition("/")
+    scheme, rest = _split(normalise(uri))
+    if scheme != "s3":
+        other = _fsspec(scheme)
+        other.makedirs(posixpath.dirname(other._strip_protocol(uri)), exist_ok=True)
+        other.pipe_file(uri, data, mode="create" if conditions else "overwrite")
+        return
+    bucket, _, key = rest.partition("/")
     _s3_client().put_object(Bucket=bucket, Key=key, Body=data, **conditions)
 
 
@@ -241,19 +350,53 @@ def _create_object_if_absent(uri: str, data: bytes) -> bool:
     with _as_oserror(uri):
         try:
             _put_object(uri, data, IfNoneMatch="*")
+        except FileExistsError:
+            return read_bytes(uri) == data
         except ClientError as error:
-            if error.response["ResponseMetadata"]["HTTPStatusCode"] not in (409, 412):
+            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+            if status == 501:  # a store that knows no conditions
+                return _put_unless_there(uri, data)
+            if status not in (409, 412):
                 raise
             return read_bytes(uri) == data
+    return True
+
+
+def _put_unless_there(uri: str, data: bytes) -> bool:
+    """As good as a store without conditional puts can do; two writers at once may both win."""
+    if exists(uri):
+        return read_bytes(uri) == data
+    _put_object(uri, data)
     return True
 
 
 @contextmanager
 def _as_oserror(uri: str) -> Iterator[None]:
     """The client's own errors as OSError, like every other failure of a filesystem."""
-    from botocore.exceptions import BotoCoreError, ClientError
-
     try:
         yield
-    except (BotoCoreError, ClientError) as error:
+    except _client_errors() as error:
         raise OSError(f"{uri}: {error}") from error
+
+
+def _client_errors() -> tuple[type[Exception], ...]:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    return BotoCoreError, ClientError
+
+
+def _trouble(error: Exception, bucket: str) -> str:
+    """What is wrong with a store that refused to list, and what to do about it."""
+    from botocore.exceptions import ClientError, NoCredentialsError
+
+    place = f"the endpoint {redact(_endpoint())}" if _endpoint() else "the S3 service of the AWS environment"
+    if isinstance(error, NoCredentialsError):
+        return "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, on every machine"
+    if not isinstance(error, ClientError):
+        return f"{place} does not answer ({error}); check AWS_ENDPOINT_URL and the network"
+    code, status = error.response["Error"]["Code"], error.response["ResponseMetadata"]["HTTPStatusCode"]
+    if code == "NoSuchBucket":
+        return f"{place} has no bucket {bucket}; create it, or correct its name"
+    if status in (401, 403):
+        return f"{place} refuses the credentials ({code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE"
+    return f"{place} answers {code} ({status})"

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.conftest import free_ports
+from tests.weed import free_ports
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 HOST = "127.0.0.1"

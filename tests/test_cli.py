@@ -22,6 +22,7 @@ def failing(error: BaseException) -> int:
         (ConfigError("steps is 0"), 2, "error: steps is 0\n"),
         (FlashrayError("training failed"), 1, "error: training failed\n"),
         (ImageError("no image"), 1, "error: no image\n"),
+        (OSError(28, "No space left on device", "/run/x"), 1, "error: [Errno 28] No space left on device: '/run/x'\n"),
         (KeyboardInterrupt(), 130, "interrupted; the same command goes on from here\n"),
         (SystemExit(15), 143, "terminated; the same command goes on from here\n"),  # what ray.init makes of SIGTERM
     ],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,10 +15,12 @@ from flashray import storage
 from flashray.errors import ConfigError
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", "s3", "fsspec"])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "local":
         return str(tmp_path / "run")
+    if request.param == "fsspec":
+        return f"memory://{tmp_path}"
     return storage.join(request.getfixturevalue("s3"), tmp_path.name)
 
 
@@ -96,12 +100,18 @@ def test_places() -> None:
     assert not storage.is_absolute("photos")
 
 
-@pytest.mark.parametrize("uri", ["gs://bucket/a", "s3://", "s3://key:secret@bucket/a"])
+@pytest.mark.parametrize("uri", ["nonsense://bucket/a", "s3://", "s3://key:secret@bucket/a"])
 def test_places_that_are_none(uri: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        storage.normalise(uri)
+        storage.check(uri)
     assert "secret" not in str(caught.value)
     assert "s3://bucket/prefix" in str(caught.value)
+
+
+def test_a_scheme_whose_package_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(ConfigError, match=r"gs:// needs a package that is not installed.*gcsfs"):
+        storage.check("gs://bucket/a")
 
 
 def test_inside(tmp_path: Path) -> None:
@@ -126,3 +136,67 @@ def test_errors_of_the_store_are_oserrors(s3: str) -> None:
     for write in (storage.put_bytes, storage.create_if_absent):
         with pytest.raises(OSError, match="no-such-bucket"):
             write("s3://no-such-bucket/key", b"x")
+
+
+@pytest.fixture
+def anew(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """A process with an environment of its own: the clients are made when they are first asked for."""
+
+    def forget() -> None:
+        storage._s3.cache_clear()
+        storage._s3_client.cache_clear()
+
+    forget()
+    monkeypatch.setenv("FLASHRAY_S3_ATTEMPTS", "1")
+    yield monkeypatch
+    forget()
+
+
+@pytest.mark.parametrize(
+    ("environment", "bucket", "words"),
+    [
+        ({}, "no-such-bucket", "has no bucket no-such-bucket; create it, or correct its name"),
+        ({"AWS_SECRET_ACCESS_KEY": "wrong-secret"}, "flashray-test", "refuses the credentials (SignatureDoesNotMatch)"),
+        ({"AWS_ACCESS_KEY_ID": "nobody"}, "flashray-test", "refuses the credentials (InvalidAccessKeyId)"),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "flashray-test", "http://127.0.0.1:9 does not answer"),
+    ],
+)
+def test_what_is_wrong_with_a_store_is_named(
+    anew: pytest.MonkeyPatch, environment: dict[str, str], bucket: str, words: str
+) -> None:
+    for name, value in environment.items():
+        anew.setenv(name, value)
+    with pytest.raises(ConfigError) as caught:
+        storage.check(f"s3://{bucket}/a/b")
+    assert words in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_store_that_is_away_says_nothing_of_its_files(anew: pytest.MonkeyPatch, s3: str) -> None:
+    storage.check(s3)
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(f"{s3}/absent")
+    storage._s3.cache_clear()
+    storage._s3_client.cache_clear()
+    anew.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(storage.Unavailable, match="does not answer"):
+        storage.read_bytes(f"{s3}/absent")
+
+
+def test_how_long_to_wait_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLASHRAY_S3_REQUEST_TIMEOUT", "2.5")
+    monkeypatch.setenv("FLASHRAY_S3_ATTEMPTS", "2")
+    assert storage.Limits.of_environment() == storage.Limits(request_timeout=2.5, attempts=2)
+    for wrong in ("-1", "soon", "0", "2.5"):
+        monkeypatch.setenv("FLASHRAY_S3_ATTEMPTS", wrong)
+        with pytest.raises(ConfigError, match=f"FLASHRAY_S3_ATTEMPTS is '{wrong}'; give a positive number"):
+            storage.Limits.of_environment()
+
+
+def test_conditional_puts_are_tried_out(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert storage.creates_if_absent(storage.join(root, "probe"))
+    assert storage.list_files(root) == []
+    put = storage._put_object
+    # a store that ignores the condition, as some do
+    monkeypatch.setattr(storage, "_put_object", lambda uri, data, **conditions: put(uri, data))
+    assert storage.creates_if_absent(storage.join(root, "probe")) == storage.is_local(root)

@@ -58,8 +58,11 @@ def read(output: str, units: Collection[str]) -> dict[str, Past]:
 
 def forgive(output: str, under_way: Mapping[str, int]) -> None:
     """Take back the markers of attempts (unit: number) that end with a driver that stops in good order."""
-    for unit_id, number in under_way.items():
-        storage.delete(_place(output, f"{unit_id}.{number}"))
+    try:
+        for unit_id, number in under_way.items():
+            storage.delete(_place(output, f"{unit_id}.{number}"))
+    except OSError as error:
+        log.warning("attempt markers stay behind: %s", storage.redact(str(error)))
 
 
 def forget(output: str) -> None:

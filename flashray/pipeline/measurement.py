@@ -88,6 +88,8 @@ def load_image(uri: str, frame: Frame, mask_uri: str | None = None) -> Loaded:
         return dataclasses.replace(loaded, error=str(error))
     except FileNotFoundError:
         return dataclasses.replace(loaded, error="there is no such file any more, or its name cannot be written")
+    except storage.Unavailable:
+        raise  # says nothing about the image; the run stops, and goes on when the store is back
     except Exception as error:  # an archive is full of surprises, and none of them may end the job
         return dataclasses.replace(loaded, error=f"it cannot be read: {type(error).__name__}: {error}")
 
@@ -96,6 +98,8 @@ def load_mask(uri: str, frame: Frame, image_CHW: Tensor) -> bytes:
     """The mask of an image (white is known), fitted as the image is; ImageError where it is not of the image's size."""
     try:
         mask = decode_image(storage.read_bytes(uri))
+    except storage.Unavailable:
+        raise
     except (OSError, ImageError) as error:
         raise ImageError(f"its mask {uri} cannot be read: {error}") from error
     if mask.shape != image_CHW.shape:

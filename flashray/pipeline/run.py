@@ -54,6 +54,9 @@ def reconstruct(config: ReconstructConfig) -> int:
         FlashrayError: when the run had to stop; the same command goes on from there (exit code 1).
     """
     started = time.monotonic()
+    for place in (config.archive, config.output, config.manifest, config.references):
+        if place is not None:
+            storage.check(place)
     models = load_models(config)
     listing = list_archive(config)
     state = State.read(config.output)

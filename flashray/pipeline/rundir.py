@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import platform
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
@@ -29,6 +30,7 @@ _FREE = {
 }
 _PACKAGES = ("flashray", "torch", "ray", "diffusers", "pyarrow", "pillow", "mlflow")
 _NAMED = 3  # keys in a message
+log = logging.getLogger(__name__)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -65,6 +67,7 @@ def open_run(
         ConfigError: when the output holds a run of another configuration or archive; the difference is named.
     """
     old = read_record(config.output)
+    record: dict[str, Any]
     if old is None:
         record = {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -74,14 +77,22 @@ def open_run(
             "versions": _versions(),
         }
         try:
+            record["single_writer"] = not storage.creates_if_absent(storage.join(config.output, "probe"))
             _write_listing(config.output, listing)
             write_record(config.output, record)
         except OSError as error:
             raise ConfigError(f"output {config.output} cannot be written to: {error}") from error
-        return record
-    _refuse_other_configuration(config, old["fingerprint"], found)
-    _refuse_other_archive(config, listing, failed)
-    return old
+    else:
+        record = old
+        _refuse_other_configuration(config, old["fingerprint"], found)
+        _refuse_other_archive(config, listing, failed)
+    if record.get("single_writer"):
+        log.warning(
+            "the store of %s does not honour conditional puts (If-None-Match): two drivers at once would not notice "
+            "each other. See to it that only one works on this output",
+            config.output,
+        )
+    return record
 
 
 def read_record(output: str) -> dict[str, Any] | None:

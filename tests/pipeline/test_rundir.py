@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from flashray import storage
 from flashray.config import ReconstructConfig, SolverConfig, StartConfig
 from flashray.errors import ConfigError
 from flashray.pipeline import rundir
@@ -87,6 +88,19 @@ def test_a_retry_takes_up_repaired_images(config: ReconstructConfig) -> None:
         open_run(dataclasses.replace(config, retry_failed=True), failed={"b.png"})
     open_run(dataclasses.replace(config, retry_failed=True), failed={"a.png"})
     open_run(config)  # the repaired archive is the run's own from now on
+
+
+def test_a_store_without_conditional_puts_is_for_a_single_writer(
+    config: ReconstructConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert open_run(config)["single_writer"] is False
+    assert "conditional puts" not in caplog.text
+    monkeypatch.setattr(storage, "creates_if_absent", lambda uri: False)
+    other = dataclasses.replace(config, output=config.output + "2")
+    for _ in range(2):  # the next start says it again
+        caplog.clear()
+        assert open_run(other)["single_writer"] is True
+        assert "only one works on this output" in caplog.text
 
 
 def test_a_damaged_run_json_is_named(config: ReconstructConfig) -> None:
