@@ -1,10 +1,10 @@
-# make demo: see it work. make test: what CI runs. Everything is installed into .venv; nothing else is touched.
+# make demo: see it work. make test: what CI runs. make test-faults: kills processes and servers. Everything is installed into .venv; nothing else is touched.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: venv demo test lint bench clean
+.PHONY: venv demo test test-faults lint bench clean
 
 venv: $(STAMP)
 
@@ -18,6 +18,9 @@ demo: venv
 
 test: lint
 	$(BIN)/python -m pytest
+
+test-faults: venv
+	$(BIN)/python -m pytest -m fault
 
 lint: venv
 	$(BIN)/ruff check .
