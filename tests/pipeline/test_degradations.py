@@ -26,7 +26,9 @@ from flashray.pipeline import load as loading
 from flashray.pipeline import plan as planning
 from flashray.pipeline import solve as solving
 from flashray.pipeline.archive import list_archive
+from flashray.pipeline.attempts import Past
 from flashray.pipeline.bench import Bench
+from flashray.pipeline.board import Watch, unnoted
 from flashray.pipeline.measurement import Frame, Measurer, load_image, unpack_mask, unpack_pixels
 from flashray.pipeline.models import load_models
 from flashray.pipeline.run import reconstruct
@@ -63,7 +65,7 @@ Run = Callable[[ReconstructConfig], Stages]
 def through_the_stages(monkeypatch: pytest.MonkeyPatch) -> Run:
     """The very load, severity and solve stages of the job, called one after the other in this process, without Ray."""
     for module in (loading, planning, solving):
-        monkeypatch.setattr(module, "watched", lambda *_: nullcontext())
+        monkeypatch.setattr(module, "watched", lambda *_: nullcontext(Watch(None, "a test", Past(), unnoted)))
     board = MagicMock()
 
     def run(config: ReconstructConfig) -> Stages:

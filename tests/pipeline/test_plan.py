@@ -33,7 +33,7 @@ def found(sigmas: list[float | None]) -> pa.Table:
 
 
 def work(**values: Any) -> Work:
-    config = ReconstructConfig(**{"archive": "/a", "output": "/o", "unit_images": 2} | values)
+    config = ReconstructConfig(**{"archive": "/a", "output": "/o", "unit_images": 2, "slots": 2} | values)
     return Work.of(config, "cpu", 1, 32, lpips=False)
 
 
