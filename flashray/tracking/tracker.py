@@ -101,6 +101,7 @@ class Tracker:
         self.settle()
         self._close()
 
+    @_harmless
     def metrics(self, values: Mapping[str, float | None]) -> None:
         """Log numbers. One that has no value now and had one in an earlier start becomes NaN: MLflow cannot forget."""
         before = {name for event in self._spool.of("metrics") for name in event["values"]} if self._spool else set()
@@ -111,6 +112,7 @@ class Tracker:
         """Keep a file of the run directory as an artifact, under the same name."""
         self._tell("file", name=name)
 
+    @_harmless
     def child(self, key: str, name: str, params: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """A finished run below this one; one that was told before under the same key is left as it is."""
         if self._spool is None or any(event["key"] == key for event in self._spool.of("child")):
