@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import fsspec
 from pyarrow import fs as pafs
 
 from flashray.errors import ConfigError
@@ -83,6 +84,10 @@ def normalise(uri: str) -> str:
         prefix = prefix.strip("/")
         return f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
     if scheme != "file":
+        if scheme not in fsspec.available_protocols():
+            raise ConfigError(
+                f"{redact(uri)}: {scheme}:// is not supported; give a folder, s3://bucket/prefix, or a scheme of fsspec"
+            )
         return f"{scheme}://{rest.rstrip('/')}"
     return os.path.abspath(os.path.expanduser(rest))
 
@@ -315,16 +320,10 @@ def _s3_client() -> Any:
 @lru_cache(maxsize=8)
 def _fsspec(scheme: str) -> Any:
     """The fsspec filesystem of another scheme, configured as its package is."""
-    import fsspec
-
     try:
         return fsspec.filesystem(scheme, use_listings_cache=False)
     except ImportError as error:
         raise ConfigError(f"{scheme}:// needs a package that is not installed: {error}") from error
-    except ValueError as error:
-        raise ConfigError(
-            f"{scheme}:// is not supported; give a folder, s3://bucket/prefix, or a scheme of fsspec"
-        ) from error
 
 
 def _read(uri: str) -> bytes:

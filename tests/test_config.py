@@ -101,7 +101,7 @@ def test_an_unknown_key_of_a_recipe_is_named(tmp_path: Path, capsys: pytest.Capt
         (["--output", "/data/photos/restored"], ["inside the archive", "/data/photos/restored"]),
         (["--output", "/data/photos"], ["inside the archive"]),
         (["--archive", "/data/run/reconstructions"], ["reconstructions"]),
-        (["--archive", "gs://bucket/photos"], ["gs://"]),
+        (["--archive", "nonsense://bucket/photos"], ["nonsense://"]),
         (["--archive", ""], ["archive is empty"]),
     ],
 )
