@@ -31,6 +31,8 @@ def severity_loss(
     lambda_sigma: float = 1.0,
     lambda_image: float = 1.0,
     target: Target = "std",
+    lambda_order: float = 0.0,
+    levels: int = 1,
 ) -> dict[str, Tensor]:
     """‖ẑ - z₀‖²/d + λσ (σ̄ - σ̂)² + λ_image ‖D(ẑ) - x‖²/d_image, each term a mean over the batch.
 
@@ -40,15 +42,22 @@ def severity_loss(
     than in differences. (The reference code also sums its image term over the batch; here every term is averaged, so
     that no weight depends on the batch size.)
 
+    Most of what remains of (σ̄ - σ̂)² is one error for all degradations of a photo: a pattern that it hides. What differs
+    between them, which orders them, is the smaller part; `lambda_order` weighs that part a second time.
+
     Args:
         x_hat_BCHW: D(ẑ), or None when lambda_image is 0.
+        lambda_order: weight of the variance of σ̄ - σ̂ (as `target` has it) among the degradations of a photo; ours.
+        levels: so many images that follow each other are degradations of one photo.
 
     Returns:
-        `loss` and its terms `latent`, `sigma` and `image`, all scalars.
+        `loss` and its terms `latent`, `sigma`, `order` and `image`, all scalars.
     """
     latent = (z_hat_BCHW - z0_BCHW).square().mean()
     sigma_bar_B = error_std(z_hat_BCHW, z0_BCHW)
-    sigma = (_TARGET[target](sigma_bar_B) - _TARGET[target](sigma_hat_B)).square().mean()
+    error_B = _TARGET[target](sigma_bar_B) - _TARGET[target](sigma_hat_B)
+    sigma = error_B.square().mean()
+    order = error_B.reshape(-1, levels).var(dim=1, unbiased=False).mean()
     image = (x_hat_BCHW - x_BCHW).square().mean() if x_hat_BCHW is not None else latent.new_zeros(())
-    loss = latent + lambda_sigma * sigma + lambda_image * image
-    return {"loss": loss, "latent": latent, "sigma": sigma, "image": image}
+    loss = latent + lambda_sigma * sigma + lambda_order * order + lambda_image * image
+    return {"loss": loss, "latent": latent, "sigma": sigma, "order": order, "image": image}

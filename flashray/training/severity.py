@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchmetrics.functional import spearman_corrcoef
 
 from flashray.degradations import Degradation
+from flashray.errors import ConfigError
 from flashray.prior import LatentPrior
 from flashray.severity.encoder import SeverityEncoder
 from flashray.severity.loss import Target, error_std, severity_loss
@@ -29,6 +30,12 @@ class SeverityConfig:
             gives σ̂ over the area that it will be asked about; 0 is the prior's own.
         vary: share of the views that are turned and get other colours and contrast (`augment.vary`).
         widest: side of the widest crop, over the view's.
+        levels: so many severities, drawn for each, that a view is degraded at in one step.
+        lambda_order: weight of how σ̂ - σ̄ differs between these; 0 leaves the paper's objective.
+        only_head: train the head for σ̂ alone; ẑ stays what it was.
+
+    Raises:
+        ConfigError: if `levels` is not positive, or `lambda_order` has no two levels to compare.
     """
 
     lambda_sigma: float = 1.0
@@ -37,6 +44,15 @@ class SeverityConfig:
     crop: int = 0
     vary: float = 0.0
     widest: float = WINDOW_ZOOM
+    levels: int = 1
+    lambda_order: float = 0.0
+    only_head: bool = False
+
+    def __post_init__(self) -> None:
+        if self.levels < 1:
+            raise ConfigError(f"severity.levels is {self.levels}; give at least 1")
+        if self.lambda_order and self.levels == 1:
+            raise ConfigError("severity.lambda_order compares levels of a photo: give severity.levels of 2 or more")
 
 
 class SeverityTask(Task):
@@ -56,6 +72,9 @@ class SeverityTask(Task):
         super().__init__()
         self.model, self.prior, self.degradation, self.config = model, prior, degradation, config
         self.noise_std, self.val = noise_std, val_NCHW
+        if config.only_head:
+            model.requires_grad_(False)
+            model.head.requires_grad_(True)
         side = config.crop or prior.sample_size
         degradation.check_size((side, side))
 
@@ -63,13 +82,24 @@ class SeverityTask(Task):
         size = self.config.crop or self.prior.sample_size
         x = random_views(window_BCHW, size, generator, self.config.widest)
         x = vary(x, self.config.vary, generator) if self.config.vary else x
-        y = self.degrade(x, generator)
         with torch.no_grad():
             z0 = self.prior.encode(x).float()
+        x, z0 = (value.repeat_interleave(self.config.levels, dim=0) for value in (x, z0))
+        y = self.degrade(x, generator)
         z_hat, sigma_hat = self.model(y)
         x_hat = self.prior.decode(z_hat).float() if self.config.lambda_image else None
-        weights = (self.config.lambda_sigma, self.config.lambda_image, self.config.target)
-        return severity_loss(z_hat.float(), z0, sigma_hat.float(), x_hat, x, *weights)
+        return severity_loss(
+            z_hat.float(),
+            z0,
+            sigma_hat.float(),
+            x_hat,
+            x,
+            self.config.lambda_sigma,
+            self.config.lambda_image,
+            self.config.target,
+            self.config.lambda_order,
+            self.config.levels,
+        )
 
     def degrade(self, x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
         """A measurement of each image, of its own random severity, as the encoder sees it."""

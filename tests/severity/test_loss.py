@@ -67,3 +67,17 @@ def test_sigma_terms_gradient_reaches_the_estimate_too():
     z_hat.requires_grad_()
     severity_loss(z_hat, z0, sigma_hat, None, x, lambda_image=0.0)["sigma"].backward()
     assert z_hat.grad.abs().sum() > 0
+
+
+def test_the_order_term_is_what_differs_between_degradations_of_a_photo():
+    z_hat, z0, *_ = (value[:4] for value in case())
+    sigma_bar = error_std(z_hat, z0)
+    x = torch.zeros(4, 3, 8, 8)
+    shifted = sigma_bar + torch.tensor([0.1, 0.1, 0.3, 0.3])  # one error a photo: no order is wrong
+    terms = severity_loss(z_hat, z0, shifted, None, x, 2.0, 0.0, lambda_order=3.0, levels=2)
+    assert terms["order"].item() == pytest.approx(0.0, abs=1e-12)
+    crossed = sigma_bar + torch.tensor([0.1, -0.1, 0.5, 0.1])
+    terms = severity_loss(z_hat, z0, crossed, None, x, 2.0, 0.0, lambda_order=3.0, levels=2)
+    assert terms["order"].item() == pytest.approx((0.1**2 + 0.2**2) / 2)
+    expected = terms["latent"] + 2.0 * terms["sigma"] + 3.0 * terms["order"]
+    assert terms["loss"].item() == pytest.approx(expected.item())

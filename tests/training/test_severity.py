@@ -168,6 +168,38 @@ def test_every_photo_of_a_batch_is_degraded_with_its_own_severity(photo: Tensor,
     assert std.max() > 2.6
 
 
+def test_each_view_is_seen_at_several_severities(photo: Tensor, monkeypatch: pytest.MonkeyPatch):
+    task = tiny_task(photo, SeverityConfig(crop=SIDE, levels=3, lambda_order=1.0))
+    seen: list[Tensor] = []
+
+    def recording(x: Tensor, generator: torch.Generator) -> Tensor:
+        seen.append(x)
+        return degrade(x, BLUR, 0.05, generator)
+
+    monkeypatch.setattr(task, "degrade", recording)
+    window = ((crops(photo, 4) + 1) * 127.5).to(torch.uint8)
+    terms = task(window, torch.Generator().manual_seed(0))
+    (x,) = seen
+    assert len(x) == 12
+    assert torch.equal(x.reshape(4, 3, *x.shape[1:]).amax(1), x.reshape(4, 3, *x.shape[1:]).amin(1))
+    assert len(x[::3].flatten(1).unique(dim=0)) == 4
+    assert terms["order"] > 0
+
+
+def test_the_head_alone_is_trained(photo: Tensor):
+    task = tiny_task(photo, SeverityConfig(crop=SIDE, only_head=True))
+    window = ((crops(photo, 4) + 1) * 127.5).to(torch.uint8)
+    task(window, torch.Generator().manual_seed(0))["loss"].backward()
+    assert all(parameter.grad is None for parameter in task.model.encoder.parameters())
+    assert task.model.head[1].weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("settings", [{"levels": 0}, {"lambda_order": 1.0}])
+def test_an_order_needs_levels(settings: dict[str, Any]):
+    with pytest.raises(ConfigError, match=r"severity\.levels"):
+        SeverityConfig(**settings)
+
+
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
