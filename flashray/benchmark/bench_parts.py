@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from flashray.benchmark import speed
+from flashray.benchmark import options, speed
 from flashray.benchmark.bench_room import Part, Room
 from flashray.config import ReconstructConfig
+from flashray.engine import advance, make_problem
 from flashray.experiment import decode_in_batches, jobs_of, run_cell, score_in_batches
 from flashray.severity import Start
 from flashray.solvers import make_solver
@@ -141,6 +143,28 @@ def _pipeline(room: Room) -> Measured:
     return found, [{"recipe": recipe.stem, "images": many, **row}]
 
 
+def _options(room: Room) -> Measured:
+    """The first recipe with each option, one update of 8 images timed: kept is what is faster and changes no figure."""
+    from flashray.pipeline.bench import start_of
+
+    prior, recipe, measured = room.prior, room.recipe, room.measured
+    solver, chain = make_solver(recipe.solver.name, recipe.solver.settings), recipe.solver.chain(prior.schedule)
+    jobs = room.jobs([1] * 8)
+    seed_B, problem = make_problem(prior, room.degradation, jobs)
+    z, last_B = torch.stack([job.z_start for job in jobs]).to(room.device), torch.full((8,), len(chain) - 1)
+
+    def scores() -> dict[str, float]:
+        found = run_cell(measured, prior, start_of(recipe), solver, chain, 8, recipe.solver.eta)
+        values = score_in_batches(found.x_NCHW, measured.x_NCHW, room.lpips, room.device)
+        return {metric: _mean(values[metric]) for metric in values}
+
+    def update() -> Tensor:
+        return advance(prior, solver, chain, problem, z, last_B, seed_B, recipe.solver.eta)
+
+    rows = options.compare(options.make_options(room.config.options), prior, update, scores, room.config.repeats)
+    return {}, rows
+
+
 def _packing(room: Room) -> Measured:
     """Ten million images packed in a process of its own, and a pool of 1024 slots simulated."""
     from flashray.pipeline.dispatch import makespan_over_ideal
@@ -169,5 +193,6 @@ PARTS: dict[Part, Callable[[Room], Measured]] = {
     "throughput": _throughput,
     "flops": _flops,
     "quality": _quality,
+    "options": _options,
     "pipeline": _pipeline,
 }

@@ -23,7 +23,7 @@ from flashray.prior import LatentPrior, load_prior
 from flashray.schedule import NoiseSchedule
 from flashray.severity import SeverityEncoder, load_severity_encoder
 
-Part = Literal["packing", "occupancy", "engine", "throughput", "flops", "quality", "pipeline"]
+Part = Literal["packing", "occupancy", "engine", "throughput", "flops", "quality", "options", "pipeline"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class BenchConfig:
         job: the reconstruction job's script.
         photos: folder of clean photos; default crops of those inside scikit-image and scikit-learn.
         offset, stride: every stride-th of the sorted photos from offset on.
-        parts: packing, occupancy, engine, throughput, flops, quality, pipeline.
+        parts: packing, occupancy, engine, throughput, flops, quality, options, pipeline.
         prior: bundled, a folder or a hub id, or random-ldm: random weights of an LDM's size, for engine, throughput and
             flops.
         images: for quality.
@@ -45,6 +45,7 @@ class BenchConfig:
         full_dc_step: the full chain's step size (Latent-DPS, ancestral).
         slots: batch sizes of the engine part.
         steps: updates of each timed flight.
+        options: of `benchmark.options`, to compare with float32.
         pipeline_images: few and many, see `pipeline_over_engine`.
         threads: of this process; default torch's.
     """
@@ -56,7 +57,7 @@ class BenchConfig:
     offset: int = 0
     stride: int = 1
     parts: list[Part] = field(
-        default_factory=lambda: ["packing", "occupancy", "engine", "flops", "quality", "pipeline"]
+        default_factory=lambda: ["packing", "occupancy", "engine", "flops", "quality", "options", "pipeline"]
     )
     prior: str = "bundled"
     device: str = "cpu"
@@ -66,6 +67,9 @@ class BenchConfig:
     slots: list[int] = field(default_factory=lambda: [1, 4, 16])
     steps: int = 3
     repeats: int = 3
+    options: list[str] = field(
+        default_factory=lambda: ["bf16", "channels_last", "channels_last bf16", "one thread bf16"]
+    )
     pipeline_images: tuple[int, int] = (32, 256)
     threads: int | None = None
 

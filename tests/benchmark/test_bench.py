@@ -82,6 +82,38 @@ def test_quality_says_what_beats_the_full_chain_and_the_estimate(tmp_path: Path,
     assert found["seconds_over_full_loop"] == min(row["seconds_over_full_loop"] for row in good or recipes)
 
 
+def test_options_are_compared_and_leave_the_prior_as_it_was(tmp_path: Path):
+    room = Room(config(tmp_path, [], options=["bf16", "channels_last", "one thread bf16"]))
+    vars(room)["lpips"] = None
+    layout = {name: value.stride() for name, value in room.prior.state_dict().items()}
+    threads = torch.get_num_threads()
+    _, (plain, *others) = PARTS["options"](room)
+    assert (plain["option"], plain["speed_up"], plain["psnr_change"], plain["kept"]) == ("float32", 1.0, 0.0, "yes")
+    assert [row["option"] for row in others] == ["bf16", "channels_last", "one thread bf16"]
+    assert 0 < abs(others[0]["psnr_change"]) < 0.05
+    assert abs(others[1]["psnr_change"]) < 0.001
+    assert {name: value.stride() for name, value in room.prior.state_dict().items()} == layout
+    assert (room.prior.bf16, torch.get_num_threads()) == (False, threads)
+
+
+def test_an_option_that_changes_the_figures_is_not_kept():
+    from flashray.benchmark.options import compare, make_options
+
+    prior = toy_prior()
+    made = make_options(["bf16"])
+    spoilt = {"float32": {"psnr": 30.0, "lpips": 0.2}, "bf16": {"psnr": 30.0, "lpips": 0.2011}}
+    (_, row) = compare(made, prior, lambda: None, lambda: spoilt["bf16" if prior.bf16 else "float32"], 1)
+    assert row["kept"] == "no"
+    assert row["lpips_change"] == pytest.approx(0.0011)
+
+
+def test_an_unknown_option_is_named():
+    from flashray.benchmark.options import make_options
+
+    with pytest.raises(ConfigError, match=r"wings.*channels_last"):
+        make_options(["wings"])
+
+
 def short(recipe):  # type: ignore[no-untyped-def]
     import dataclasses
 
