@@ -130,7 +130,8 @@ class ReconstructConfig:
         unit_images: mean number of images of a unit, the grain of dispatch, retry and resume; default by archive and
             pool.
         device: cpu, cuda, or auto (cuda where the cluster has GPUs).
-        precision: bf16 runs the networks under autocast; latents, norms and the operator stay in float32.
+        precision: bf16 runs the networks under autocast; latents, norms and the operator stay in float32. auto takes it
+            where the device is made for it.
         solver_actors: default one a GPU; on CPUs one a node.
         severity_actors: default two a GPU; on CPUs as many as solver actors.
         autoscale_seconds: ask an autoscaling cluster for the places of solver_actors, and wait for them so long.
@@ -158,7 +159,7 @@ class ReconstructConfig:
     severity_batch: int = 16
     unit_images: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Literal["auto", "float32", "bf16"] = "auto"
     solver_actors: int | None = None
     severity_actors: int | None = None
     autoscale_seconds: float = 0

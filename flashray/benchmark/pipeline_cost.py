@@ -19,6 +19,7 @@ from flashray.errors import FlashrayError
 from flashray.experiment import measure_photos, run_cell
 from flashray.images import encode_png
 from flashray.pipeline.bench import start_of
+from flashray.pipeline.precision import native
 from flashray.pipeline.slots import CPU_SLOTS
 from flashray.prior import LatentPrior
 from flashray.severity import SeverityEncoder
@@ -74,7 +75,7 @@ def pipeline_over_engine(
     def engine(count: int) -> None:
         keys = [f"{n:05d}.png" for n in range(count)]
         x = torch.stack([x_NCHW[n % len(x_NCHW)] for n in range(count)])
-        with precision(prior, config.precision):
+        with precision(prior, native(prior.device.type) if config.precision == "auto" else config.precision):
             measured = measure_photos(x, keys, prior, encoder, family, degradation.noise_range, config.seed)
             run_cell(measured, prior, start_of(config), solver, schedule, config.slots or CPU_SLOTS, config.solver.eta)
 

@@ -27,6 +27,7 @@ from flashray.pipeline.cost import CostModel, Quoted, read_quoted, write_quoted
 from flashray.pipeline.lease import held
 from flashray.pipeline.models import Models, load_models
 from flashray.pipeline.plan import chain_lengths, finish, found_again, packing_of, severities, write_plan
+from flashray.pipeline.precision import choose_precision
 from flashray.pipeline.progress import Progress, clock
 from flashray.pipeline.sheet import make_sheet, to_png
 from flashray.pipeline.slots import choose_slots
@@ -119,9 +120,14 @@ class Run:
 
     def __init__(self, asked: ReconstructConfig, models: Models, record: dict[str, Any], started: float) -> None:
         self.models, self.record, self.started = models, record, started
-        self.asked = dataclasses.replace(asked, slots=asked.slots or record.get("slots", 0))
+        self.asked = self._with_choices(asked)
         self.images_solved, self.seconds_solving = 0, 0.0
         self.quoted = read_quoted(asked.output)
+
+    def _with_choices(self, asked: ReconstructConfig) -> ReconstructConfig:
+        """What was left to the machine is what run.json says of it, if it does."""
+        precision = self.record.get("precision", "auto") if asked.precision == "auto" else asked.precision
+        return dataclasses.replace(asked, precision=precision, slots=asked.slots or self.record.get("slots", 0))
 
     @property
     def config(self) -> ReconstructConfig:
@@ -165,9 +171,13 @@ class Run:
                     f"use {pools.device}: the last digits would differ. Choose another --output, or --device"
                 )
             self.record |= {"device": pools.device, "threads": pools.threads}
-            if not self.asked.slots:  # kept: an image's last digits may depend on the size of its batch
+            # both are kept, for an image's last digits depend on the precision and on the size of its batch
+            if self.asked.precision == "auto":
+                self.record["precision"] = choose_precision(pools)
+                self.asked = self._with_choices(self.asked)
+            if not self.asked.slots:
                 self.record["slots"] = choose_slots(self._work(pools.device, pools.threads), pools)
-                self.asked = dataclasses.replace(self.asked, slots=self.record["slots"])
+                self.asked = self._with_choices(self.asked)
             rundir.write_record(self.config.output, self.record)
             with data_settings():
                 yield pools, start_board()
