@@ -92,16 +92,13 @@ class Job:
         path = os.pathsep.join([str(HOOK), str(ROOT)])
         return os.environ | {"PYTHONPATH": path, "FLASHRAY_FAULT": str(self.folder)} | self.environment
 
-    def start(self, *flags: str) -> subprocess.Popen[str]:
-        """A driver, whose cluster ends with it."""
+    def start(self, *flags: str) -> subprocess.Popen[bytes]:
+        """A driver, whose cluster ends with it; a killed one's a little later: a pipe would stay open."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        driver = subprocess.Popen(
-            [*self.command, *flags],
-            env=self.environment_of_driver,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        with open(self.folder / "stderr", "wb") as stderr:
+            driver = subprocess.Popen(
+                [*self.command, *flags], env=self.environment_of_driver, stdout=subprocess.DEVNULL, stderr=stderr
+            )
         (self.folder / "driver.pid").write_text(str(driver.pid))
         return driver
 
@@ -116,13 +113,13 @@ class Job:
         try:
             if while_running is not None:
                 while_running()
-            _, said = driver.communicate(timeout=400)
+            driver.wait(timeout=400)
         finally:
             driver.kill()
             driver.wait()
         self.seconds += time.monotonic() - began
         self.codes.append(driver.returncode)
-        self.said.append(said)
+        self.said.append((self.folder / "stderr").read_text())
         return driver.returncode
 
     def wait_for(self, there: Callable[[], bool], patience: float = 300) -> None:

@@ -108,5 +108,4 @@ def test_two_drivers_at_once(job: Job, undisturbed: Job, tell: Told, moment: str
     assert "another driver" in dict(ends)[1]
     assert job.verified() == WHOLE
     assert job.reconstructions() == undisturbed.reconstructions()
-    assert job.run() == 0  # nothing to do
     tell("two drivers on one output", moment, job)
