@@ -39,7 +39,7 @@ def broken(whole: bytes) -> dict[str, bytes]:
 def test_5_percent_of_the_files_are_broken(
     tiny_models: TinyModels, photo: torch.Tensor, tmp_path: Path, tell: Told
 ) -> None:
-    """The good ones are restored, to the same bytes as without the broken ones, and each broken one is a row with its reason.
+    """Good ones are restored, to the same bytes as without the broken ones; a broken one is a row with its reason.
 
     To the byte, because the broken files fill batches of their own: a batch of another size rounds differently.
     """
