@@ -89,7 +89,11 @@ class Weed:
     def stop(self) -> None:
         if self.process is not None:
             self.process.terminate()
-            self.process.wait(30)
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:  # one that was killed before may hang in its own shutdown
+                self.process.kill()
+                self.process.wait()
 
     def client(self) -> Any:
         """A boto3 client that gives up soon."""

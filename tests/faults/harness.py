@@ -90,8 +90,9 @@ class Job:
     @property
     def environment_of_driver(self) -> dict[str, str]:
         path = os.pathsep.join([str(HOOK), str(ROOT)])
-        # Ray's workers give way to everybody by default: on a machine with other work a run would hardly get on
-        own = {"PYTHONPATH": path, "FLASHRAY_FAULT": str(self.folder), "RAY_worker_niceness": "0"}
+        # beside other work a run would hardly get on with workers that give way, and threads that wait by spinning
+        polite = {"RAY_worker_niceness": "0", "OMP_WAIT_POLICY": "passive"}
+        own = {"PYTHONPATH": path, "FLASHRAY_FAULT": str(self.folder)} | polite
         return os.environ | own | self.environment
 
     def start(self, *flags: str) -> subprocess.Popen[bytes]:
