@@ -139,6 +139,8 @@ class ReconstructConfig:
         budget_gpu_hours: the same, in hours of the pool's devices (on CPUs: of its actors).
         plan_only: print the quote (images, steps, share saved, time) and stop.
         retry_failed: take up the images that failed before.
+        overwrite: begin anew where the output holds a run, and delete that one first; give the output's last component,
+            so that no other run is deleted by mistake.
         mlflow: tracking.
     """
 
@@ -167,6 +169,7 @@ class ReconstructConfig:
     budget_gpu_hours: float | None = None
     plan_only: bool = False
     retry_failed: bool = False
+    overwrite: str | None = None
     mlflow: TrackingConfig = field(default_factory=TrackingConfig)
 
 
@@ -241,7 +244,14 @@ def check(config: ReconstructConfig) -> ReconstructConfig:
         "take a solver that goes by gradients, such as latent_dps",
     )
     Start(mode=config.start.mode, formula=config.start.formula, c=config.start.c, sigma_scale=config.start.sigma_scale)
-    return _with_places(config)
+    config = _with_places(config)
+    name = config.output.rpartition("/")[2]
+    _require(
+        config.overwrite in (None, name),
+        f"overwrite is {config.overwrite!r} and does not name the output {config.output}; "
+        f"to delete the run in it and begin anew, give --overwrite {name}",
+    )
+    return config
 
 
 def to_dict(config: ReconstructConfig) -> dict[str, Any]:

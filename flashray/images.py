@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,6 +71,8 @@ def decode_image(data: bytes) -> Tensor:
             image.load()
         except Exception as error:  # the decoders of damaged files raise whatever they stumble on
             raise ImageError(f"the image is damaged or cut short: {error}") from error
+        if image.format == "PNG" and not _png_matches_its_checksums(data):
+            raise ImageError("the image is damaged or cut short: its pixels do not match their checksum")
         upright = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
         return _to_tensor(upright)
 
@@ -181,6 +184,18 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
         if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
             raise ImageError(f"the image is too large, {width} x {height} pixels; {_LIMITS}")
         yield image
+
+
+def _png_matches_its_checksums(data: bytes) -> bool:
+    """Of the pixels alone; Pillow looks at all the others, and takes damaged pixels as they come."""
+    place = 8  # behind the signature
+    while place < len(data):
+        end = place + 8 + int.from_bytes(data[place : place + 4])
+        kind = data[place + 4 : place + 8]
+        if kind == b"IDAT" and zlib.crc32(data[place + 4 : end]) != int.from_bytes(data[end : end + 4]):
+            return False
+        place = end + 4
+    return True
 
 
 def _orientation(image: Image.Image) -> int:

@@ -231,6 +231,14 @@ def list_files(uri: str) -> list[Entry]:
     return sorted(_walk(uri), key=lambda entry: entry.key)
 
 
+def half_written(uri: str) -> list[str]:
+    """The places of the files below a local folder that a killed writer left half-written; objects never are."""
+    if not is_local(uri):
+        return []
+    walk = os.walk(normalise(uri))
+    return sorted(os.path.join(folder, name) for folder, _, names in walk for name in names if _is_temporary(name))
+
+
 def delete(uri: str) -> None:
     """Delete a file, or a folder or prefix with everything below it; nothing happens where there is none."""
     files, path = filesystem(uri)
@@ -251,8 +259,12 @@ def _walk(uri: str) -> Iterator[Entry]:
     for folder, _, names in os.walk(root, followlinks=True):
         for name in names:
             path = os.path.join(folder, name)
-            if not name.startswith(_TEMPORARY) and os.path.isfile(path):
+            if not _is_temporary(name) and os.path.isfile(path):
                 yield Entry(Path(os.path.relpath(path, root)).as_posix(), os.path.getsize(path))
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith(_TEMPORARY)
 
 
 def _split(uri: str) -> tuple[str, str]:

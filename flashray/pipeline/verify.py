@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -72,13 +73,8 @@ def verify(output: str) -> Verified:
     Raises:
         ConfigError: when it holds no run with a plan.
     """
-    output = storage.normalise(output)
-    record = read_record(output)
-    if record is None:
-        raise ConfigError(f"{output} holds no run.json; name the output of jobs/reconstruct.py")
-    state = State.read(output)
-    if not state.attempts:
-        raise ConfigError(f"{output} has no plan yet: nothing is promised, so there is nothing to verify")
+    record, state = read_run(output)
+    output = state.output
     results = state.results
     done = results.filter(pc.equal(results["status"], "ok"))
     promised = dict(zip(done["key"].to_pylist(), done["sha256"].to_pylist(), strict=True))
@@ -107,6 +103,22 @@ def verify(output: str) -> Verified:
         strangers=sorted(there - known),
         unplanned=record["archive"]["images"] - len(pc.unique(state.plan["key"])),
     )
+
+
+def read_run(output: str) -> tuple[dict[str, Any], State]:
+    """run.json, and what became of the images.
+
+    Raises:
+        ConfigError: when the output holds no run with a plan.
+    """
+    output = storage.normalise(output)
+    record = read_record(output)
+    if record is None:
+        raise ConfigError(f"{output} holds no run.json; name the output of jobs/reconstruct.py")
+    state = State.read(output)
+    if not state.attempts:
+        raise ConfigError(f"{output} has no plan yet: nothing is promised, so there is nothing to verify")
+    return record, state
 
 
 def _twice(keys: pa.ChunkedArray) -> list[str]:

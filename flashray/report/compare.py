@@ -14,7 +14,13 @@ from flashray.pipeline.summary import numbers
 from flashray.report.tables import to_markdown
 
 SHOWN = ("images", "failed", "mean_nfe", "psnr", "ssim", "lpips", "images_per_second", "solver_seconds")
-_PLACES = ("output", "mlflow.", "plan_only", "retry_failed")  # parameters that say nothing of what was done
+_PLACES = (
+    "output",
+    "mlflow.",
+    "plan_only",
+    "retry_failed",
+    "overwrite",
+)  # parameters that say nothing of what was done
 _LONGEST = 40  # characters of a parameter
 
 

@@ -17,11 +17,12 @@ from flashray.pipeline.lease import latest
 from flashray.pipeline.verify import Verified, verify
 from tests.benchmark.conftest import GRID
 from tests.conftest import TinyModels
-from tests.pipeline.test_kill import IMAGES, ROOT, command
+from tests.faults.harness import IMAGES, ROOT, arguments
 from tests.pipeline.test_run import reconstructions
 from tests.ray_nodes import RAY, Cluster, cluster
 
 pytestmark = pytest.mark.fault
+ALONE = {"unit_images": 1, "slots": 1}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def test_a_submitted_run_and_one_that_was_stopped_and_submitted_again(
     tmp_path: Path,
 ):
     output = tmp_path / "runs" / "undisturbed"
-    done = submit(head, "whole", "reconstruct", *command(tiny_models, photos, output))
+    done = submit(head, "whole", "reconstruct", *arguments(tiny_models, photos, output, **ALONE))
     said = logs(head, "whole")
     assert (done.status, done.driver_exit_code) == (JobStatus.SUCCEEDED, 0), said
     assert f"{IMAGES} of {IMAGES} images restored" in said
@@ -66,7 +67,7 @@ def test_a_submitted_run_and_one_that_was_stopped_and_submitted_again(
 
     store = f"sqlite:///{tmp_path}/mlflow.db"
     stopped = tmp_path / "runs" / "stopped"
-    argv = [one for one in command(tiny_models, photos, stopped) if not one.startswith("--mlflow")]
+    argv = [one for one in arguments(tiny_models, photos, stopped, **ALONE) if not one.startswith("--mlflow")]
     argv.append(f"--mlflow.tracking_uri={store}")
     submit(head, "stopped", "reconstruct", *argv, wait=False)
     wait_for_a_commit(head, "stopped", stopped)
@@ -102,7 +103,7 @@ def wait_for_a_commit(head: Cluster, name: str, output: Path) -> None:
 
 
 def test_a_relative_path_ends_a_submitted_job_with_code_2(head: Cluster, tiny_models: TinyModels, photos: Path):
-    done = submit(head, "relative", "reconstruct", *command(tiny_models, photos, Path("runs/here")))
+    done = submit(head, "relative", "reconstruct", *arguments(tiny_models, photos, "runs/here"))
     assert (done.status, done.driver_exit_code) == (JobStatus.FAILED, 2)
     said = logs(head, "relative")
     assert "output is 'runs/here', a relative path: a submitted Ray job runs in a temporary copy" in said

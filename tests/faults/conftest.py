@@ -4,32 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from flashray.images import encode_png
 from flashray.pipeline.verify import Verified
 from tests.conftest import TinyModels
-from tests.faults.harness import ROOT, Job
-from tests.models import SIDE
+from tests.faults.harness import IMAGES, ROOT, Job
 
-IMAGES = 24
 TABLE = ROOT / "build" / "faults"
 Told = Callable[..., None]
-
-
-@pytest.fixture(scope="session")
-def photos(tmp_path_factory: pytest.TempPathFactory, photo: torch.Tensor) -> Path:
-    """Crops of a photo; read only."""
-    folder = tmp_path_factory.mktemp("faults") / "photos"
-    folder.mkdir()
-    for i in range(IMAGES):
-        (folder / f"{i:02d}.png").write_bytes(encode_png(photo[:, 18 * i : 18 * i + SIDE, 200 : 200 + SIDE]))
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -50,28 +37,30 @@ def job(tiny_models: TinyModels, photos: Path, tmp_path: Path) -> Job:
 
 
 @pytest.fixture(scope="session")
-def table() -> Iterator[list[dict[str, Any]]]:
-    rows: list[dict[str, Any]] = []
-    yield rows
+def table() -> Iterator[Path]:
+    """A file a row, so that a fault that is tried alone replaces its own row and no other."""
+    TABLE.mkdir(parents=True, exist_ok=True)
+    yield TABLE
+    rows = [json.loads(path.read_text()) for path in sorted(TABLE.glob("*.json"))]
     if rows:
-        TABLE.parent.mkdir(exist_ok=True)
-        TABLE.with_suffix(".json").write_text(json.dumps(rows, indent=2) + "\n")
         TABLE.with_suffix(".md").write_text(markdown(rows))
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     names = list(rows[0])
-    lines = [names, ["---"] * len(names), *([str(row[name]) for name in names] for row in rows)]
+    kinds = ["---" if isinstance(rows[0][name], str) else "---:" for name in names]
+    lines = [[name.replace("_", " ") for name in names], kinds, *([str(row[name]) for name in names] for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 @pytest.fixture
-def tell(table: list[dict[str, Any]], undisturbed: Job) -> Told:
-    """Adds a row to the table of faults."""
+def tell(table: Path, undisturbed: Job) -> Told:
+    """Adds a row to the table of faults; `than` is the undisturbed run to hold it against, if it is another one."""
 
-    def tell(fault: str, when: str, job: Job) -> None:
+    def tell(fault: str, when: str, job: Job, than: Job = undisturbed) -> None:
         cost = dataclasses.asdict(job.cost())
-        cost["seconds_added"] = round(cost.pop("seconds") - undisturbed.seconds, 1)
-        table.append({"fault": fault, "when": when} | cost)
+        cost["seconds_added"] = round(cost.pop("seconds") - than.seconds, 1)
+        row = {"fault": fault, "when": when} | cost
+        (table / (re.sub(r"\W+", "-", f"{fault} {when}") + ".json")).write_text(json.dumps(row) + "\n")
 
     return tell

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from tests.conftest import TinyModels
 
 ROOT = Path(__file__).parents[2]
 HOOK = Path(__file__).parent / "hook"
+IMAGES = 24  # of the fixture `photos`
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,9 @@ class Fault:
     """What happens: `signal` to `victim` at the `call`-th call of `point`, or at each that has the `poison` image.
 
     Attributes:
-        point: of `hook/sitecustomize.py`: read, severity, solve or commit.
+        point: of `hook/sitecustomize.py`: read, severity, solve, write (before any put), commit (after the last).
         victim: worker (the process that is at the point), driver, or another name whose process is in `NAME.pid`.
+        disk: a folder whose disk is filled, instead of a signal.
     """
 
     point: str
@@ -34,17 +36,25 @@ class Fault:
     call: int = 1
     poison: str | None = None
     signal: str = "SIGKILL"
+    disk: str | None = None
 
 
 @dataclass(frozen=True)
 class Cost:
-    """A row of the fault table."""
+    """A row of the fault table.
+
+    Attributes:
+        kills: how often the fault struck.
+        recomputed: images whose chain was begun again.
+        looked_again: images that the severity encoder saw again.
+    """
 
     images: int
     kills: int
     lost: int
     duplicated: int
     recomputed: int
+    looked_again: int
     seconds: float
 
 
@@ -70,55 +80,57 @@ class Job:
     seconds: float = 0.0
 
     @property
-    def command(self) -> list[str]:
-        settings = {
-            "archive": self.archive,
-            "output": self.output,
-            "measurement": "simulated",
-            "prior": self.models.prior,
-            "start.severity_encoder": self.models.encoder,
-            "solver.steps": 20,
-            "solver.settings.dc_step": 0.1,
-            "metrics": "[psnr]",
-            "severity_batch": 4,
-            "unit_images": 4,
-            "slots": 2,
-            "mlflow.enabled": "false",
-            **self.settings,
-        }
-        return [sys.executable, str(ROOT / "jobs" / "reconstruct.py"), *(f"--{k}={v}" for k, v in settings.items())]
+    def arguments(self) -> list[str]:
+        return arguments(self.models, self.archive, self.output, **self.settings)
 
-    def start(self, *flags: str) -> subprocess.Popen[str]:
-        """A driver, whose cluster ends with it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+    @property
+    def command(self) -> list[str]:
+        return [sys.executable, str(ROOT / "jobs" / "reconstruct.py"), *self.arguments]
+
+    @property
+    def environment_of_driver(self) -> dict[str, str]:
         path = os.pathsep.join([str(HOOK), str(ROOT)])
-        environment = os.environ | {"PYTHONPATH": path, "FLASHRAY_FAULT": str(self.folder)} | self.environment
-        driver = subprocess.Popen(
-            [*self.command, *flags], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
+        # beside other work a run would hardly get on with workers that give way, and threads that wait by spinning
+        polite = {"RAY_worker_niceness": "0", "OMP_WAIT_POLICY": "passive"}
+        own = {"PYTHONPATH": path, "FLASHRAY_FAULT": str(self.folder)} | polite
+        return os.environ | own | self.environment
+
+    def start(self, *flags: str) -> subprocess.Popen[bytes]:
+        """A driver, whose cluster ends with it; a killed one's a little later: a pipe would stay open."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / "stderr", "wb") as stderr:
+            driver = subprocess.Popen(
+                [*self.command, *flags], env=self.environment_of_driver, stdout=subprocess.DEVNULL, stderr=stderr
+            )
         (self.folder / "driver.pid").write_text(str(driver.pid))
         return driver
 
-    def run(self, *flags: str, fault: Fault | None = None, while_running: Callable[[], None] | None = None) -> int:
+    def run(self, *flags: str, faults: Sequence[Fault] = (), while_running: Callable[[], None] | None = None) -> int:
         """One start to its end; its exit code, negative where a signal ended it."""
-        place = self.folder / "fault.json"
         self.folder.mkdir(parents=True, exist_ok=True)
-        place.unlink(missing_ok=True)
-        if fault is not None:
-            place.write_text(json.dumps(vars(fault)))
+        for place in self.folder.glob("*.[0-9]*"):
+            place.unlink()  # calls are counted from the start
+        (self.folder / "faults.json").write_text(json.dumps([vars(fault) for fault in faults]))
         began = time.monotonic()
         driver = self.start(*flags)
         try:
             if while_running is not None:
                 while_running()
-            _, said = driver.communicate(timeout=400)
+            driver.wait(timeout=400)
         finally:
             driver.kill()
             driver.wait()
         self.seconds += time.monotonic() - began
         self.codes.append(driver.returncode)
-        self.said.append(said)
+        self.said.append((self.folder / "stderr").read_text())
         return driver.returncode
+
+    def wait_for(self, there: Callable[[], bool], patience: float = 300) -> None:
+        """Until something is there that the start under way makes."""
+        deadline = time.monotonic() + patience
+        while not there():
+            assert time.monotonic() < deadline, "it did not come"
+            time.sleep(0.05)
 
     @property
     def log(self) -> list[str]:
@@ -129,6 +141,10 @@ class Job:
         """The images that a point was called for, each as often as it was."""
         return [line.partition(" ")[2] for line in self.log if line.startswith(point + " ")]
 
+    @property
+    def strikes(self) -> int:
+        return len(self.reached("strike"))
+
     def reconstructions(self) -> dict[str, bytes]:
         root = storage.join(self.output, "reconstructions")
         return {entry.key: storage.read_bytes(storage.join(root, entry.key)) for entry in storage.list_files(root)}
@@ -137,8 +153,28 @@ class Job:
         return verify(self.output)
 
     def cost(self) -> Cost:
-        found, solved = self.verified(), self.reached("solve")
+        found = self.verified()
         lost = len(found.missing) + len(found.pending) + len(found.changed) + found.unplanned
         duplicated = len(found.duplicated) + len(found.strangers)
-        recomputed = len(solved) - len(set(solved))
-        return Cost(found.images, len(self.reached("kill")), lost, duplicated, recomputed, self.seconds)
+        again = [len(images) - len(set(images)) for images in (self.reached("solve"), self.reached("severity"))]
+        return Cost(found.images, self.strikes, lost, duplicated, *again, self.seconds)
+
+
+def arguments(models: TinyModels, archive: str | Path, output: str | Path, **settings: Any) -> list[str]:
+    """Of jobs/reconstruct.py, for small clean photos and the tiny models."""
+    values = {
+        "archive": archive,
+        "output": output,
+        "measurement": "simulated",
+        "prior": models.prior,
+        "start.severity_encoder": models.encoder,
+        "solver.steps": 20,
+        "solver.settings.dc_step": 0.1,
+        "metrics": "[psnr]",
+        "severity_batch": 4,
+        "unit_images": 4,
+        "slots": 2,
+        "mlflow.enabled": "false",
+        **settings,
+    }
+    return [f"--{name}={value}" for name, value in values.items()]

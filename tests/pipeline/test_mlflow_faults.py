@@ -13,26 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from flashray.images import encode_png
 from flashray.pipeline.verify import Verified, verify
 from tests.conftest import TinyModels
+from tests.faults.harness import IMAGES, ROOT, arguments
 from tests.mlflow_server import MlflowServer
-from tests.models import SIDE
-from tests.pipeline.test_kill import IMAGES, ROOT, command
 from tests.pipeline.test_run import flat_numbers, reconstructions
 
 EXPERIMENT = "faults"
 Settings = Callable[[Path], list[str]]
-
-
-@pytest.fixture(scope="module")
-def clean_archive(tmp_path_factory: pytest.TempPathFactory, photo: torch.Tensor) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    for i in range(IMAGES):
-        (folder / f"{i:02d}.png").write_bytes(encode_png(photo[:, 20 * i : 20 * i + SIDE, 200 : 200 + SIDE]))
-    return folder
 
 
 def start(job: str, argv: list[str]) -> subprocess.Popen[str]:
@@ -54,9 +43,11 @@ def committed(output: Path, least: int = 1) -> bool:
 
 
 @pytest.fixture(scope="module")
-def settings(tiny_models: TinyModels, clean_archive: Path, mlflow_server: MlflowServer) -> Settings:
+def settings(tiny_models: TinyModels, photos: Path, mlflow_server: MlflowServer) -> Settings:
     def settings(output: Path) -> list[str]:
-        argv = [one for one in command(tiny_models, clean_archive, output) if "mlflow.enabled" not in one]
+        argv = [
+            one for one in arguments(tiny_models, photos, output, unit_images=1, slots=1) if "mlflow.enabled" not in one
+        ]
         return [*argv, f"--mlflow.tracking_uri={mlflow_server.uri}", f"--mlflow.experiment={EXPERIMENT}"]
 
     return settings

@@ -218,6 +218,17 @@ def test_an_output_of_another_configuration_is_refused(done: ReconstructConfig, 
     assert snapshot(done.output) == before
 
 
+def test_a_run_that_is_overwritten_by_name_begins_anew(done: ReconstructConfig, tmp_path: Path) -> None:
+    output = tmp_path / "over"
+    shutil.copytree(done.output, output)
+    config = dataclasses.replace(done, output=str(output), seed=7, plan_only=True)
+    assert reconstruct(dataclasses.replace(config, overwrite="over")) == 0
+    assert not reconstructions(str(output))
+    assert not State.read(str(output)).units
+    assert json.loads((output / "run.json").read_text())["config"]["seed"] == 7
+    assert reconstruct(config) == 0  # it goes on without the flag
+
+
 def test_broken_images_are_rows_and_can_be_retried(
     make: Make, photo: torch.Tensor, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

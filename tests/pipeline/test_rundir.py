@@ -115,3 +115,19 @@ def test_an_output_that_cannot_be_used_is_named(config: ReconstructConfig, tmp_p
     for output in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(ConfigError, match=f"output {output} cannot be"):
             open_run(dataclasses.replace(config, output=str(output)))
+
+
+def test_a_run_is_erased_and_what_else_lies_there_stays(config: ReconstructConfig, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    rundir.erase(str(run))  # nothing there
+    open_run(config)
+    for name in ("commits/u0.parquet", "reconstructions/a.png.png", "drivers/000001.json", "summary.json", "notes.txt"):
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_bytes(b"x")
+    rundir.erase(str(run))
+    left = [path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()]
+    assert sorted(left) == ["drivers/000001.json", "notes.txt"]
+    rundir.erase(str(run), "drivers")
+    assert (run / "drivers" / "000001.json").exists(), "there is no run to erase any more"
+    open_run(dataclasses.replace(config, seed=1, overwrite="run"))
+    open_run(dataclasses.replace(config, seed=1))

@@ -1,12 +1,13 @@
 """Faults at exact places of a run, in its own processes: the harness puts this folder on PYTHONPATH.
 
 Python imports this module in every process that it starts: the driver, and each of Ray's workers. Where the folder
-FLASHRAY_FAULT is named, the functions of POINTS write down what they are called for, and `fault.json` there may ask for
-a signal at one of them: at its n-th call, counted over all processes, or whenever it is called for a poison image.
+FLASHRAY_FAULT is named, the functions of POINTS write down what they are called for, and `faults.json` there may ask
+for strikes at them: at the n-th call, counted over all processes, or whenever one is called for a poison image.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -29,6 +30,7 @@ POINTS: dict[str, tuple[str, str, Callable[..., list[str]]]] = {
         "Solver._prepare",
         lambda _, unit, __, places: [unit["key"][i] for i in places],
     ),
+    "write": ("flashray.pipeline.write", "write", lambda table, *_: [row["key"] for row in table["rows"][0].as_py()]),
     "commit": ("flashray.pipeline.write", "write_commit", lambda _, __, rows: [row["key"] for row in rows]),
 }
 
@@ -70,26 +72,34 @@ def reach(point: str, images: list[str]) -> None:
     assert FOLDER is not None
     note(*(f"{point} {image}" for image in images))
     try:
-        fault = json.loads((Path(FOLDER) / "fault.json").read_text())
+        faults = json.loads((Path(FOLDER) / "faults.json").read_text())
     except FileNotFoundError:
         return
-    if fault["point"] != point:
-        return
-    if fault["poison"] is not None:
-        due = any(image.endswith(fault["poison"]) for image in images)
-    else:
-        due = number(point) == fault["call"]
-    if due:
-        note(f"kill {fault['victim']}")
-        strike(fault)
+    faults = [fault for fault in faults if fault["point"] == point]
+    call = number(point) if faults else 0
+    for fault in faults:
+        poisoned = fault["poison"] and any(image.endswith(fault["poison"]) for image in images)
+        if poisoned or (not fault["poison"] and fault["call"] == call):
+            note(f"strike {fault['victim']}")
+            strike(fault)
 
 
 def strike(fault: dict[str, Any]) -> None:
     assert FOLDER is not None
+    if fault["disk"] is not None:
+        fill(Path(fault["disk"]) / "balloon")
+        return
     victim = os.getpid() if fault["victim"] == "worker" else int((Path(FOLDER) / f"{fault['victim']}.pid").read_text())
     os.kill(victim, getattr(signal, fault["signal"]))
-    if fault["victim"] == "driver":
+    if fault["victim"] == "driver" and fault["signal"] == "SIGKILL":
         time.sleep(600)  # what comes after the point does not happen: the cluster ends with its driver
+
+
+def fill(balloon: Path) -> None:
+    """Take all that is left of a disk."""
+    with open(balloon, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
 
 
 def number(point: str) -> int:
