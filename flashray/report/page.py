@@ -16,7 +16,7 @@ What stands between the markers below is written by `jobs/publish.py` from the o
 words are by hand, and stay when an experiment is published again.
 """
 _TABLES = ("table.csv", "differences.csv")
-_PHOTOS = ("pictures.png", "outliers.png")  # figures that show the photos themselves
+_PHOTOS = r"(?:pictures|outliers)(?:_\d+)?\.png"  # figures that show the photos themselves
 
 
 def publish(outputs: Sequence[str], page: Path, assets: Path, photos: bool = True) -> list[str]:
@@ -52,7 +52,7 @@ def _block(store: Store, name: str, link: str, assets: Path, photos: bool) -> st
     """The report one heading lower, its figures and tables copied to `assets`."""
     report = store.read("report.md").decode()
     if not photos:
-        report = re.sub(rf"!\[[^]]*\]\(figures/({'|'.join(map(re.escape, _PHOTOS))})\)\n*", "", report)
+        report = re.sub(rf"!\[[^]]*\]\(figures/{_PHOTOS}\)\n*", "", report)
     for figure in re.findall(r"\(figures/([^)]+)\)", report):
         (assets / f"{name}-{figure}").write_bytes(store.read("figures", figure))
         report = report.replace(f"(figures/{figure})", f"({link}/{name}-{figure})")

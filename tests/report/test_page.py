@@ -49,11 +49,11 @@ def test_publishing_again_replaces_the_block_and_keeps_the_words(tmp_path: Path)
 def test_photos_stay_at_home_where_that_is_asked(tmp_path: Path) -> None:
     page, assets = tmp_path / "BENCHMARKS.md", tmp_path / "assets"
     place = Path(output(tmp_path / "a", "severity"))
-    for name in ("outliers", "pictures"):
+    for name in ("outliers", "pictures", "pictures_2"):
         (place / "figures" / f"{name}.png").write_bytes(b"somebody's photo")
     report = (place / "report.md").read_text()
     (place / "report.md").write_text(
-        f"![outliers](figures/outliers.png)\n\n{report}\n![pictures](figures/pictures.png)\n"
+        f"![outliers](figures/outliers.png)\n\n{report}\n![pictures](figures/pictures.png)\n\n![pictures_2](figures/pictures_2.png)\n"
     )
     publish([str(place)], page, assets, photos=False)
     assert {one.name for one in assets.iterdir()} == {"severity-cost.png", "severity-table.csv"}
