@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,23 +39,35 @@ class Cluster:
     @property
     def environment(self) -> dict[str, str]:
         """Of whoever works with the cluster."""
-        return environment() | {"RAY_API_SERVER_ADDRESS": self.dashboard}
+        return variables() | {"RAY_API_SERVER_ADDRESS": self.dashboard}
 
-    def add(self, cpus: int) -> subprocess.Popen[bytes]:
-        """A node with so many CPUs for tasks."""
-        return self._start(f"--address={self.address}", f"--num-cpus={cpus}")
+    def add(self, cpus: int, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+        """A node with so many CPUs for tasks, whose workers have this environment besides."""
+        return self._start(f"--address={self.address}", f"--num-cpus={cpus}", environment=environment)
+
+    def wait_for_nodes(self, count: int) -> None:
+        """Until so many nodes, the head included, have joined."""
+        deadline = time.monotonic() + 120
+        while True:
+            with urllib.request.urlopen(f"{self.dashboard}/nodes?view=summary", timeout=30) as answer:
+                found = json.load(answer)["data"]["summary"]
+            if sum(node["raylet"].get("state") == "ALIVE" for node in found) >= count:
+                return
+            assert time.monotonic() < deadline, self.log()
+            time.sleep(0.5)
 
     def log(self) -> str:
         return "".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("*.log")))
 
-    def _start(self, *flags: str) -> subprocess.Popen[bytes]:
+    def _start(self, *flags: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
         fixed = [f"--node-ip-address={HOST}"]
         if "--head" not in flags:
             fixed.append(f"--dashboard-agent-listen-port={free_ports(1)[0]}")
         fixed += ["--object-store-memory=100000000", "--disable-usage-stats", "--block"]
         with open(self.folder / f"{len(self.nodes)}.log", "wb") as log:
             command = [*RAY, "start", *flags, *fixed]
-            node = subprocess.Popen(command, stdout=log, stderr=log, env=environment(), start_new_session=True)
+            own = variables() | dict(environment or {})
+            node = subprocess.Popen(command, stdout=log, stderr=log, env=own, start_new_session=True)
         self.nodes.append(node)
         return node
 
@@ -69,14 +82,14 @@ def kill(node: subprocess.Popen[bytes]) -> None:
 @contextmanager
 def cluster() -> Iterator[Cluster]:
     """A head that takes jobs but no tasks."""
-    port, dashboard, agent, client = free_ports(4)
+    port, dashboard, agent = free_ports(3)
     with tempfile.TemporaryDirectory(prefix="fr", ignore_cleanup_errors=True) as folder:  # sockets want a short path
         one = Cluster(Path(folder), f"{HOST}:{port}", f"http://{HOST}:{dashboard}")
         try:
             one._start(
                 *("--head", f"--port={port}", "--num-cpus=0", f"--temp-dir={folder}/ray"),
                 *(f"--dashboard-host={HOST}", f"--dashboard-port={dashboard}"),
-                *(f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}"),
+                f"--dashboard-agent-listen-port={agent}",
                 # a killed node is noticed within seconds instead of half a minute
                 "--system-config="
                 '{"health_check_period_ms":1000,"health_check_timeout_ms":5000,"health_check_failure_threshold":4}',
@@ -88,7 +101,7 @@ def cluster() -> Iterator[Cluster]:
                 kill(node)
 
 
-def environment() -> dict[str, str]:
+def variables() -> dict[str, str]:
     left_out = ("PYTHONPATH", "RAY_ADDRESS")  # what a job needs comes with its working folder
     values = {name: value for name, value in os.environ.items() if name not in left_out}
     values["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{values['PATH']}"  # a job says `python`

@@ -83,7 +83,9 @@ class Weed:
         flags += [*_FLAGS, f"-dir={self.folder}", f"-s3.config={self.folder}/s3.json"]
         with open(self.folder / "log", "ab") as log:
             command = [weed, "-logtostderr=true", "mini", *flags]
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=die_with_the_tests)
+            # the server would take the credentials of its clients, if it saw them, for its own
+            own = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=own, preexec_fn=die_with_the_tests)
         self._wait_until_writable()
 
     def stop(self) -> None:

@@ -30,8 +30,10 @@ LISTING = pa.schema(
         ("size", pa.int64()),
         ("given", pa.string()),  # the manifest's parameters, or the place of its mask, as JSON; null without
         ("noise_std", pa.float64()),  # the manifest's, null without
+        ("mask_size", pa.int64()),  # of the mask's file, null without
     ]
 )
+_COMPARED = ["size", "given", "noise_std", "mask_size"]  # what tells an image from another of the same key
 log = logging.getLogger(__name__)
 
 
@@ -68,28 +70,29 @@ def list_archive(config: ReconstructConfig) -> pa.Table:
             "size": pa.array([entry.size for entry in images], pa.int64()),
         }
     )
-    given, noise_std = _manifest_columns(config, table["key"])
-    return table.append_column("given", given).append_column("noise_std", noise_std).cast(LISTING)
+    for name, values in _manifest_columns(config, table["key"]).items():
+        table = table.append_column(name, values)
+    return table.cast(LISTING)
 
 
 def listing_hash(listing: pa.Table) -> str:
-    """SHA-256 of the keys, sizes and given parameters."""
+    """SHA-256 of the keys, sizes, given parameters and sizes of masks."""
     digest = hashlib.sha256()
-    for batch in listing.select(["key", "size", "given", "noise_std"]).to_batches(max_chunksize=100_000):
+    for batch in listing.select(["key", *_COMPARED]).to_batches(max_chunksize=100_000):
         lines = zip(*(column.to_pylist() for column in batch.columns), strict=True)
         digest.update("".join(f"{line!r}\n" for line in lines).encode())
     return digest.hexdigest()
 
 
 def differences(old: pa.Table, new: pa.Table) -> dict[str, list[str]]:
-    """Keys `added`, `removed` and `changed` (in size or given parameters) from one listing to another."""
+    """Keys `added`, `removed` and `changed` (also in parameters or mask) from one listing to another."""
     before, after = old["key"], new["key"]
     added = new.filter(pc.invert(pc.is_in(after, before)))["key"].to_pylist()
     removed = old.filter(pc.invert(pc.is_in(before, after)))["key"].to_pylist()
     common = new.filter(pc.is_in(after, before))
     place = pc.index_in(common["key"], before)
     same = pa.array([True] * len(common))
-    for name in ("size", "given", "noise_std"):
+    for name in _COMPARED:
         was, now = old[name].take(place), common[name]
         equal = pc.fill_null(pc.equal(was, now), False)
         same = pc.and_(same, pc.or_(equal, pc.and_(pc.is_null(was), pc.is_null(now))))
@@ -102,8 +105,8 @@ def _is_image(key: str) -> bool:
     return is_image_name(path.name) and not any(part.startswith(".") for part in path.parts)
 
 
-def _manifest_columns(config: ReconstructConfig, keys: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
-    """(parameters as JSON, noise_std) of each key, null where the manifest says nothing."""
+def _manifest_columns(config: ReconstructConfig, keys: pa.ChunkedArray) -> dict[str, pa.Array]:
+    """given (as JSON), noise_std and mask_size of each key, null where the manifest says nothing."""
     degradation = make_degradation(config.degradation.name, config.degradation.settings)
     observed = config.measurement == "observed"
     needed = degradation.parameter_names if observed and degradation.fixed_parameters() is None else ()
@@ -117,7 +120,7 @@ def _manifest_columns(config: ReconstructConfig, keys: pa.ChunkedArray) -> tuple
                 f"the degradation leaves {', '.join(needed)}{or_mask} open, and observed measurements need each "
                 "image's own: name a --manifest (CSV or Parquet) with a column key and these, or fix them in the recipe"
             )
-        return pa.nulls(len(keys), pa.string()), pa.nulls(len(keys), pa.float64())
+        return {name: pa.nulls(len(keys)) for name in ("given", "noise_std", "mask_size")}
     manifest = _read_manifest(config.manifest)
     masked = degradation.takes_mask and "mask" in manifest.column_names
     if masked:
@@ -132,17 +135,39 @@ def _manifest_columns(config: ReconstructConfig, keys: pa.ChunkedArray) -> tuple
         raise ConfigError(f"manifest {config.manifest} names a key more than once")
     _check_values(config.manifest, manifest, degradation)
     place = pc.index_in(keys, manifest["key"])
+    mask_size = pa.nulls(len(keys))
     given: list[str | None]
     if masked:
-        masks = manifest["mask"].cast(pa.string()).take(place).to_pylist()
-        given = [json.dumps({"mask": _beside(config.manifest, mask) if mask else None}) for mask in masks]
+        named = manifest["mask"].cast(pa.string()).take(place).to_pylist()
+        masks = [_beside(config.manifest, mask) if mask else None for mask in named]
+        given = [json.dumps({"mask": mask}) for mask in masks]
+        mask_size = _mask_sizes(masks)
         names = ["mask"]
     else:
         names = [name for name in degradation.parameter_names if name in manifest.column_names]
         rows = zip(*(manifest[name].take(place).to_pylist() for name in names), strict=True)
         given = [None if None in row else json.dumps(dict(zip(names, row, strict=True))) for row in rows]
     noise = manifest["noise_std"].take(place) if "noise_std" in manifest.column_names else pa.nulls(len(keys))
-    return pa.array(given if names else [None] * len(keys), pa.string()), noise.cast(pa.float64())
+    return {
+        "given": pa.array(given if names else [None] * len(keys), pa.string()),
+        "noise_std": noise,
+        "mask_size": mask_size,
+    }
+
+
+def _mask_sizes(masks: list[str | None]) -> pa.Array:
+    """Bytes of the masks that are named; null where none is, or none is there."""
+    folders: list[str] = []
+    for folder in sorted({os.path.dirname(mask) for mask in masks if mask}):
+        if not folders or not f"{folder}/".startswith(f"{folders[-1]}/"):  # a folder's listing has those below it
+            folders.append(folder)
+    sizes: dict[str, int] = {}
+    for folder in folders:
+        try:
+            sizes |= {storage.join(folder, entry.key): entry.size for entry in storage.list_files(folder)}
+        except OSError as error:
+            raise ConfigError(f"masks in {folder} cannot be listed: {error}") from error
+    return pa.array([sizes.get(mask) if mask else None for mask in masks], pa.int64())
 
 
 def _read_manifest(uri: str) -> pa.Table:

@@ -56,10 +56,10 @@ def read(output: str, units: Collection[str]) -> dict[str, Past]:
     return {unit: Past(count, frozenset(culprits.get(unit, ()))) for unit, count in deaths.items()}
 
 
-def forgive(output: str, under_way: Mapping[str, int]) -> None:
+def forgive(output: str, begun: Mapping[str, int]) -> None:
     """Take back the markers of attempts (unit: number) that end with a driver that stops in good order."""
     try:
-        for unit_id, number in under_way.items():
+        for unit_id, number in begun.items():
             storage.delete(_place(output, f"{unit_id}.{number}"))
     except OSError as error:
         log.warning("attempt markers stay behind: %s", storage.redact(str(error)))

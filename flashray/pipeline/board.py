@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Event
 from typing import Any
 
 import ray
@@ -23,13 +24,15 @@ from flashray.pipeline.attempts import Past
 ATTEMPTS = 3
 CULPRITS = 8  # images to blame after which the rest of their work is given up with them
 _PATIENCE = 30  # seconds; a lost board must not stop the work
+_CLOSED = Past(deaths=-1)  # the driver stops, and its workers with it
 Note = Callable[[int, str | None], None]
 
 
 class _Board:
     def __init__(self) -> None:
         self.begun: Counter[str] = Counter()
-        self.open: set[str] = set()  # begun by a worker of this run, and not known to have ended
+        self.latest: dict[str, int] = {}  # attempt (from 1) at whatever a worker of this run began
+        self.closed = False
         self.alone: dict[str, str] = {}
         self.culprits: dict[str, set[str]] = {}
         self.units: dict[str, int] = {}
@@ -41,10 +44,12 @@ class _Board:
 
     def begin(self, work: str) -> Past:
         """What became of this work before: its worker died whenever it was begun and never ended."""
+        if self.closed:
+            return _CLOSED
         if work in self.alone:
             self.culprits.setdefault(work, set()).add(self.alone.pop(work))
         self.begun[work] += 1
-        self.open.add(work)
+        self.latest[work] = self.begun[work]
         return Past(self.begun[work] - 1, frozenset(self.culprits.get(work, ())))
 
     def turn(self, work: str, image: str) -> None:
@@ -53,10 +58,10 @@ class _Board:
     def end(self, work: str) -> None:
         self.begun.pop(work, None)
         self.alone.pop(work, None)
-        self.open.discard(work)
 
-    def under_way(self) -> dict[str, int]:
-        return {work: self.begun[work] for work in self.open}
+    def close(self) -> dict[str, int]:
+        self.closed = True
+        return self.latest
 
     def report(self, unit_id: str, nfe: int) -> None:
         self.units[unit_id] = nfe
@@ -121,7 +126,10 @@ def unnoted(number: int, image: str | None) -> None:
 @contextmanager
 def watched(board: Any, work: str, note: Note = unnoted) -> Iterator[Watch]:
     """Note the beginning and the end of a piece of work that may kill its worker."""
-    watch = Watch(board, work, _ask(board.begin, work) or Past(), note)
+    past = _ask(board.begin, work) or Past()
+    if past == _CLOSED:
+        Event().wait()  # for the end that the driver brings
+    watch = Watch(board, work, past, note)
     note(watch.past.deaths + 1, None)
     try:
         yield watch
@@ -145,9 +153,12 @@ def recall(board: Any, past: Mapping[str, Past]) -> None:
     _ask(board.recall, past)
 
 
-def under_way(board: Any) -> dict[str, int]:
-    """The work that workers are at, and at which attempt (from 1); nothing when the board cannot be reached."""
-    return _ask(board.under_way) or {}
+def close(board: Any) -> dict[str, int]:
+    """Let no worker begin anything more; what they began so far, ended or not, and at which attempt (from 1).
+
+    Nothing when the board cannot be reached.
+    """
+    return _ask(board.close) or {}
 
 
 def nfe_under_way(board: Any, nfe_of: Mapping[str, int]) -> int:

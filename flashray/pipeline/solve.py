@@ -20,7 +20,7 @@ from flashray.images import to_uint8
 from flashray.metrics import MetricUnavailable, load_lpips, score
 from flashray.pipeline import attempts
 from flashray.pipeline.bench import Bench
-from flashray.pipeline.board import reason, recall, under_way, unnoted, watched
+from flashray.pipeline.board import close, reason, recall, unnoted, watched
 from flashray.pipeline.cluster import IO_CPUS, Pools, blocks, waves
 from flashray.pipeline.commit import COMMIT
 from flashray.pipeline.load import load
@@ -199,12 +199,16 @@ def solve_units(plan: pa.Table, work: Work, pools: Pools, board: Any) -> Iterato
     output, units = work.config.output, index(plan)
     past = attempts.read(output, set(units["unit_id"].to_pylist()))
     recall(board, {_WORK + unit_id: one for unit_id, one in past.items()})
+    committed: set[str] = set()
     try:
         for wave in waves(units):
-            yield from _solve_wave(rows_of(plan, wave, work), work, pools, board)
-    except BaseException:  # units under way end with this driver, by no fault of theirs
-        begun = under_way(board)
-        attempts.forgive(output, {work.removeprefix(_WORK): n for work, n in begun.items() if work.startswith(_WORK)})
+            for unit in _solve_wave(rows_of(plan, wave, work), work, pools, board):
+                committed.add(unit["unit_id"])
+                yield unit
+    except BaseException:
+        # what is under way, or solved and not yet committed, ends with this driver by no fault of its own
+        begun = {name.removeprefix(_WORK): number for name, number in close(board).items() if name.startswith(_WORK)}
+        attempts.forgive(output, {unit: number for unit, number in begun.items() if unit not in committed})
         raise
 
 

@@ -67,6 +67,8 @@ class Job:
         settings: beyond those of all jobs.
         log: what the points were called for, in all processes.
         codes, said: exit code and standard error of each start.
+        seconds: of all starts together.
+        patience: seconds that a start may take.
     """
 
     models: TinyModels
@@ -78,6 +80,7 @@ class Job:
     codes: list[int] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    patience: float = 400
 
     @property
     def arguments(self) -> list[str]:
@@ -116,7 +119,7 @@ class Job:
         try:
             if while_running is not None:
                 while_running()
-            driver.wait(timeout=400)
+            driver.wait(timeout=self.patience)
         finally:
             driver.kill()
             driver.wait()

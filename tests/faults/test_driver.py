@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 from pathlib import Path
@@ -97,11 +98,14 @@ def test_two_drivers_at_once(job: Job, undisturbed: Job, tell: Told, moment: str
     second: list[tuple[int, str]] = []
 
     def intrude() -> None:
+        driver = int((job.folder / "driver.pid").read_text())
         if moment == "midway":
             job.wait_for(lambda: bool(job.reached("commit")))
+            os.kill(driver, signal.SIGSTOP)  # it would be done before the other one has started
         other = subprocess.Popen(job.command, env=job.environment_of_driver, stderr=subprocess.PIPE, text=True)
         _, said = other.communicate(timeout=300)
         second.append((other.returncode, said))
+        os.kill(driver, signal.SIGCONT)
 
     first = job.run(while_running=intrude)
     ends = [(first, job.said[-1]), *second]

@@ -132,6 +132,23 @@ def test_differences_are_named(folder: Path) -> None:
     assert listing_hash(before) != listing_hash(after)
 
 
+def test_a_mask_of_another_size_is_a_difference(folder: Path, tmp_path: Path) -> None:
+    manifest, masks = tmp_path / "manifest.csv", tmp_path / "masks"
+    manifest.write_text(
+        "key,mask\na.png,masks/a.png\nb.png,masks/more/b.png\na b.JPG,\nsub dir/ключ é.webp,masks/c.png\n"
+    )
+    (masks / "more").mkdir(parents=True)
+    (masks / "a.png").write_bytes(b"mask")
+    listings = []
+    for mask in (b"mask", b"another mask"):
+        (masks / "more" / "b.png").write_bytes(mask)
+        asked = config(folder, manifest=str(manifest), degradation=DegradationConfig("random_inpainting"))
+        listings.append(list_archive(asked))
+    assert listings[0]["mask_size"].to_pylist() == [None, 4, 4, None]
+    assert differences(*listings)["changed"] == ["b.png"]
+    assert listing_hash(listings[0]) != listing_hash(listings[1])
+
+
 def test_a_changed_manifest_is_a_difference(folder: Path, tmp_path: Path) -> None:
     manifest = tmp_path / "manifest.csv"
     listings = []

@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from flashray.pipeline.attempts import Past
-from flashray.pipeline.board import ATTEMPTS, nfe_under_way, reason, recall, start_board, under_way, watched
+from flashray.pipeline.board import ATTEMPTS, close, nfe_under_way, reason, recall, start_board, watched
 
 
 def crash() -> None:
@@ -70,17 +70,26 @@ def test_what_earlier_drivers_know_counts(ray_cluster: None) -> None:
     errors = ray.get(working(board, ["a", "poison"], crash), timeout=120)
     assert errors["a"] is None
     assert errors["poison"] is not None
-    assert under_way(board) == {}
 
 
 def test_work_that_ends_may_be_done_again(ray_cluster: None) -> None:
     board = start_board()
     for _ in range(3 * ATTEMPTS):
         with watched(board, "good work") as watch:
-            assert under_way(board) == {"good work": 1}
             assert [places for places, _ in watch.parts(["a", "b"])] == [[0, 1]]
         with pytest.raises(ValueError, match="mine"), watched(board, "work that raises"):
             raise ValueError("mine")
+
+
+def test_a_closed_board_knows_what_was_begun_and_lets_nothing_more_begin(ray_cluster: None) -> None:
+    board = start_board()
+    with watched(board, "done"):
+        pass
+    with watched(board, "under way"):
+        assert close(board) == {"done": 1, "under way": 1}
+    late = working(board, ["a"], crash)
+    assert ray.wait([late], timeout=3)[0] == []
+    ray.cancel(late, force=True)
 
 
 def test_progress_inside_units(ray_cluster: None) -> None:
