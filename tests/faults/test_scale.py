@@ -86,6 +86,11 @@ def children(process: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
+def state(process: int) -> str:
+    """A letter; Z once it has ended."""
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 def timed(call: Callable[[], Any]) -> float:
     began = time.perf_counter()
     call()
@@ -116,9 +121,11 @@ def test_thousands_of_images_on_s3(tiny_models: TinyModels, photo: torch.Tensor,
         job.patience = 5000
 
         def kill_halfway() -> None:
+            driver = int((job.folder / "driver.pid").read_text())
             while len(job.reached("commit")) < count // 2:
+                assert state(driver) != "Z", (job.folder / "stderr").read_text()
                 time.sleep(1)
-            os.kill(int((job.folder / "driver.pid").read_text()), signal.SIGKILL)
+            os.kill(driver, signal.SIGKILL)
 
         with Peaks.of(job) as first:
             assert job.run("--plan_only") == 0, job.said
