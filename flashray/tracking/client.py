@@ -9,6 +9,7 @@ from typing import Any
 
 from flashray import storage
 from flashray.errors import ConfigError
+from flashray.places import in_submitted_job
 
 TIMEOUT = 10  # seconds without a byte from the server after which a call has failed; MLFLOW_HTTP_REQUEST_TIMEOUT
 
@@ -20,6 +21,11 @@ def default_uri(output: str) -> str:
     """
     folder = Path(storage.normalise(output)).parent if storage.is_local(output) else Path.cwd()
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.absolute() / 'mlflow.db'}"
+
+
+def lost_with_the_job(uri: str) -> bool:
+    """Whether a database lies in the temporary working folder of a submitted job."""
+    return in_submitted_job() and uri.startswith(f"sqlite:///{Path.cwd().absolute()}/")
 
 
 def uri_again(shown: str, given: str | None = None) -> str:

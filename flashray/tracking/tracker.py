@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Concatenate, ParamSpec
 
+from flashray import storage
 from flashray.config import TrackingConfig
-from flashray.tracking.client import brief, default_uri, load_mlflow
+from flashray.tracking.client import brief, default_uri, load_mlflow, lost_with_the_job
 from flashray.tracking.sender import Sender
 from flashray.tracking.spool import Spool
 
@@ -160,7 +161,15 @@ class Tracker:
     def _open(self) -> None:
         """Read the spool and begin to send."""
         self._spool = Spool(self._output)
-        self._sender = Sender(self._config.tracking_uri or default_uri(self._output), self._spool)
+        uri = self._config.tracking_uri or default_uri(self._output)
+        if lost_with_the_job(uri):
+            log.warning(
+                "MLflow's database %s is in the temporary folder of this submitted job, and ends with it: name a "
+                "server by --mlflow.tracking_uri or MLFLOW_TRACKING_URI. What it is told stays in %s, and "
+                "jobs/replay_tracking.py brings it to a server later",
+                *(uri, storage.join(self._output, "tracking")),
+            )
+        self._sender = Sender(uri, self._spool)
         load_mlflow()
         threading.Thread(target=self._send, args=(self._sender,), name="tracking", daemon=True).start()
 

@@ -13,7 +13,7 @@ import pytest
 from flashray.config import TrackingConfig
 from flashray.errors import ConfigError, FlashrayError
 from flashray.tracking import Tracker, default_uri
-from flashray.tracking.client import uri_again
+from flashray.tracking.client import lost_with_the_job, uri_again
 from flashray.tracking.replay import replay
 
 START: dict[str, Any] = {
@@ -310,3 +310,21 @@ def test_a_password_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
         uri_again(shown)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", whole)
     assert uri_again(shown) == whole
+
+
+def test_a_database_that_ends_with_a_submitted_job_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As with an output in an object store: beside that there can be no database."""
+    monkeypatch.chdir(tmp_path)
+    place = default_uri("memory://bucket/run")
+    assert not lost_with_the_job(place)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert lost_with_the_job(place)
+    assert not lost_with_the_job("http://mlflow:5000")
+    assert not lost_with_the_job(default_uri("/runs/one"))
+    one = Tracker(TrackingConfig(patience=0), "memory://bucket/run")
+    one.start(**START)
+    one.settle()
+    assert "ends with it: name a server" in caplog.text
+    assert "What it is told stays in memory://bucket/run/tracking" in caplog.text
