@@ -28,8 +28,10 @@ def two_nodes(job: Job) -> Iterator[tuple[Cluster, list[subprocess.Popen[bytes]]
     job.folder.mkdir(parents=True)
     noting = {"PYTHONPATH": os.pathsep.join([str(HOOK), str(ROOT)]), "FLASHRAY_FAULT": str(job.folder)}
     with cluster() as both:
-        nodes = [both.add(cpus=2, environment=noting) for _ in range(2)]
-        both.wait_for_nodes(3)
+        nodes = []
+        for _ in range(2):  # one after the other: two that start at once on a machine take each other's ports
+            nodes.append(both.add(cpus=2, environment=noting))
+            both.wait_for_nodes(1 + len(nodes))
         job.environment = {"RAY_ADDRESS": both.address, "RAY_AUTH_MODE": "disabled"}
         yield both, nodes
 
