@@ -41,20 +41,19 @@ class Peaks:
 
     Attributes:
         driver: resident memory of the driver's process.
-        store: shared memory that its raylet has touched.
+        store: shared memory in use on this machine, beyond what was before.
     """
 
     driver: int = 0
     store: int = 0
+    before: int = field(default_factory=lambda: shared_memory())
     over: threading.Event = field(default_factory=threading.Event)
 
     def watch(self, job: Job) -> None:
         while not self.over.wait(0.5):
             driver = int((job.folder / "driver.pid").read_text())
             self.driver = max(self.driver, status(driver, "VmHWM"))
-            for child in children(driver):
-                if Path(f"/proc/{child}/comm").read_text().strip() == "raylet":
-                    self.store = max(self.store, status(child, "RssShmem"))
+            self.store = max(self.store, shared_memory() - self.before)
 
     @classmethod
     @contextmanager
@@ -82,8 +81,10 @@ def status(process: int, name: str) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)
 
 
-def children(process: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+def shared_memory() -> int:
+    """Bytes in use of the file system that object stores are on."""
+    disk = os.statvfs("/dev/shm")
+    return (disk.f_blocks - disk.f_bfree) * disk.f_frsize
 
 
 def state(process: int) -> str:
