@@ -24,7 +24,7 @@ HOST = "127.0.0.1"
 
 @dataclass
 class Cluster:
-    """A head without tasks, and the nodes that were added.
+    """A head, and the nodes that were added.
 
     Attributes:
         address: of the head, for RAY_ADDRESS.
@@ -80,14 +80,18 @@ def kill(node: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def cluster() -> Iterator[Cluster]:
-    """A head that takes jobs but no tasks."""
+def cluster(cpus: int = 0) -> Iterator[Cluster]:
+    """A head that takes jobs, and with CPUs tasks too.
+
+    Jobs want a head with CPUs and no other node: nodes of one machine share a folder, and each that unpacks a job's
+    working folder there takes away the one that the job is in.
+    """
     port, dashboard, agent = free_ports(3)
     with tempfile.TemporaryDirectory(prefix="fr", ignore_cleanup_errors=True) as folder:  # sockets want a short path
         one = Cluster(Path(folder), f"{HOST}:{port}", f"http://{HOST}:{dashboard}")
         try:
             one._start(
-                *("--head", f"--port={port}", "--num-cpus=0", f"--temp-dir={folder}/ray"),
+                *("--head", f"--port={port}", f"--num-cpus={cpus}", f"--temp-dir={folder}/ray"),
                 *(f"--dashboard-host={HOST}", f"--dashboard-port={dashboard}"),
                 f"--dashboard-agent-listen-port={agent}",
                 # a killed node is noticed within seconds instead of half a minute

@@ -27,8 +27,7 @@ ALONE = {"unit_images": 1, "slots": 1}
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Cluster]:
-    with cluster() as one:
-        one.add(cpus=3)
+    with cluster(cpus=3) as one:
         yield one
 
 
