@@ -37,6 +37,7 @@ from flashray.pipeline.work import Work
 from flashray.tracking import Tracker
 
 log = logging.getLogger(__name__)
+_STOPPED = "the run stopped: {}. What is committed stays, and the same command goes on from there"
 _NAMED = 5  # failed images in the last message
 _KEPT = ("contact_sheet.png", "summary.json")  # what tracking keeps of the run directory
 
@@ -85,7 +86,7 @@ def reconstruct(config: ReconstructConfig) -> int:
         print("nothing to do: every unit is committed")
         run.catch_up()
         return run.verdict(state)
-    with held(config.output), run.tracked() as tracker:
+    with _what_to_do_next(), held(config.output), run.tracked() as tracker:
         models.share()
         if not config.plan_only:
             run.reopen()
@@ -107,6 +108,15 @@ def reconstruct(config: ReconstructConfig) -> int:
                 state = State.read(config.output)
         run.finish(state, tracker)
     return run.verdict(state)
+
+
+@contextmanager
+def _what_to_do_next() -> Iterator[None]:
+    """Say it with an error of the store that the driver itself runs into."""
+    try:
+        yield
+    except OSError as error:
+        raise FlashrayError(_STOPPED.format(error)) from error
 
 
 class Run:
@@ -188,9 +198,7 @@ class Run:
             # the frames of the error hold the actor pools, and those their CPUs, for as long as anybody holds the error
             error.__cause__ = error.__context__ = error.__traceback__ = None
             gc.collect()
-            raise FlashrayError(
-                f"the run stopped: {cause_of(error)}. What is committed stays, and the same command goes on from there"
-            ) from error
+            raise FlashrayError(_STOPPED.format(cause_of(error))) from error
         finally:
             if own:
                 ray.shutdown()

@@ -72,10 +72,19 @@ def connect(uri: str) -> Any:
 
 def experiment_id(client: Any, name: str, uri: str) -> str:
     """The experiment of this name, made where there is none."""
+    from mlflow.exceptions import MlflowException
+
     experiment = client.get_experiment_by_name(name)
     if experiment is not None:
         return str(experiment.experiment_id)
-    return str(client.create_experiment(name, artifact_location=_artifacts(uri)))
+    try:
+        return str(client.create_experiment(name, artifact_location=_artifacts(uri)))
+    except MlflowException as error:
+        # made in between: by another run, or by an earlier call of ours that a slow server has come to only now
+        experiment = client.get_experiment_by_name(name)
+        if error.error_code != "RESOURCE_ALREADY_EXISTS" or experiment is None:
+            raise
+        return str(experiment.experiment_id)
 
 
 def page(uri: str) -> str:

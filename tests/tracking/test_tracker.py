@@ -13,7 +13,7 @@ import pytest
 from flashray.config import TrackingConfig
 from flashray.errors import ConfigError, FlashrayError
 from flashray.tracking import Tracker, default_uri
-from flashray.tracking.client import lost_with_the_job, uri_again
+from flashray.tracking.client import experiment_id, lost_with_the_job, uri_again
 from flashray.tracking.replay import replay
 
 START: dict[str, Any] = {
@@ -328,3 +328,24 @@ def test_a_database_that_ends_with_a_submitted_job_is_named(
     one.settle()
     assert "ends with it: name a server" in caplog.text
     assert "What it is told stays in memory://bucket/run/tracking" in caplog.text
+
+
+def test_an_experiment_that_another_makes_in_between(output: str) -> None:
+    """Two runs that begin at once, or a call that a slow server comes to after it was given up."""
+
+    class Late:
+        """A client whose first look comes before the other's experiment."""
+
+        def __init__(self, client: Any) -> None:
+            self.client, self.looks = client, 0
+
+        def get_experiment_by_name(self, name: str) -> Any:
+            self.looks += 1
+            return None if self.looks == 1 else self.client.get_experiment_by_name(name)
+
+        def create_experiment(self, name: str, artifact_location: str | None) -> str:
+            return self.client.create_experiment(name, artifact_location=artifact_location)
+
+    other = client(output)
+    there = other.create_experiment("made in between")
+    assert experiment_id(Late(other), "made in between", default_uri(output)) == there
