@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -142,7 +142,7 @@ def test_a_full_disk_of_the_server(
     with small_disk(tmp_path / "disk", "300m") as disk, Weed.serving(disk) as server, clients_of(server):
         job = job_on(server, tiny_models, photos, tmp_path)
         job.environment = {**server.environment, "FLASHRAY_S3_ATTEMPTS": "3"}
-        stopped_by_a_full_disk(job, disk, words="PutObject")
+        stopped_by_a_full_disk(job, disk, words="PutObject", freed=lambda: wait_for_space(server))
         whole(job, undisturbed)
         tell("disk of the S3 server full", "write, then commit", job)
 
@@ -155,12 +155,26 @@ def test_a_full_disk_of_this_machine(job: Job, photos: Path, tmp_path: Path, und
         tell("local disk full", "write, then commit", job)
 
 
-def stopped_by_a_full_disk(job: Job, disk: Path, words: str) -> None:
+def wait_for_space(server: Weed, seconds: float = 120.0) -> None:
+    """Until the server writes again: it looks at its disk from time to time only."""
+    bucket, end = server.bucket.removeprefix("s3://"), time.monotonic() + seconds
+    while True:
+        try:
+            server.client().put_object(Bucket=bucket, Key="space", Body=bytes(4 << 20))
+            break
+        except Exception:
+            assert time.monotonic() < end, "the server does not see that its disk has space again"
+            time.sleep(1)
+    server.client().delete_object(Bucket=bucket, Key="space")
+
+
+def stopped_by_a_full_disk(job: Job, disk: Path, words: str, freed: Callable[[], None] = lambda: None) -> None:
     """Exit code 1 with the reason, at a put and at a commit; then there is space again, and the job ends well."""
     for point, call in (WRITE, COMMIT):
         assert job.run(faults=[Fault(point, victim="disk", call=call, disk=str(disk))]) == 1, job.said
         assert words in job.said[-1]
         assert "the same command goes on from there" in job.said[-1]
         (disk / "balloon").unlink()
+        freed()
         assert job.verified().sound
     assert job.run() == 0, job.said
