@@ -75,7 +75,8 @@ def test_no_solver_lets_images_meet(prior: LatentPrior, channels: int, name: str
     jobs = jobs_of((24, 12, 1, 0, 31), channels=channels)
     alone = run(prior, jobs, slots=1, solver=solver)
     assert all(one.error is None for one in alone.values())
-    assert largest_difference(alone, run(prior, jobs[::-1], slots=3, solver=solver)) < 1e-10
+    # a rounding of another batch size grows along the chain: up to 2e-9 was seen; a mix-up of images shows in 1e-1
+    assert largest_difference(alone, run(prior, jobs[::-1], slots=3, solver=solver)) < 1e-7
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])

@@ -142,7 +142,7 @@ def test_a_full_disk_of_the_server(
     with small_disk(tmp_path / "disk", "300m") as disk, Weed.serving(disk) as server, clients_of(server):
         job = job_on(server, tiny_models, photos, tmp_path)
         job.environment = {**server.environment, "FLASHRAY_S3_ATTEMPTS": "3"}
-        stopped_by_a_full_disk(job, disk, words="PutObject", freed=lambda: wait_for_space(server))
+        stopped_by_a_full_disk(job, disk, words="PutObject", freed=lambda: wait_for_space(server), sure=False)
         whole(job, undisturbed)
         tell("disk of the S3 server full", "write, then commit", job)
 
@@ -168,12 +168,21 @@ def wait_for_space(server: Weed, seconds: float = 120.0) -> None:
     server.client().delete_object(Bucket=bucket, Key="space")
 
 
-def stopped_by_a_full_disk(job: Job, disk: Path, words: str, freed: Callable[[], None] = lambda: None) -> None:
-    """Exit code 1 with the reason, at a put and at a commit; then there is space again, and the job ends well."""
+def stopped_by_a_full_disk(
+    job: Job, disk: Path, words: str, freed: Callable[[], None] = lambda: None, sure: bool = True
+) -> None:
+    """Exit code 1 with the reason, at a put and at a commit; then there is space again, and the job ends well.
+
+    Args:
+        sure: that nothing as small as a commit fits any more; a server may still have space of its own for it, and
+            what it says it keeps it has to keep.
+    """
     for point, call in (WRITE, COMMIT):
-        assert job.run(faults=[Fault(point, victim="disk", call=call, disk=str(disk))]) == 1, job.said
-        assert words in job.said[-1]
-        assert "the same command goes on from there" in job.said[-1]
+        code = job.run(faults=[Fault(point, victim="disk", call=call, disk=str(disk))])
+        assert code == 1 or (code == 0 and point == "commit" and not sure), job.said
+        if code:
+            assert words in job.said[-1]
+            assert "the same command goes on from there" in job.said[-1]
         (disk / "balloon").unlink()
         freed()
         assert job.verified().sound
