@@ -111,18 +111,17 @@ def solve(
     flights: list[Flight] = []
     boarding = True
     while queue or waiting or flights:
-        while (queue or waiting) and len(flights) < slots:
+        final: list[Flight] = []  # nothing to solve: the start latent is what is decoded
+        while (queue or waiting) and len(flights) + len(final) < slots:
             boarding = True
             if waiting:
                 flights.append(waiting.popleft())
                 continue
             job = queue.popleft()
             flight = Flight(job, job.z_start.to(prior.device), job.start_step - 1)
-            if job.start_step == 0:  # nothing to solve: the start latent is final
-                yield from _land(prior, [flight])
-            else:
-                flights.append(flight)
-        if not flights:
+            (flights if job.start_step else final).append(flight)
+        if final:
+            yield from _land(prior, final)
             continue
         started = time.perf_counter()
         try:

@@ -118,10 +118,11 @@ def measure_photos(
         operator = degradation.bind(here, size)
         shown.append(operator.picture(y[-1]))
         if encoder is not None:
-            z, sigma = encoder(operator.pseudo_image(y[-1]))
-            z_hat.append(z)
-            sigma_hat.append(sigma)
-            sigma_true.append(error_std(z, prior.encode(x[rows])))
+            with prior.autocast():
+                z, sigma = encoder(operator.pseudo_image(y[-1]))
+            z_hat.append(z.float())
+            sigma_hat.append(sigma.float())
+            sigma_true.append(error_std(z_hat[-1], prior.encode(x[rows])))
     seen = [torch.cat(parts) if parts else None for parts in (z_hat, sigma_hat, sigma_true)]
     return Measurements(
         list(keys), seeds, x, torch.cat(y), torch.cat(shown), parameters, noise_std_N, degradation, *seen

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from flashray.benchmark.speed import precision, seconds_of
 from flashray.errors import ConfigError
@@ -33,14 +34,15 @@ def channels_last(prior: LatentPrior) -> Iterator[None]:
 
 @contextmanager
 def checkpointing(prior: LatentPrior) -> Iterator[None]:
-    """The autoencoder's activations are computed again for the gradient: less memory, more time."""
-    prior.autoencoder.train()  # diffusers checkpoints only what is in training; there is nothing else that differs
-    prior.autoencoder.enable_gradient_checkpointing()
+    """The decoder's activations are computed again, a block at a time, for the gradient: less memory, more time."""
+    blocks = prior.autoencoder.decoder.up_blocks  # not every autoencoder of diffusers' can do it by itself
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     try:
         yield
     finally:
-        prior.autoencoder.disable_gradient_checkpointing()
-        prior.autoencoder.eval()
+        for block in blocks:
+            del block.forward
 
 
 @contextmanager

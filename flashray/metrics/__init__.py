@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from torch import Tensor
 
 from flashray.metrics.bootstrap import mean_interval, paired_interval
@@ -27,13 +29,13 @@ __all__ = [
 ]
 
 
-def score(x_BCHW: Tensor, ref_BCHW: Tensor, lpips: LPIPS | None = None) -> dict[str, Tensor]:
-    """Every metric of a batch of images against their references.
+def score(
+    x_BCHW: Tensor, ref_BCHW: Tensor, lpips: LPIPS | None = None, metrics: Collection[str] | None = None
+) -> dict[str, Tensor]:
+    """The metrics that are asked for, all by default, of a batch of images against their references.
 
     Both are [B, 3, H, W] in [-1, 1]; values outside are clamped, as writing the image would do.
     Returns `{"psnr": [B], "ssim": [B], "lpips": [B]}`; without a network there is no `lpips`.
     """
-    scores = {"psnr": psnr(x_BCHW, ref_BCHW), "ssim": ssim(x_BCHW, ref_BCHW)}
-    if lpips is not None:
-        scores["lpips"] = lpips.score(x_BCHW, ref_BCHW)
-    return scores
+    known = {"psnr": psnr, "ssim": ssim} | ({} if lpips is None else {"lpips": lpips.score})
+    return {name: measure(x_BCHW, ref_BCHW) for name, measure in known.items() if metrics is None or name in metrics}

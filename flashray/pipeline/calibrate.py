@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import statistics
 import time
 from collections.abc import Iterator, Mapping
 from itertools import islice
@@ -21,8 +22,8 @@ from flashray.pipeline.units import Integers, index
 from flashray.pipeline.work import Work
 from flashray.schedule import NoiseSchedule
 
-SECONDS = 1.0  # of flights for each number of filled slots; a flight under way is ended
-_FLIGHTS = (2, 16)  # at least and at most
+SECONDS = 2.0  # of flights for each number of filled slots; a flight under way is ended
+_FLIGHTS = (3, 16)  # at least and at most
 log = logging.getLogger(__name__)
 
 
@@ -110,19 +111,24 @@ class Calibrator:
         }
 
     def step_seconds(self, loaded: dict[str, Any], count: int, visits: Integers, landing: float) -> float:
-        """The mean of a batched step with `count` slots filled, over parts of the chain that the plan visits."""
+        """A batched step's time with `count` slots filled: the median of flights over the parts that the plan visits.
+
+        The median, since the machine has just ended one pool and started another, and a flight that this disturbs says
+        nothing about the others.
+        """
         turn = getattr(self.solver.solver, "every", 1)  # steps after which a rule begins again; flown as a whole
-        length = min(turn, len(visits))
-        spent, flown = 0.0, 0
+        length = min(2 * turn, len(visits))
+        spent, flown, means = 0.0, 0, []
         for flights, place in enumerate(evenly(_FLIGHTS[1])):
             schedule, steps = part(self.schedule, visits, place, length)
             seconds = max(self.fly(loaded, count, schedule, steps)[0] - count * landing, 0.0)
             spent, flown = spent + seconds, flown + steps
+            means.append(seconds / steps)
             if spent > SECONDS and flights + 1 >= _FLIGHTS[0]:
                 break
             # whatever a flight costs beside its steps is not to be paid often
             length = min(turn * max(1, int(SECONDS / 2 * flown / max(spent, 1e-9) / turn)), len(visits))
-        return spent / flown
+        return statistics.median(means)
 
     def fly(self, loaded: dict[str, Any], count: int, schedule: NoiseSchedule, steps: int) -> tuple[float, float]:
         """(the engine's seconds, the other seconds) of `count` images that take `steps` steps to the schedule's end."""

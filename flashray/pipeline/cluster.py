@@ -30,6 +30,7 @@ SPARE_CPUS = 2
 IO_CPUS = 0.5  # of a load or write task; unlike any actor's, so that Ray Data does not fuse reading into the solver
 WAVE = 10_000  # tasks of a stage in one Ray Data program; beyond some 20,000 its bookkeeping weighs
 _OBJECT_STORE = 2 * 1024**3  # bytes, or less where the machine is small
+_THREADS_PER_IO = 4  # threads of CPU solvers that one load or write task serves with ease
 _GPU_THREADS = 4  # CPU threads of an actor that has a GPU
 _SEVERITIES = 2  # severity actors a GPU: one's images are unpacked while the other computes
 _USED = 0.75  # share of the cores that actors of one size have to use, where nodes differ
@@ -72,6 +73,16 @@ class Pools:
         if self.device != "cuda":
             return {"num_cpus": self.cpus, "num_gpus": None}
         return {"num_cpus": self.cpus / _SEVERITIES, "num_gpus": 1 / _SEVERITIES}
+
+    @property
+    def io(self) -> dict[str, Any]:
+        """What load and write tasks ask of Ray.
+
+        Beside solvers on CPUs few are enough, and more would do harm: each new worker imports torch on the solvers'
+        cores, and units that came through workers already warm would overtake the dearest ones.
+        """
+        most = max(1, self.threads * self.solver_actors // _THREADS_PER_IO) if self.device == "cpu" else None
+        return {"num_cpus": IO_CPUS, "compute": ray.data.TaskPoolStrategy(size=most)}
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from flashray.config import ReconstructConfig
 from flashray.errors import ImageError
 from flashray.pipeline.bench import Bench, start_of
 from flashray.pipeline.board import reason, watched
-from flashray.pipeline.cluster import IO_CPUS, Pools, blocks, waves
+from flashray.pipeline.cluster import Pools, blocks, waves
 from flashray.pipeline.load import load
 from flashray.pipeline.measurement import Photo
 from flashray.pipeline.progress import Progress
@@ -166,7 +166,7 @@ def _look_at(todo: pa.Table, work: Work, pools: Pools, board: Any) -> Iterator[p
     actors = min(pools.severity_actors, len(todo))
     dataset = (
         ray.data.from_arrow(blocks(todo))
-        .map_batches(load, batch_size=1, batch_format="pyarrow", num_cpus=IO_CPUS, fn_kwargs=arguments)
+        .map_batches(load, batch_size=1, batch_format="pyarrow", **pools.io, fn_kwargs=arguments)
         .map_batches(
             Severity,
             batch_size=1,

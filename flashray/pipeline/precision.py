@@ -24,9 +24,10 @@ def choose_precision(pools: Pools) -> Precision:
 
 
 def native(device: str) -> Precision:
-    """bf16 on GPUs since Ampere and on CPUs with AMX: others emulate it, or gain nothing."""
+    """bf16 on GPUs since Ampere and on CPUs with AMX or AVX512-BF16: others emulate it, or gain nothing."""
     if device == "cuda":
         pays = torch.cuda.get_device_capability() >= (8, 0)
     else:
-        pays = bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+        can = torch.cpu.get_capabilities()
+        pays = bool(can.get("amx_bf16") or can.get("avx512_bf16"))
     return "bf16" if pays else "float32"

@@ -21,7 +21,7 @@ from flashray.metrics import MetricUnavailable, load_lpips, score
 from flashray.pipeline import attempts
 from flashray.pipeline.bench import Bench
 from flashray.pipeline.board import close, reason, recall, unnoted, watched
-from flashray.pipeline.cluster import IO_CPUS, Pools, blocks, waves
+from flashray.pipeline.cluster import Pools, blocks, waves
 from flashray.pipeline.commit import COMMIT
 from flashray.pipeline.load import load
 from flashray.pipeline.measurement import unpack_pixels
@@ -160,7 +160,7 @@ class Solver:
     @torch.no_grad()
     def _score(self, batch: Sequence[Prepared], images: dict[int, Tensor]) -> None:
         """Metrics of reconstructions, measurements and decoded estimates against the references, into the rows."""
-        prior, device = self.bench.prior, self.bench.device
+        prior, device, metrics = self.bench.prior, self.bench.device, self.bench.work.config.metrics
         reference = torch.stack([one.reference for one in batch if one.reference is not None]).to(device)
         candidates = {
             "": torch.stack([images[one.place] for one in batch]),
@@ -169,16 +169,15 @@ class Solver:
         estimates = [one.z_hat for one in batch if one.z_hat is not None]
         if estimates:
             z_hat = torch.stack(estimates)
-            candidates["estimate_"] = prior.decode(z_hat)
-            sigma_true = error_std(z_hat, prior.encode(reference)).tolist()
-            for one, sigma in zip(batch, sigma_true, strict=True):
-                if one.row["sigma_true"] is None:
+            if metrics:
+                candidates["estimate_"] = prior.decode(z_hat)
+            if any(one.row["sigma_true"] is None for one in batch):  # the plan of observed images does not know it
+                for one, sigma in zip(batch, error_std(z_hat, prior.encode(reference)).tolist(), strict=True):
                     one.row["sigma_true"] = sigma
         for prefix, candidate in candidates.items():
-            for metric, values in score(candidate.to(device), reference, self.lpips).items():
+            for metric, values in score(candidate.to(device), reference, self.lpips, metrics).items():
                 for one, value in zip(batch, values.tolist(), strict=True):
-                    if metric in self.bench.work.config.metrics:
-                        one.row[prefix + metric] = value
+                    one.row[prefix + metric] = value
 
     def _reporter(self, unit_id: str) -> Callable[[int], None]:
         """An engine callback that tells the board now and then how many NFE the unit has behind it."""
@@ -224,7 +223,7 @@ def _solve_wave(units: pa.Table, work: Work, pools: Pools, board: Any) -> Iterat
     arguments = {"work": work, "board": board}
     dataset = (
         ray.data.from_arrow(blocks(units))
-        .map_batches(load, batch_size=1, batch_format="pyarrow", num_cpus=IO_CPUS, fn_kwargs=arguments)
+        .map_batches(load, batch_size=1, batch_format="pyarrow", **pools.io, fn_kwargs=arguments)
         .map_batches(
             Solver,
             batch_size=1,
@@ -235,7 +234,7 @@ def _solve_wave(units: pa.Table, work: Work, pools: Pools, board: Any) -> Iterat
                 size=min(pools.solver_actors, len(units)), max_tasks_in_flight_per_actor=2
             ),
         )
-        .map_batches(write, batch_size=1, batch_format="pyarrow", num_cpus=IO_CPUS, fn_kwargs={"work": work})
+        .map_batches(write, batch_size=1, batch_format="pyarrow", **pools.io, fn_kwargs={"work": work})
     )
     for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         yield from table.to_pylist()

@@ -9,10 +9,11 @@ from flashray.pipeline.run import Run
 
 
 @pytest.mark.parametrize(
-    ("amx", "expected"), [({"amx_bf16": True}, "bf16"), ({"amx_bf16": False}, "float32"), ({}, "float32")]
+    ("can", "expected"),
+    [({"amx_bf16": True}, "bf16"), ({"avx512_bf16": True}, "bf16"), ({"avx512_f": True}, "float32"), ({}, "float32")],
 )
-def test_a_cpu_that_multiplies_bfloat16_uses_it(amx: dict[str, bool], expected: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: amx)
+def test_a_cpu_that_multiplies_bfloat16_uses_it(can: dict[str, bool], expected: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can)
     assert native("cpu") == expected
 
 
