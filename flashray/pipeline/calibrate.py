@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
+import torch
 
 from flashray.errors import ImageError
 from flashray.pipeline.cluster import Pools
@@ -98,6 +99,7 @@ class Calibrator:
         """
         visits = np.array(unit["visits"][0].as_py(), np.int64)
         (loaded,) = load(unit.drop_columns("visits"), self.work, self.board).to_pylist()
+        torch.set_num_threads(self.work.threads)  # loading is a task of its own in a run, and takes one
         slots = self.work.config.slots
         filled = tuple(numbers_filled(slots))
         self.fly(loaded, slots, self.schedule, min(1, len(visits)))  # the first of everything is slow

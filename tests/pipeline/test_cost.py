@@ -175,3 +175,20 @@ def test_a_rule_with_turns_is_flown_in_whole_turns(plan: pa.Table, work: Work, m
     actor.step_seconds({}, 4, np.ones(20, np.int64), 0.0)
     assert flown
     assert all(steps % 3 == 0 for steps in flown)
+
+
+def test_flights_have_the_threads_of_the_run(plan: pa.Table, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading the sample takes one, in the same process."""
+    actor = Calibrator(dataclasses.replace(work, threads=2), start_board())
+    threads: list[int] = []
+
+    def fly(*_: Any) -> tuple[float, float]:
+        threads.append(torch.get_num_threads())
+        return 1.0, 0.0
+
+    monkeypatch.setattr(actor, "fly", fly)
+    try:
+        actor.measure(sample(plan, work))
+    finally:
+        torch.set_num_threads(1)
+    assert set(threads) == {2}
