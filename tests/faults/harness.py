@@ -148,6 +148,11 @@ class Job:
     def strikes(self) -> int:
         return len(self.reached("strike"))
 
+    def note_strike(self, victim: str) -> None:
+        """Count a strike that did not come from the hook."""
+        with open(self.folder / "log", "a") as log:
+            log.write(f"strike {victim}\n")
+
     def reconstructions(self) -> dict[str, bytes]:
         root = storage.join(self.output, "reconstructions")
         return {entry.key: storage.read_bytes(storage.join(root, entry.key)) for entry in storage.list_files(root)}
