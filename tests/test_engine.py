@@ -79,6 +79,15 @@ def test_no_solver_lets_images_meet(prior: LatentPrior, channels: int, name: str
     assert largest_difference(alone, run(prior, jobs[::-1], slots=3, solver=solver)) < 1e-7
 
 
+def test_images_without_a_step_land_together(prior: LatentPrior, channels: int, monkeypatch: pytest.MonkeyPatch):
+    batches: list[int] = []
+    decode = prior.decode
+    monkeypatch.setattr(prior, "decode", lambda z: batches.append(len(z)) or decode(z))
+    found = run(prior, jobs_of((0,) * 7, channels=channels), slots=3)
+    assert batches == [3, 3, 1]
+    assert {one.nfe for one in found.values()} == {0}
+
+
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_an_image_does_not_depend_on_its_batch(prior: LatentPrior, channels: int, eta: float):
     """Alone, in sevens, in another order, all at once: slots are refilled in the middle of other images' chains."""

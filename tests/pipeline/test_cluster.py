@@ -42,6 +42,14 @@ def test_tasks_always_find_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
                 assert found.solver_actors >= 1
 
 
+def test_load_and_write_tasks_are_few_beside_solvers_on_cpus() -> None:
+    sizes = [
+        Pools("cpu", threads, threads, actors, 1).io["compute"].size for threads, actors in ((1, 1), (2, 1), (8, 4))
+    ]
+    assert sizes == [1, 1, 8]
+    assert Pools("cuda", 4, 4, 4, 8).io["compute"].size is None  # as many as find a place
+
+
 def test_a_cluster_of_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = [{"CPU": 16}, {"CPU": 16}, {"object_store_memory": 1}]
     assert pools(monkeypatch, nodes) == Pools("cpu", 15, 15, 2, 2)
