@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -103,7 +104,11 @@ class Job:
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "stderr", "wb") as stderr:
             driver = subprocess.Popen(
-                [*self.command, *flags], env=self.environment_of_driver, stdout=subprocess.DEVNULL, stderr=stderr
+                [*self.command, *flags],
+                env=self.environment_of_driver,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                preexec_fn=hear_sigint,
             )
         (self.folder / "driver.pid").write_text(str(driver.pid))
         return driver
@@ -166,6 +171,11 @@ class Job:
         duplicated = len(found.duplicated) + len(found.strangers)
         again = [len(images) - len(set(images)) for images in (self.reached("solve"), self.reached("severity"))]
         return Cost(found.images, self.strikes, lost, duplicated, *again, self.seconds)
+
+
+def hear_sigint() -> None:
+    """Tests that a shell runs in the background are deaf to it, and so would be what they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def arguments(models: TinyModels, archive: str | Path, output: str | Path, **settings: Any) -> list[str]:
