@@ -19,7 +19,7 @@ from flashray.metrics import LPIPS, score
 from flashray.prior import LatentPrior
 from flashray.schedule import NoiseSchedule
 from flashray.seeding import generator_of, image_seed
-from flashray.severity import SeverityEncoder, Start, error_std
+from flashray.severity import SeverityEncoder, Start, error_std, estimate
 from flashray.solvers import Solver
 
 BATCH = 16  # photos that a network sees at once, outside the solver
@@ -118,11 +118,10 @@ def measure_photos(
         operator = degradation.bind(here, size)
         shown.append(operator.picture(y[-1]))
         if encoder is not None:
-            with prior.autocast():
-                z, sigma = encoder(operator.pseudo_image(y[-1]))
-            z_hat.append(z.float())
-            sigma_hat.append(sigma.float())
-            sigma_true.append(error_std(z_hat[-1], prior.encode(x[rows])))
+            z, sigma = estimate(encoder, prior, operator.pseudo_image(y[-1]))
+            z_hat.append(z)
+            sigma_hat.append(sigma)
+            sigma_true.append(error_std(z, prior.encode(x[rows])))
     seen = [torch.cat(parts) if parts else None for parts in (z_hat, sigma_hat, sigma_true)]
     return Measurements(
         list(keys), seeds, x, torch.cat(y), torch.cat(shown), parameters, noise_std_N, degradation, *seen

@@ -2,9 +2,9 @@
 
 Credentials, region and endpoint of object storage come from the usual AWS environment (AWS_ACCESS_KEY_ID, AWS_PROFILE,
 AWS_REGION, AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, …) of whichever process asks, and so does how long it waits
-(`Limits`): a URI travels between processes, a filesystem or a secret never does. Reads go through pyarrow; every write
-is one put of bytes that exist in full, so no reader ever sees half an object. (Other schemes than s3 are as good at
-both as their fsspec filesystem.)
+(`s3.Limits`): a URI travels between processes, a filesystem or a secret never does. Reads go through pyarrow; every
+write is one put of bytes that exist in full, so no reader ever sees half an object. (Other schemes than s3 are as good
+at both as their fsspec filesystem.)
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import posixpath
 import re
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from urllib.parse import unquote
 import fsspec
 from pyarrow import fs as pafs
 
+from flashray import s3
 from flashray.errors import ConfigError
 
 _TEMPORARY = ".flashray-"  # the name of a local file that is not whole yet starts so
@@ -31,37 +31,6 @@ _TEMPORARY = ".flashray-"  # the name of a local file that is not whole yet star
 
 class Unavailable(OSError):
     """The store itself does not answer, or not to these credentials: no word about the file that was asked for."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How long a process waits for an S3 server, from its environment.
-
-    Attributes:
-        connect_timeout: seconds until a connection stands (FLASHRAY_S3_CONNECT_TIMEOUT).
-        request_timeout: seconds without a byte of an answer (FLASHRAY_S3_REQUEST_TIMEOUT).
-        attempts: how often a request is made before it fails, with growing pauses (FLASHRAY_S3_ATTEMPTS).
-    """
-
-    connect_timeout: float = 5.0
-    request_timeout: float = 30.0
-    attempts: int = 6
-
-    @classmethod
-    def of_environment(cls) -> Limits:
-        """ConfigError when a variable is no positive number."""
-        values = {}
-        for item in fields(cls):
-            name = f"FLASHRAY_S3_{item.name.upper()}"
-            text = os.environ.get(name, str(item.default))
-            kind = int if item.name == "attempts" else float
-            try:
-                values[item.name] = kind(text)
-            except ValueError:
-                values[item.name] = 0
-            if not 0 < values[item.name] < 1e6:
-                raise ConfigError(f"{name} is {text!r}; give a positive number")
-        return cls(**values)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -127,7 +96,7 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     if scheme == "file":
         return pafs.LocalFileSystem(), rest
     if scheme == "s3":
-        return _s3(), rest
+        return s3.filesystem(), rest
     other = _fsspec(scheme)
     return pafs.PyFileSystem(pafs.FSSpecHandler(other)), other._strip_protocol(uri)
 
@@ -142,11 +111,9 @@ def check(uri: str) -> None:
     if scheme != "s3":
         filesystem(uri)
         return
-    bucket, _, key = rest.partition("/")
-    try:
-        _s3_client().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
-    except _client_errors() as error:
-        raise ConfigError(f"{uri} cannot be used: {_trouble(error, bucket)}") from error
+    trouble = s3.trouble(rest)
+    if trouble is not None:
+        raise ConfigError(f"{uri} cannot be used: {redact(trouble)}")
 
 
 def read_bytes(uri: str) -> bytes:
@@ -173,11 +140,14 @@ def read_bytes(uri: str) -> bytes:
 
 def put_bytes(uri: str, data: bytes) -> None:
     """Create or replace a file in one piece: readers see the old one or the new one."""
-    if not is_local(uri):
-        with _as_oserror(uri):
-            _put_object(uri, data)
+    scheme, rest = _split(normalise(uri))
+    if scheme == "s3":
+        s3.put(rest, data)
         return
-    path = Path(normalise(uri))
+    if scheme != "file":
+        _put_other(uri, data, mode="overwrite")
+        return
+    path = Path(rest)
     temporary = _write_temporary(path, data)
     try:
         temporary.replace(path)
@@ -193,7 +163,7 @@ def create_if_absent(uri: str, data: bytes) -> bool:
     lost is retried by the client, and then finds its own object.)
     """
     if not is_local(uri):
-        return _create_object_if_absent(uri, data)
+        return _put_if_absent(uri, data) or read_bytes(uri) == data
     path = Path(normalise(uri))
     temporary = _write_temporary(path, data)
     try:
@@ -290,45 +260,6 @@ def _write_temporary(path: Path, data: bytes) -> Path:
     return temporary
 
 
-def _endpoint() -> str | None:
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-
-
-def _region() -> str | None:
-    return (
-        os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ("us-east-1" if _endpoint() else None)
-    )
-
-
-@lru_cache(maxsize=1)
-def _s3() -> pafs.S3FileSystem:
-    limits = Limits.of_environment()
-    # the constructor reads credentials from the environment, but not the endpoint
-    return pafs.S3FileSystem(
-        endpoint_override=_endpoint(),
-        region=_region(),
-        connect_timeout=limits.connect_timeout,
-        request_timeout=limits.request_timeout,
-        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=limits.attempts),
-    )
-
-
-@lru_cache(maxsize=1)
-def _s3_client() -> Any:
-    """A boto3 client for writes: single-shot and conditional puts, which pyarrow does not have."""
-    import boto3
-    from botocore.config import Config
-
-    limits = Limits.of_environment()
-    settings = Config(
-        connect_timeout=limits.connect_timeout,
-        read_timeout=limits.request_timeout,
-        retries={"total_max_attempts": limits.attempts, "mode": "standard"},
-        max_pool_connections=32,
-    )
-    return boto3.session.Session().client("s3", endpoint_url=_endpoint(), region_name=_region(), config=settings)
-
-
 @lru_cache(maxsize=8)
 def _fsspec(scheme: str) -> Any:
     """The fsspec filesystem of another scheme, configured as its package is."""
@@ -344,70 +275,20 @@ def _read(uri: str) -> bytes:
         return bytes(stream.read())
 
 
-def _put_object(uri: str, data: bytes, **conditions: str) -> None:
+def _put_other(uri: str, data: bytes, mode: str) -> None:
+    """A file of another scheme than local and s3."""
+    other = _fsspec(_split(uri)[0])
+    other.makedirs(posixpath.dirname(other._strip_protocol(uri)), exist_ok=True)
+    other.pipe_file(uri, data, mode=mode)
+
+
+def _put_if_absent(uri: str, data: bytes) -> bool:
+    """Whether this call made the object; one that is there stays."""
     scheme, rest = _split(normalise(uri))
-    if scheme != "s3":
-        other = _fsspec(scheme)
-        other.makedirs(posixpath.dirname(other._strip_protocol(uri)), exist_ok=True)
-        other.pipe_file(uri, data, mode="create" if conditions else "overwrite")
-        return
-    bucket, _, key = rest.partition("/")
-    _s3_client().put_object(Bucket=bucket, Key=key, Body=data, **conditions)
-
-
-def _create_object_if_absent(uri: str, data: bytes) -> bool:
-    from botocore.exceptions import ClientError
-
-    with _as_oserror(uri):
-        try:
-            _put_object(uri, data, IfNoneMatch="*")
-        except FileExistsError:
-            return read_bytes(uri) == data
-        except ClientError as error:
-            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-            if status == 501:  # a store that knows no conditions
-                return _put_unless_there(uri, data)
-            if status not in (409, 412):
-                raise
-            return read_bytes(uri) == data
-    return True
-
-
-def _put_unless_there(uri: str, data: bytes) -> bool:
-    """As good as a store without conditional puts can do; two writers at once may both win."""
-    if exists(uri):
-        return read_bytes(uri) == data
-    _put_object(uri, data)
-    return True
-
-
-@contextmanager
-def _as_oserror(uri: str) -> Iterator[None]:
-    """The client's own errors as OSError, like every other failure of a filesystem."""
+    if scheme == "s3":
+        return s3.put_if_absent(rest, data)
     try:
-        yield
-    except _client_errors() as error:
-        raise OSError(f"{uri}: {error}") from error
-
-
-def _client_errors() -> tuple[type[Exception], ...]:
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    return BotoCoreError, ClientError
-
-
-def _trouble(error: Exception, bucket: str) -> str:
-    """What is wrong with a store that refused to list, and what to do about it."""
-    from botocore.exceptions import ClientError, NoCredentialsError
-
-    place = f"the endpoint {redact(_endpoint())}" if _endpoint() else "the S3 service of the AWS environment"
-    if isinstance(error, NoCredentialsError):
-        return "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, on every machine"
-    if not isinstance(error, ClientError):
-        return f"{place} does not answer ({error}); check AWS_ENDPOINT_URL and the network"
-    code, status = error.response["Error"]["Code"], error.response["ResponseMetadata"]["HTTPStatusCode"]
-    if code == "NoSuchBucket":
-        return f"{place} has no bucket {bucket}; create it, or correct its name"
-    if status in (401, 403):
-        return f"{place} refuses the credentials ({code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE"
-    return f"{place} answers {code} ({status})"
+        _put_other(uri, data, mode="create")
+    except FileExistsError:
+        return False
+    return True

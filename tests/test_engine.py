@@ -68,15 +68,26 @@ def channels() -> int:
     return ToyAutoencoder().encode(torch.zeros(1, 3, 32, 32)).latent.shape[1]
 
 
-@pytest.mark.parametrize("name", SOLVERS)
-def test_no_solver_lets_images_meet(prior: LatentPrior, channels: int, name: str):
+@pytest.mark.parametrize(
+    ("name", "settings", "bound"),
+    [
+        *((name, {}, 1e-10) for name in SOLVERS if name not in ("resample", "proximal")),
+        ("resample", {"iterations": 5, "every": 3}, 1e-10),
+        ("proximal", {"iterations": 3}, 1e-10),
+        # early on ρ is next to nothing, and conjugate gradients pass the rounding of another batch size on, larger
+        # with each iteration: 2e-9 was seen; a mix-up of images shows in 1e-1
+        ("proximal", {"iterations": 20}, 1e-8),
+    ],
+)
+def test_no_solver_lets_images_meet(
+    prior: LatentPrior, channels: int, name: str, settings: dict[str, Any], bound: float
+):
     """Each update rule keeps its norms, gradients and stopping rules to the image."""
-    solver = make_solver(name, {"iterations": 5, "every": 3} if name == "resample" else {})
+    solver = make_solver(name, settings)
     jobs = jobs_of((24, 12, 1, 0, 31), channels=channels)
     alone = run(prior, jobs, slots=1, solver=solver)
     assert all(one.error is None for one in alone.values())
-    # a rounding of another batch size grows along the chain: up to 2e-9 was seen; a mix-up of images shows in 1e-1
-    assert largest_difference(alone, run(prior, jobs[::-1], slots=3, solver=solver)) < 1e-7
+    assert largest_difference(alone, run(prior, jobs[::-1], slots=3, solver=solver)) < bound
 
 
 def test_images_without_a_step_land_together(prior: LatentPrior, channels: int, monkeypatch: pytest.MonkeyPatch):

@@ -13,6 +13,7 @@ import pytest
 
 from flashray import storage
 from flashray.errors import ConfigError
+from flashray.s3 import Limits, forget, put
 
 
 @pytest.fixture(params=["local", "s3", "fsspec"])
@@ -141,11 +142,6 @@ def test_errors_of_the_store_are_oserrors(s3: str) -> None:
 @pytest.fixture
 def anew(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """A process with an environment of its own: the clients are made when they are first asked for."""
-
-    def forget() -> None:
-        storage._s3.cache_clear()
-        storage._s3_client.cache_clear()
-
     forget()
     monkeypatch.setenv("FLASHRAY_S3_ATTEMPTS", "1")
     yield monkeypatch
@@ -176,8 +172,7 @@ def test_a_store_that_is_away_says_nothing_of_its_files(anew: pytest.MonkeyPatch
     storage.check(s3)
     with pytest.raises(FileNotFoundError):
         storage.read_bytes(f"{s3}/absent")
-    storage._s3.cache_clear()
-    storage._s3_client.cache_clear()
+    forget()
     anew.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(storage.Unavailable, match="does not answer"):
         storage.read_bytes(f"{s3}/absent")
@@ -186,17 +181,35 @@ def test_a_store_that_is_away_says_nothing_of_its_files(anew: pytest.MonkeyPatch
 def test_how_long_to_wait_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLASHRAY_S3_REQUEST_TIMEOUT", "2.5")
     monkeypatch.setenv("FLASHRAY_S3_ATTEMPTS", "2")
-    assert storage.Limits.of_environment() == storage.Limits(request_timeout=2.5, attempts=2)
+    assert Limits.of_environment() == Limits(request_timeout=2.5, attempts=2)
     for wrong in ("-1", "soon", "0", "2.5"):
         monkeypatch.setenv("FLASHRAY_S3_ATTEMPTS", wrong)
         with pytest.raises(ConfigError, match=f"FLASHRAY_S3_ATTEMPTS is '{wrong}'; give a positive number"):
-            storage.Limits.of_environment()
+            Limits.of_environment()
 
 
 def test_conditional_puts_are_tried_out(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert storage.creates_if_absent(storage.join(root, "probe"))
     assert storage.list_files(root) == []
-    put = storage._put_object
     # a store that ignores the condition, as some do
-    monkeypatch.setattr(storage, "_put_object", lambda uri, data, **conditions: put(uri, data))
+    put_other = storage._put_other
+    monkeypatch.setattr("flashray.s3.put", lambda place, data, **conditions: put(place, data))
+    monkeypatch.setattr(storage, "_put_other", lambda uri, data, mode: put_other(uri, data, "overwrite"))
     assert storage.creates_if_absent(storage.join(root, "probe")) == storage.is_local(root)
+
+
+def test_a_server_that_knows_no_conditions(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers 501; then a look before the put has to do."""
+    from botocore.exceptions import ClientError
+
+    def refuse(place: str, data: bytes, **conditions: str) -> None:
+        if not conditions:
+            return put(place, data)
+        answer = {"Error": {"Code": "NotImplemented"}, "ResponseMetadata": {"HTTPStatusCode": 501}}
+        raise OSError(place) from ClientError(answer, "PutObject")
+
+    monkeypatch.setattr("flashray.s3.put", refuse)
+    uri = storage.join(s3, "no conditions")
+    assert storage.create_if_absent(uri, b"mine")
+    assert not storage.create_if_absent(uri, b"yours")
+    assert storage.read_bytes(uri) == b"mine"

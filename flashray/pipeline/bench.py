@@ -13,7 +13,7 @@ from flashray.pipeline.measurement import Frame, Measured, Measurer, Photo, unpa
 from flashray.pipeline.work import Work
 from flashray.prior import LatentPrior, load_prior
 from flashray.schedule import NoiseSchedule
-from flashray.severity import SeverityEncoder, Start, load_severity_encoder
+from flashray.severity import SeverityEncoder, Start, estimate, load_severity_encoder
 
 
 class Bench:
@@ -59,14 +59,12 @@ class Bench:
         """Their measurements on this bench's device."""
         return self.measurer.measure(photos, self.device)
 
-    @torch.no_grad()
     def estimate(self, seen_BCHW: Tensor) -> tuple[Tensor | None, Tensor]:
         """(ẑ_BCHW, σ̂_B on the CPU) of measurements as encoders see them; (None, NaN) when no encoder looks."""
         if self.encoder is None:
             return None, torch.full((len(seen_BCHW),), torch.nan)
-        with self.prior.autocast():
-            z_hat, sigma_hat = self.encoder(seen_BCHW)
-        return z_hat.float(), sigma_hat.double().cpu()
+        z_hat, sigma_hat = estimate(self.encoder, self.prior, seen_BCHW)
+        return z_hat, sigma_hat.double().cpu()
 
     def no_estimate(self, count: int) -> Tensor:
         """Zeros in the shape of latents, for a full chain, which starts from noise alone."""

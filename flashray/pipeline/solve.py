@@ -161,6 +161,10 @@ class Solver:
     def _score(self, batch: Sequence[Prepared], images: dict[int, Tensor]) -> None:
         """Metrics of reconstructions, measurements and decoded estimates against the references, into the rows."""
         prior, device, metrics = self.bench.prior, self.bench.device, self.bench.work.config.metrics
+        # the plan of observed images does not know σ̄
+        unknown = any(one.z_hat is not None and one.row["sigma_true"] is None for one in batch)
+        if not metrics and not unknown:
+            return
         reference = torch.stack([one.reference for one in batch if one.reference is not None]).to(device)
         candidates = {
             "": torch.stack([images[one.place] for one in batch]),
@@ -171,7 +175,7 @@ class Solver:
             z_hat = torch.stack(estimates)
             if metrics:
                 candidates["estimate_"] = prior.decode(z_hat)
-            if any(one.row["sigma_true"] is None for one in batch):  # the plan of observed images does not know it
+            if unknown:
                 for one, sigma in zip(batch, error_std(z_hat, prior.encode(reference)).tolist(), strict=True):
                     one.row["sigma_true"] = sigma
         for prefix, candidate in candidates.items():

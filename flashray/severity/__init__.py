@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from flashray.severity.encoder import SeverityEncoder, load_severity_encoder
+from flashray.severity.encoder import SeverityEncoder, estimate, load_severity_encoder
 from flashray.severity.loss import error_std, severity_loss
 from flashray.severity.start import Start
 
-__all__ = ["SeverityEncoder", "Start", "error_std", "load_severity_encoder", "severity_loss"]
+__all__ = ["SeverityEncoder", "Start", "error_std", "estimate", "load_severity_encoder", "severity_loss"]

@@ -124,6 +124,14 @@ class SeverityEncoder(ModelMixin, ConfigMixin):
         return 2 * sum(value.shape[1] for value in feature)
 
 
+@torch.no_grad()
+def estimate(encoder: SeverityEncoder, prior: LatentPrior, seen_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """(ẑ_BCHW, σ̂_B) in float32 of measurements as encoders see them, [-1, 1], computed in the prior's precision."""
+    with prior.autocast():
+        z_hat, sigma_hat = encoder(seen_BCHW)
+    return z_hat.float(), sigma_hat.float()
+
+
 class Standardize(nn.Module):
     """(x - mean) / std of every feature, over √F; the statistics are those of the first batches of training.
 

@@ -30,6 +30,8 @@ class Fault:
         point: of `hook/sitecustomize.py`: read, severity, solve, write (before any put), commit (after the last).
         victim: worker (the process that is at the point), driver, or another name whose process is in `NAME.pid`.
         disk: a folder whose disk is filled, instead of a signal.
+        bucket: of the S3 server on that disk, which is given objects until it takes none: what it has begun to write
+            to has room for a few more.
     """
 
     point: str
@@ -38,6 +40,7 @@ class Fault:
     poison: str | None = None
     signal: str = "SIGKILL"
     disk: str | None = None
+    bucket: str | None = None
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,7 @@ class Job:
 
     def note_strike(self, victim: str) -> None:
         """Count a strike that did not come from the hook."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "log", "a") as log:
             log.write(f"strike {victim}\n")
 

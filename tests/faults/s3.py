@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flashray import storage
+from flashray import s3, storage
 from tests.conftest import TinyModels
 from tests.faults.harness import Job
 from tests.weed import Weed
@@ -23,15 +23,9 @@ def clients_of(server: Weed) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in server.environment.items():
             patch.setenv(name, value)
-        forget_clients()
+        s3.forget()
         yield
-    forget_clients()
-
-
-def forget_clients() -> None:
-    """They were made for another server."""
-    storage._s3.cache_clear()
-    storage._s3_client.cache_clear()
+    s3.forget()
 
 
 @contextmanager

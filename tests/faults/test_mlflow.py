@@ -20,11 +20,12 @@ from tests.mlflow_server import MlflowServer
 from tests.pipeline.test_run import flat_numbers
 
 pytestmark = pytest.mark.fault
+# what happens, and when
 FAULTS = {
-    "absent": "at start, until the replay",
-    "kill -9": "mid-solve, until the replay",
-    "kill -9, back at once": "mid-solve",
-    "frozen": "throughout, until the replay",
+    "MLflow server absent": "at start, until the replay",
+    "kill -9 of the MLflow server": "mid-solve, until the replay",
+    "kill -9 of the MLflow server, back at once": "mid-solve",
+    "MLflow server frozen": "throughout, until the replay",
 }
 
 
@@ -82,23 +83,24 @@ def check(server: MlflowServer, job: Job, undisturbed: Job) -> None:
 def test_the_job_does_not_notice(
     fault: str, job: Job, mlflow_server: MlflowServer, sound: Job, undisturbed: Job, tell: Told
 ) -> None:
+    frozen, midway = fault.endswith("frozen"), fault.startswith("kill")
+
     def strike() -> None:
-        if fault.startswith("kill"):
+        if midway:
             job.wait_for(lambda: bool(job.reached("commit")))
-        mlflow_server.signal(signal.SIGSTOP if fault == "frozen" else signal.SIGKILL)
+        mlflow_server.signal(signal.SIGSTOP if frozen else signal.SIGKILL)
         job.note_strike("mlflow")
         if fault.endswith("back at once"):
             mlflow_server.start()
 
     try:
-        if fault.startswith("kill"):
+        if midway:
             code = job.run(while_running=strike)
         else:
-            job.folder.mkdir()
             strike()
             code = job.run()
     finally:
-        if fault == "frozen":
+        if frozen:
             mlflow_server.signal(signal.SIGCONT)
         elif not mlflow_server.answers():
             mlflow_server.start()
@@ -108,7 +110,7 @@ def test_the_job_does_not_notice(
     for _ in "ab":  # the second one adds nothing
         replay(job)
     check(mlflow_server, job, undisturbed)
-    tell(f"MLflow server: {fault}", FAULTS[fault], job, sound)
+    tell(fault, FAULTS[fault], job, sound)
 
 
 def test_a_killed_driver_is_running_then_killed_then_finished(

@@ -88,6 +88,8 @@ def strike(fault: dict[str, Any]) -> None:
     assert FOLDER is not None
     if fault["disk"] is not None:
         fill(Path(fault["disk"]) / "balloon")
+        if fault["bucket"] is not None:
+            fill_up(fault["bucket"])
         return
     victim = os.getpid() if fault["victim"] == "worker" else int((Path(FOLDER) / f"{fault['victim']}.pid").read_text())
     os.kill(victim, getattr(signal, fault["signal"]))
@@ -100,6 +102,27 @@ def fill(balloon: Path) -> None:
     with open(balloon, "wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(bytes(4096))
+
+
+def fill_up(bucket: str, size: int = 64, refusals: int = 32) -> None:
+    """Put objects, smaller than any that a run writes, until the server has refused so many in a row.
+
+    Into many folders: the server keeps the names of each in one of several files, which fill one by one.
+    """
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    client = boto3.session.Session().client("s3", config=Config(read_timeout=5, retries={"total_max_attempts": 1}))
+    refused = count = 0
+    while refused < refusals:
+        count += 1
+        try:
+            client.put_object(Bucket=bucket, Key=f"filler/{count % refusals}/{os.getpid()}-{count}", Body=bytes(size))
+            refused = 0
+        except (BotoCoreError, ClientError):
+            refused += 1
+    note(f"filled {count - refused}")
 
 
 def number(point: str) -> int:

@@ -1,0 +1,167 @@
+"""S3 as `storage` uses it: pyarrow's filesystem for reads, boto3 for what it cannot do: single-shot, conditional puts.
+
+A place is `bucket/key`, as pyarrow writes it. Credentials, region, endpoint and `Limits` are those of the process's
+environment when it first asks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any
+
+from pyarrow import fs as pafs
+
+from flashray.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a process waits for an S3 server, from its environment.
+
+    Attributes:
+        connect_timeout: seconds until a connection stands (FLASHRAY_S3_CONNECT_TIMEOUT).
+        request_timeout: seconds without a byte of an answer (FLASHRAY_S3_REQUEST_TIMEOUT).
+        attempts: how often a request is made before it fails, with growing pauses (FLASHRAY_S3_ATTEMPTS).
+    """
+
+    connect_timeout: float = 5.0
+    request_timeout: float = 30.0
+    attempts: int = 6
+
+    @classmethod
+    def of_environment(cls) -> Limits:
+        """ConfigError when a variable is no positive number."""
+        values = {}
+        for item in fields(cls):
+            name = f"FLASHRAY_S3_{item.name.upper()}"
+            text = os.environ.get(name, str(item.default))
+            kind = int if item.name == "attempts" else float
+            try:
+                values[item.name] = kind(text)
+            except ValueError:
+                values[item.name] = 0
+            if not 0 < values[item.name] < 1e6:
+                raise ConfigError(f"{name} is {text!r}; give a positive number")
+        return cls(**values)  # type: ignore[arg-type]
+
+
+def _endpoint() -> str | None:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
+
+def _region() -> str | None:
+    return (
+        os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ("us-east-1" if _endpoint() else None)
+    )
+
+
+@lru_cache(maxsize=1)
+def filesystem() -> pafs.S3FileSystem:
+    """The filesystem of this process."""
+    limits = Limits.of_environment()
+    # the constructor reads credentials from the environment, but not the endpoint
+    return pafs.S3FileSystem(
+        endpoint_override=_endpoint(),
+        region=_region(),
+        connect_timeout=limits.connect_timeout,
+        request_timeout=limits.request_timeout,
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=limits.attempts),
+    )
+
+
+@lru_cache(maxsize=1)
+def _client() -> Any:
+    import boto3
+    from botocore.config import Config
+
+    limits = Limits.of_environment()
+    settings = Config(
+        connect_timeout=limits.connect_timeout,
+        read_timeout=limits.request_timeout,
+        retries={"total_max_attempts": limits.attempts, "mode": "standard"},
+        max_pool_connections=32,
+    )
+    return boto3.session.Session().client("s3", endpoint_url=_endpoint(), region_name=_region(), config=settings)
+
+
+def forget() -> None:
+    """Make filesystem and client anew when they are next asked for: the environment names another server."""
+    filesystem.cache_clear()
+    _client.cache_clear()
+
+
+def put(place: str, data: bytes, **conditions: str) -> None:
+    """Create or replace an object in one request; OSError when the server does not take it."""
+    bucket, _, key = place.partition("/")
+    with _as_oserror(place):
+        _client().put_object(Bucket=bucket, Key=key, Body=data, **conditions)
+
+
+def put_if_absent(place: str, data: bytes) -> bool:
+    """Create an object only if there is none; whether this call did. OSError as for `put`."""
+    from botocore.exceptions import ClientError
+
+    try:
+        put(place, data, IfNoneMatch="*")
+    except OSError as error:
+        cause = error.__cause__
+        status = cause.response["ResponseMetadata"]["HTTPStatusCode"] if isinstance(cause, ClientError) else None
+        if status == 501:  # a server that knows no conditions
+            return _put_unless_there(place, data)
+        if status not in (409, 412):
+            raise
+        return False
+    return True
+
+
+def _put_unless_there(place: str, data: bytes) -> bool:
+    """As good as a server without conditional puts can do; two writers at once may both win."""
+    if filesystem().get_file_info(place).type != pafs.FileType.NotFound:
+        return False
+    put(place, data)
+    return True
+
+
+def trouble(place: str) -> str | None:
+    """What is wrong with the server, or with the bucket, and what to do about it; None where it answers."""
+    bucket, _, key = place.partition("/")
+    try:
+        _client().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
+    except _client_errors() as error:
+        return _reason(error, bucket)
+    return None
+
+
+def _reason(error: Exception, bucket: str) -> str:
+    from botocore.exceptions import ClientError, NoCredentialsError
+
+    server = f"the endpoint {_endpoint()}" if _endpoint() else "the S3 service of the AWS environment"
+    if isinstance(error, NoCredentialsError):
+        return "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, on every machine"
+    if not isinstance(error, ClientError):
+        return f"{server} does not answer ({error}); check AWS_ENDPOINT_URL and the network"
+    code, status = error.response["Error"]["Code"], error.response["ResponseMetadata"]["HTTPStatusCode"]
+    if code == "NoSuchBucket":
+        return f"{server} has no bucket {bucket}; create it, or correct its name"
+    if status in (401, 403):
+        return f"{server} refuses the credentials ({code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE"
+    return f"{server} answers {code} ({status})"
+
+
+@contextmanager
+def _as_oserror(place: str) -> Iterator[None]:
+    """The client's own errors as OSError, like every other failure of a filesystem."""
+    try:
+        yield
+    except _client_errors() as error:
+        raise OSError(f"s3://{place}: {error}") from error
+
+
+def _client_errors() -> tuple[type[Exception], ...]:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    return BotoCoreError, ClientError
