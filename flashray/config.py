@@ -132,7 +132,7 @@ class ReconstructConfig:
         device: cpu, cuda, or auto (cuda where the cluster has GPUs).
         precision: bf16 runs the networks under autocast; latents, norms and the operator stay in float32. auto takes it
             where the device is made for it.
-        solver_actors: default one a GPU; on CPUs one a node.
+        solver_actors: default one a GPU; on CPUs one a core, or fewer of more threads where memory is short.
         severity_actors: default two a GPU; on CPUs as many as solver actors.
         autoscale_seconds: ask an autoscaling cluster for the places of solver_actors, and wait for them so long.
         budget_seconds: fit the solve pass into so much time by starting every chain milder than σ̂ asks.

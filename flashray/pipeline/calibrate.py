@@ -1,11 +1,11 @@
-"""Measure the cost model: a few seconds of the run's own solver actor, on images of its own plan."""
+"""Measure the cost model: a few seconds of the run's own solver actors, on images of its own plan."""
 
 from __future__ import annotations
 
 import logging
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -25,6 +25,7 @@ from flashray.schedule import NoiseSchedule
 
 SECONDS = 2.0  # of flights for each number of filled slots; a flight under way is ended
 _FLIGHTS = (3, 16)  # at least and at most
+_TOGETHER = 16  # CPU actors that are timed, at most
 log = logging.getLogger(__name__)
 
 
@@ -40,17 +41,23 @@ def cost_key(fingerprint: Mapping[str, Any], pools: Pools) -> dict[str, Any]:
 
 
 def measure_cost(plan: pa.Table, work: Work, pools: Pools, board: Any) -> CostModel | None:
-    """Start one solver actor as the solve pass will, and time it; None, with a warning, where no image can be flown.
+    """Start solver actors as the solve pass will, and time them; None, with a warning, where no image can be flown.
+
+    One has a GPU to itself. Actors on CPUs fly at the same time, for they share caches and memory, and the costs are
+    the means.
 
     Args:
         plan: rows that belong to units.
     """
     began = time.perf_counter()
-    actor = ray.remote(Calibrator).options(**pools.solver).remote(work, board)
+    count = min(pools.solver_actors, _TOGETHER) if pools.device == "cpu" else 1
+    actors = [ray.remote(Calibrator).options(**pools.solver).remote(work, board) for _ in range(count)]
     try:
-        ray.get(actor.ready.remote())
+        ray.get([actor.ready.remote() for actor in actors])
         start_up = time.perf_counter() - began
-        return CostModel(**ray.get(actor.measure.remote(sample(plan, work))), start_up_seconds=start_up)
+        unit = sample(plan, work)
+        measured = ray.get([actor.measure.remote(unit) for actor in actors])
+        return CostModel(**mean(measured), start_up_seconds=start_up)
     except ray.exceptions.RayTaskError as error:
         if not isinstance(error.cause, ImageError):
             raise
@@ -60,7 +67,19 @@ def measure_cost(plan: pa.Table, work: Work, pools: Pools, board: Any) -> CostMo
         log.warning("the cost of this plan could not be measured: its actor died while it solved a sample")
         return None
     finally:
-        ray.kill(actor)
+        for actor in actors:
+            ray.kill(actor)
+
+
+def mean(measured: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of each figure over the actors; what they say of the same numbers of filled slots."""
+    each = {name: [one[name] for one in measured] for name in measured[0]}
+    return {
+        "filled": each["filled"][0],
+        "step_seconds": tuple(np.mean(each["step_seconds"], axis=0).tolist()),
+        "landing_seconds": statistics.fmean(each["landing_seconds"]),
+        "beside_seconds": statistics.fmean(each["beside_seconds"]),
+    }
 
 
 def sample(plan: pa.Table, work: Work) -> pa.Table:

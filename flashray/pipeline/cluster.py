@@ -33,7 +33,9 @@ _OBJECT_STORE = 2 * 1024**3  # bytes, or less where the machine is small
 _THREADS_PER_IO = 4  # threads of CPU solvers that one load or write task serves with ease
 _GPU_THREADS = 4  # CPU threads of an actor that has a GPU
 _SEVERITIES = 2  # severity actors a GPU: one's images are unpacked while the other computes
-_USED = 0.75  # share of the cores that actors of one size have to use, where nodes differ
+_USED = 0.75  # share of the cores that actors of one size have to use, where nodes differ or memory is short
+_PROCESS = 3 * 1024**3 // 2  # bytes of a CPU actor whose models weigh next to nothing
+_WORKSPACE = 16  # times its models' weights, which what an update keeps grows with
 _LOOK_EVERY = 15  # seconds between two lines while nodes are awaited
 # What Ray says by default and a run says better itself, or not at all; its files in /tmp/ray keep the rest
 _QUIET = {
@@ -87,10 +89,11 @@ class Pools:
 
 @dataclass(frozen=True)
 class Node:
-    """What a node of the cluster has."""
+    """What a node of the cluster has; `memory` in bytes."""
 
     cpus: float
     gpus: int = 0
+    memory: float = sys.maxsize
 
 
 def cores() -> int:
@@ -174,10 +177,11 @@ def cause_of(error: BaseException) -> str:
     return lines[0] if lines else f"{type(error).__name__}: {error}"
 
 
-def size_pools(config: ReconstructConfig, threads: int | None) -> Pools:
+def size_pools(config: ReconstructConfig, threads: int | None, weights: int = 0) -> Pools:
     """Pools that fit the cluster as it is now.
 
     Args:
+        weights: bytes of the models that an actor holds.
         threads: an actor's threads as recorded by an earlier start of the same run; kept, because the last digits of a
             convolution may depend on them.
 
@@ -185,7 +189,8 @@ def size_pools(config: ReconstructConfig, threads: int | None) -> Pools:
         ConfigError: when the cluster has no place to work on, or the device is cuda and it has no GPU.
     """
     found = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
-    nodes = [Node(node["Resources"]["CPU"], int(node["Resources"].get("GPU", 0))) for node in found]
+    has = [node["Resources"] for node in found]
+    nodes = [Node(one["CPU"], int(one.get("GPU", 0)), one.get("memory", sys.maxsize)) for one in has]
     if not nodes:
         raise ConfigError(
             "no node of the Ray cluster has CPUs to work on. Start one (a group that scales from zero: minReplicas 1), "
@@ -200,7 +205,7 @@ def size_pools(config: ReconstructConfig, threads: int | None) -> Pools:
     if gpus and config.device != "cpu":
         return _pools_on_gpus(nodes, config, threads)
     here = [node["NodeID"] for node in found] == [ray.get_runtime_context().get_node_id()]
-    return _pools_on_cpus(nodes, config, threads, cores() if here else None)
+    return _pools_on_cpus(nodes, config, threads, _PROCESS + _WORKSPACE * weights, cores() if here else None)
 
 
 def _pools_on_gpus(nodes: Sequence[Node], config: ReconstructConfig, threads: int | None) -> Pools:
@@ -216,24 +221,31 @@ def _pools_on_gpus(nodes: Sequence[Node], config: ReconstructConfig, threads: in
 
 
 def _pools_on_cpus(
-    nodes: Sequence[Node], config: ReconstructConfig, threads: int | None, most: int | None = None
+    nodes: Sequence[Node], config: ReconstructConfig, threads: int | None, memory: int, most: int | None = None
 ) -> Pools:
-    """An actor a node, or so many as are asked for, all of as many threads: equal ones, for the sake of equal bytes.
+    """Actors of as few threads as the nodes' memory allows, or so many as are asked for; equal ones, for equal bytes.
+
+    Threads of one actor wait for each other, at every operation; actors do not.
 
     Args:
+        memory: bytes that an actor takes.
         most: cores, where the one node is this machine, which may count more CPUs than it has.
     """
     free = [min(max(1, int(node.cpus) - 1), most or sys.maxsize) for node in nodes]  # one CPU a node is left for tasks
 
-    def actors(threads: int) -> int:
+    def places(threads: int) -> int:
         return sum(count // threads for count in free)
 
-    if threads is None:
-        sizes = range(max(free), 0, -1)
-        if config.solver_actors:
-            threads = next((size for size in sizes if actors(size) >= config.solver_actors), 1)
-        else:
-            threads = next(size for size in sizes if size * actors(size) >= _USED * sum(free))
+    def actors(threads: int) -> int:
+        fit = [min(count // threads, node.memory // memory) for node, count in zip(nodes, free, strict=True)]
+        return int(sum(fit))
+
+    sizes = range(1, max(free) + 1)
+    if threads is None and config.solver_actors:
+        threads = max((size for size in sizes if places(size) >= config.solver_actors), default=1)
+    elif threads is None:
+        busy = (size for size in sizes if size * actors(size) >= _USED * sum(free))
+        threads = min(busy, default=max(sizes, key=lambda size: (size * actors(size), size)))
     largest = max(node.cpus for node in nodes)
     asked = min(float(threads), largest / 2) if largest < threads + 1 else float(threads)
     room = max(1, sum(int((node.cpus - IO_CPUS) // asked) for node in nodes))

@@ -56,6 +56,16 @@ class Models:
         """NFE of the full chain."""
         return self.config.solver.steps
 
+    @property
+    def weights(self) -> int:
+        """Bytes of both, as an actor holds them."""
+        return sum(
+            parameter.nbytes
+            for model in (self.prior.autoencoder, self.prior.denoiser, self.encoder)
+            if model is not None
+            for parameter in model.parameters()
+        )
+
     def identity(self) -> dict[str, Any]:
         """What the bytes of a run with these models depend on (`rundir.identity`)."""
         weights = {"prior": self.prior.sha256, "severity_encoder": self.encoder.sha256 if self.encoder else None}

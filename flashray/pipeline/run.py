@@ -177,7 +177,7 @@ class Run:
         own = connect()
         try:
             await_nodes(self.config)
-            pools = size_pools(self.config, self.record.get("threads"))
+            pools = size_pools(self.config, self.record.get("threads"), self.models.weights)
             if self.record.get("device") not in (None, pools.device):
                 raise ConfigError(
                     f"output {self.config.output} holds a run made on {self.record['device']}, and this start would "

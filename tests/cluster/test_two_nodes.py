@@ -55,7 +55,7 @@ def solvers(job: Job, nodes: list[subprocess.Popen[bytes]]) -> dict[str, int | N
 
 def test_a_killed_node_of_two(tiny_models: TinyModels, photos: Path, tmp_path: Path, tell: Told) -> None:  # noqa: F811
     """The units that it was at are begun again on the other one."""
-    settings = {"unit_images": 1, "slots": 1}
+    settings = {"unit_images": 1, "slots": 1, "solver_actors": 2}
     whole = Job(tiny_models, str(photos), str(tmp_path / "whole"), tmp_path / "notes of whole", settings)
     with two_nodes(whole) as (_, nodes):
 

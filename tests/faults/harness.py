@@ -196,6 +196,7 @@ def arguments(models: TinyModels, archive: str | Path, output: str | Path, **set
         "severity_batch": 4,
         "unit_images": 4,
         "slots": 2,
+        "solver_actors": 1,  # so that the units come one after the other
         "mlflow.enabled": "false",
         **settings,
     }

@@ -15,7 +15,11 @@ from flashray.pipeline.cluster import IO_CPUS, Pools, data_settings, size_pools
 
 
 def pools(
-    monkeypatch: pytest.MonkeyPatch, nodes: list[dict[str, float]], threads: int | None = None, **values: Any
+    monkeypatch: pytest.MonkeyPatch,
+    nodes: list[dict[str, float]],
+    threads: int | None = None,
+    weights: int = 0,
+    **values: Any,
 ) -> Pools:
     """Pools on these nodes; a single one is this machine, of eight cores."""
     found = [{"Alive": True, "NodeID": str(i), "Resources": resources} for i, resources in enumerate(nodes)]
@@ -23,12 +27,13 @@ def pools(
     monkeypatch.setattr(ray, "nodes", lambda: [*found, dead])
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "0"))
     monkeypatch.setattr(cluster, "cores", lambda: 8)
-    return size_pools(ReconstructConfig("/a", "/o", **values), threads)
+    return size_pools(ReconstructConfig("/a", "/o", **values), threads, weights)
 
 
 def test_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     node = [{"CPU": 10}]  # eight cores and the spare two
-    assert pools(monkeypatch, node) == Pools("cpu", 8, 8, 1, 1)
+    assert pools(monkeypatch, node) == Pools("cpu", 1, 1, 8, 8)
+    assert pools(monkeypatch, node, solver_actors=1) == Pools("cpu", 8, 8, 1, 1)
     assert pools(monkeypatch, node, solver_actors=4) == Pools("cpu", 2, 2, 4, 4)
     assert pools(monkeypatch, node, threads=3) == Pools("cpu", 3, 3, 2, 2)  # as an earlier start had it
 
@@ -52,7 +57,7 @@ def test_load_and_write_tasks_are_few_beside_solvers_on_cpus() -> None:
 
 def test_a_cluster_of_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = [{"CPU": 16}, {"CPU": 16}, {"object_store_memory": 1}]
-    assert pools(monkeypatch, nodes) == Pools("cpu", 15, 15, 2, 2)
+    assert pools(monkeypatch, nodes) == Pools("cpu", 1, 1, 30, 30)
 
 
 def test_gpus_are_taken_unless_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +66,7 @@ def test_gpus_are_taken_unless_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pools(monkeypatch, nodes, solver_actors=2, severity_actors=1) == Pools("cuda", 4, 4, 2, 1)
     assert pools(monkeypatch, nodes, solver_actors=9, severity_actors=9) == Pools("cuda", 4, 4, 4, 8)
     assert pools(monkeypatch, nodes, threads=2) == Pools("cuda", 2, 2, 4, 8)  # as an earlier start had it
-    assert pools(monkeypatch, nodes, device="cpu") == Pools("cpu", 15, 15, 2, 2)
+    assert pools(monkeypatch, nodes, device="cpu") == Pools("cpu", 1, 1, 30, 30)
     with pytest.raises(ConfigError, match="no GPU"):
         pools(monkeypatch, [{"CPU": 16}], device="cuda")
 
@@ -71,7 +76,7 @@ def test_two_severity_actors_share_a_gpu_and_its_cpus(monkeypatch: pytest.Monkey
     assert found.solver == {"num_cpus": 4, "num_gpus": 1}
     assert found.severity == {"num_cpus": 2, "num_gpus": 0.5}
     on_cpus = pools(monkeypatch, [{"CPU": 16}, {"CPU": 16}])
-    assert on_cpus.solver == on_cpus.severity == {"num_cpus": 15, "num_gpus": None}
+    assert on_cpus.solver == on_cpus.severity == {"num_cpus": 1, "num_gpus": None}
 
 
 def test_gpu_nodes_hold_their_actors_and_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,14 +94,29 @@ def test_gpu_nodes_hold_their_actors_and_a_task(monkeypatch: pytest.MonkeyPatch)
 def test_a_group_of_gpus_beside_a_group_of_cpus_and_a_head_without_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     head, gpu, cpu = {"memory": 1.0}, {"CPU": 8, "GPU": 1}, {"CPU": 32}
     assert pools(monkeypatch, [head, gpu, gpu, gpu, cpu, cpu]) == Pools("cuda", 4, 4, 3, 6)
-    assert pools(monkeypatch, [head, cpu, cpu]) == Pools("cpu", 31, 31, 2, 2)
+    assert pools(monkeypatch, [head, cpu, cpu]) == Pools("cpu", 1, 1, 62, 62)
 
 
 def test_nodes_of_different_sizes_get_actors_of_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    # the most threads that leave no more than a quarter of the cores idle
-    assert pools(monkeypatch, [{"CPU": 2}, {"CPU": 16}]) == Pools("cpu", 15, 15, 1, 1)
-    assert pools(monkeypatch, [{"CPU": 8}, {"CPU": 16}]) == Pools("cpu", 7, 7, 3, 3)
+    assert pools(monkeypatch, [{"CPU": 2}, {"CPU": 16}]) == Pools("cpu", 1, 1, 16, 16)
     assert pools(monkeypatch, [{"CPU": 16}, {"CPU": 16}], solver_actors=3) == Pools("cpu", 7, 7, 3, 3)
+
+
+def test_fewer_actors_of_more_threads_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With models of 1 GiB an actor takes some 17.5 GiB."""
+    gib = 1024**3
+
+    def large(*memory: int) -> Pools:
+        return pools(monkeypatch, [{"CPU": 17, "memory": size * gib} for size in memory], weights=gib)
+
+    assert large(300, 300) == Pools("cpu", 1, 1, 32, 32)
+    assert large(71, 71) == Pools("cpu", 3, 3, 8, 8)  # 12 of 16 cores are three quarters
+    assert large(20, 20) == Pools("cpu", 12, 12, 2, 2)
+    assert large(20, 300) == Pools("cpu", 8, 8, 3, 3)
+    assert large(10, 10) == Pools("cpu", 16, 16, 1, 1)  # for want of a better one
+    # whoever names a number has it
+    found = pools(monkeypatch, [{"CPU": 17, "memory": 20 * gib}], weights=gib, solver_actors=4)
+    assert found == Pools("cpu", 2, 2, 4, 4)
 
 
 def test_a_cluster_without_a_node_to_work_on_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from flashray.config import SolverConfig
 from flashray.errors import ImageError
 from flashray.pipeline import calibrate
 from flashray.pipeline.board import start_board
-from flashray.pipeline.calibrate import Calibrator, evenly, numbers_filled, part, sample
+from flashray.pipeline.calibrate import Calibrator, evenly, mean, numbers_filled, part, sample
 from flashray.pipeline.cost import CostModel, Quoted, predict, predict_full, predict_plan, read_quoted, write_quoted
 from flashray.pipeline.units import unit_ids
 from flashray.pipeline.work import Work
@@ -192,3 +192,13 @@ def test_flights_have_the_threads_of_the_run(plan: pa.Table, work: Work, monkeyp
     finally:
         torch.set_num_threads(1)
     assert set(threads) == {2}
+
+
+def test_what_several_actors_say_is_averaged():
+    one = {"filled": (1, 8), "step_seconds": (0.1, 0.4), "landing_seconds": 0.02, "beside_seconds": 0.03}
+    other = {"filled": (1, 8), "step_seconds": (0.3, 0.6), "landing_seconds": 0.04, "beside_seconds": 0.05}
+    found = mean([one, other])
+    assert found["filled"] == (1, 8)
+    assert found["step_seconds"] == pytest.approx((0.2, 0.5))
+    assert (found["landing_seconds"], found["beside_seconds"]) == pytest.approx((0.03, 0.04))
+    assert mean([one]) == one

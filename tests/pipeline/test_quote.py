@@ -146,6 +146,7 @@ def config(tiny_models: TinyModels, archive: Path, tmp_path: Path, ray_cluster: 
             solver=SolverConfig(steps=20, settings={"dc_step": 0.1}),
             metrics=["psnr"],
             slots=2,
+            solver_actors=1,  # whose time the figures below are
             mlflow=TrackingConfig(enabled=False),
         )
     )
