@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,12 +16,20 @@ import pytest
 from flashray import storage
 from flashray.pipeline.state import State
 from tests.conftest import TinyModels
+from tests.weed import SECRET
 
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture
+def ray_files() -> Iterator[Path]:
+    """A folder for Ray's own files; names of sockets are short, so pytest's will not do."""
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
 @pytest.mark.slow
-def test_a_run_on_s3(s3: str, archive: Path, tiny_models: TinyModels, tmp_path: Path) -> None:
+def test_a_run_on_s3(s3: str, archive: Path, tiny_models: TinyModels, tmp_path: Path, ray_files: Path) -> None:
     for path in archive.rglob("*.*"):
         storage.put_bytes(storage.join(s3, "archive", path.relative_to(archive).as_posix()), path.read_bytes())
     output = f"{s3}/run"
@@ -35,7 +45,7 @@ def test_a_run_on_s3(s3: str, archive: Path, tiny_models: TinyModels, tmp_path: 
         "mlflow.tracking_uri": f"sqlite:///{tmp_path}/mlflow.db",
     }
     command = [sys.executable, str(ROOT / "jobs" / "reconstruct.py"), *(f"--{k}={v}" for k, v in settings.items())]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(ray_files)}
     first = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
     assert first.returncode == 0, first.stderr
     rows = State.read(output).results.to_pylist()
@@ -46,7 +56,13 @@ def test_a_run_on_s3(s3: str, archive: Path, tiny_models: TinyModels, tmp_path: 
     assert json.loads(storage.read_bytes(f"{output}/summary.json"))["restored"] == 10
     assert storage.exists(f"{output}/contact_sheet.png")
     for entry in storage.list_files(output):
-        assert b"flashray-secret" not in storage.read_bytes(storage.join(output, entry.key)), entry.key
+        assert SECRET.encode() not in storage.read_bytes(storage.join(output, entry.key)), entry.key
+    # nor what was said, what MLflow keeps, and what Ray's processes wrote down
+    assert SECRET not in first.stdout + first.stderr
+    written = [path for root in (tmp_path, ray_files) for path in root.rglob("*") if path.is_file()]
+    assert {path.suffix for path in written} >= {".db", ".log", ".out", ".err"}
+    for path in written:
+        assert SECRET.encode() not in path.read_bytes(), path
     again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
     assert again.returncode == 0
     assert "nothing to do" in again.stdout
