@@ -58,7 +58,7 @@ class Models:
 
     @property
     def weights(self) -> int:
-        """Bytes of both, as an actor holds them."""
+        """Bytes of the parameters of both, as an actor holds them."""
         return sum(
             parameter.nbytes
             for model in (self.prior.autoencoder, self.prior.denoiser, self.encoder)
