@@ -23,6 +23,14 @@ METRICS = ("psnr", "ssim", "lpips")
 _FLAGS = ("plan_only", "retry_failed")  # may stand on the command line without a value
 
 
+def noise_range(noise_std: float | Sequence[float], name: str = "noise_std") -> tuple[float, float]:
+    """(low, high) of a noise_std on the [0, 1] scale: one number is both; ConfigError unless 0 ≤ low ≤ high < ∞."""
+    values = [noise_std, noise_std] if isinstance(noise_std, (int, float)) else list(noise_std)
+    if not (len(values) == 2 and 0 <= values[0] <= values[1] < math.inf):
+        raise ConfigError(f"{name} is {noise_std}; give a number ≥ 0, or [low, high]")
+    return float(values[0]), float(values[1])
+
+
 @dataclass(frozen=True)
 class DegradationConfig:
     """The degradation that the measurements went through.
@@ -31,17 +39,22 @@ class DegradationConfig:
         name: the family, such as gaussian_blur.
         settings: the family's own settings, such as the range of its severity; preset names reference settings.
         noise_std: standard deviation of the measurement's noise on the [0, 1] scale; [low, high] draws it per image.
+
+    Raises:
+        ConfigError: if noise_std is no number ≥ 0 and no such range.
     """
 
     name: str = "gaussian_blur"
     settings: dict[str, Any] = field(default_factory=dict)
     noise_std: float | list[float] = 0.05
 
+    def __post_init__(self) -> None:
+        _ = self.noise_range  # raises
+
     @property
     def noise_range(self) -> tuple[float, float]:
         """(low, high) of noise_std; equal where it is one number."""
-        values = self.noise_std if isinstance(self.noise_std, list) else [self.noise_std, self.noise_std]
-        return values[0], values[-1]
+        return noise_range(self.noise_std, "degradation.noise_std")
 
 
 @dataclass(frozen=True)
@@ -186,8 +199,8 @@ def parse_args(argv: Sequence[str] | None = None) -> ReconstructConfig:
     parser = ArgumentParser(prog="reconstruct", description="Restore an archive of degraded images.")
     parser.add_argument("--config", action="config", help="a recipe: a YAML file with the keys below")
     parser.add_class_arguments(ReconstructConfig)
-    values = parser.instantiate(parser.parse_args(_normalise(sys.argv[1:] if argv is None else argv)))
     try:
+        values = parser.instantiate(parser.parse_args(_normalise(sys.argv[1:] if argv is None else argv)))
         config = ReconstructConfig(
             **{item.name: getattr(values, item.name) for item in dataclasses.fields(ReconstructConfig)}
         )
@@ -224,11 +237,6 @@ def check(config: ReconstructConfig) -> ReconstructConfig:
     _require(config.mlflow.patience >= 0, f"mlflow.patience is {config.mlflow.patience}; give seconds, 0 or more")
     _require(config.solver.steps >= 1, f"solver.steps is {config.solver.steps}; give at least 1")
     _require(0 <= config.solver.eta <= 1, f"solver.eta is {config.solver.eta}; give a number from 0 to 1")
-    low, high = config.degradation.noise_range
-    _require(
-        0 <= low <= high < math.inf and (config.degradation.noise_std in (low, [low, high])),
-        f"degradation.noise_std is {config.degradation.noise_std}; give a number ≥ 0, or [low, high]",
-    )
     unknown = sorted(set(config.metrics) - set(METRICS))
     _require(not unknown, f"metrics: {', '.join(unknown)} not known; known: {', '.join(METRICS)}")
     _require(

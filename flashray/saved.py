@@ -69,6 +69,26 @@ def _load(cls: type[M], source: str, folder: Path, *, kind: str, room: str, job:
     return model
 
 
+FAR = 1.5  # times the noise that a model was trained with: about where estimates of it begin to mislead
+
+
+def warn_of_another_noise(what: str, trained: tuple[float, float], noise: tuple[float, float]) -> None:
+    """Log a warning where measurements are noisier, or cleaner, than a model was trained on by more than FAR.
+
+    Args:
+        trained, noise: (low, high) of noise_std on the [0, 1] scale.
+    """
+    if noise[1] > FAR * trained[1] or FAR * noise[0] < trained[0]:
+        given, known = (f"{low:g}" if low == high else f"[{low:g}, {high:g}]" for low, high in (noise, trained))
+        log.warning(
+            "%s was trained with noise_std %s, and the measurements' is %s: its estimates may be far off there, and "
+            "too sure; train one with jobs/train_severity.py --degradation.noise_std '[LOW, HIGH]'",
+            what,
+            known,
+            given,
+        )
+
+
 def warn_of_another_family(what: str, trained_on: str, degradation: str) -> None:
     """Log a warning that names both where a model was trained on another degradation than it is asked about."""
     if trained_on != degradation:

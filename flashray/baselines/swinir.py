@@ -27,7 +27,8 @@ class SwinIR(ModelMixin, ConfigMixin):
         window: side of the attention's windows in positions, even.
         mlp_ratio: hidden features of a layer's perceptron over `channels`.
         pixel_block: side of the blocks of pixels that are one position; 2 takes a fifth of the time of 1.
-        degradation, degradation_settings, noise_std: the family that it was trained on (`noise_std` on [0, 1]).
+        degradation, degradation_settings, noise_std: the family that it was trained on (`noise_std` on [0, 1],
+            one number or [low, high]).
     """
 
     name: ClassVar[str] = "swinir"
@@ -43,7 +44,7 @@ class SwinIR(ModelMixin, ConfigMixin):
         pixel_block: int = 1,
         degradation: str = "",
         degradation_settings: dict[str, Any] | None = None,
-        noise_std: float = 0.05,
+        noise_std: float | list[float] = 0.05,
     ) -> None:
         super().__init__()
         pixels = 3 * pixel_block**2

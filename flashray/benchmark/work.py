@@ -129,8 +129,6 @@ class Workbench:
         """ConfigError if the cell could not be computed, as far as can be told without computing."""
         task, method, start = cell.task, cell.method, cell.method.start
         degradation = degradation_of(cell)
-        low, high = task.degradation.noise_range
-        _require(0 <= low <= high < math.inf, f"noise_std is {task.degradation.noise_std}; give a number ≥ 0, or two")
         _require(task.severity is None or 0 <= task.severity <= 1, f"severity is {task.severity}; give 0 … 1")
         unknown = sorted(set(task.believed_times) - set(degradation.parameter_names))
         _require(not unknown, f"believed_times: {', '.join(unknown)} is no parameter of {degradation.name}")

@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 
 from flashray.seeding import STREAM_MEASUREMENT, normal
+
+GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+def draw_noise_std(noise: tuple[float, float], count: int, generator: torch.Generator) -> Tensor:
+    """[count] standard deviations drawn evenly from (low, high); one number draws nothing."""
+    low, high = noise
+    return torch.full((count,), low) if low == high else low + (high - low) * torch.rand(count, generator=generator)
+
+
+def spread_noise_std(noise: tuple[float, float], start: int, count: int) -> Tensor:
+    """[count] standard deviations spread evenly over (low, high), those of images start, start + 1, … of any number.
+
+    Steps of the golden ratio: any run of images covers the range, and an image has its own whatever comes with it.
+    """
+    low, high = noise
+    return (low + (high - low) * (GOLDEN * torch.arange(start, start + count, dtype=torch.float64) % 1)).float()
 
 
 def add_noise(y_BCHW: Tensor, noise_std_B: Tensor, seed_B: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from flashray.errors import ConfigError
 from flashray.metrics import MetricUnavailable, load_lpips
 from flashray.pipeline import rundir
 from flashray.prior import LatentPrior, load_prior
-from flashray.saved import warn_of_another_family
+from flashray.saved import warn_of_another_family, warn_of_another_noise
 from flashray.severity import SeverityEncoder, load_severity_encoder
 from flashray.tracking import default_uri
 from flashray.tracking.registry import SCHEME, Registered, Unreachable, fetch
@@ -92,7 +92,7 @@ class Models:
 def load_models(config: ReconstructConfig) -> Models:
     """Load them, and check them against each other and against the recipe.
 
-    A severity encoder of another degradation is a warning that names both.
+    A severity encoder of another degradation, or of much other noise, is a warning that names both.
 
     Raises:
         ConfigError: when one is missing, the chain is longer than the prior's, the degradation does not fit the prior's
@@ -109,6 +109,7 @@ def load_models(config: ReconstructConfig) -> Models:
     place = _copy_of(config) if source.startswith(SCHEME) else source
     encoder = load_severity_encoder(str(registered.folder) if registered else place)
     warn_of_another_family(f"severity encoder {source}", encoder.degradation, config.degradation.name)
+    warn_of_another_noise(f"severity encoder {source}", encoder.noise_range, config.degradation.noise_range)
     pairs = [(getattr(encoder, f"latent_{name}"), getattr(prior, name)) for name in ("scale", "shift")]
     if not all(one.shape == other.shape and one.allclose(other) for one, other in pairs):
         raise ConfigError(

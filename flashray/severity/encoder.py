@@ -11,6 +11,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from flashray.config import noise_range
 from flashray.prior import LatentPrior
 from flashray.saved import load_saved
 
@@ -28,7 +29,8 @@ class SeverityEncoder(ModelMixin, ConfigMixin):
     Args:
         autoencoder_class, autoencoder_config: the prior's autoencoder, of which only the encoder is kept.
         scale, shift: the prior's latent scaling, a value a channel or one for all.
-        degradation, degradation_settings, noise_std: the family that it was trained on (`noise_std` on [0, 1]).
+        degradation, degradation_settings, noise_std: the family that it was trained on (`noise_std` on [0, 1],
+            one number or [low, high]).
         head_width: hidden units of the head.
     """
 
@@ -44,7 +46,7 @@ class SeverityEncoder(ModelMixin, ConfigMixin):
         shift: list[float],
         degradation: str,
         degradation_settings: dict[str, Any] | None = None,
-        noise_std: float = 0.05,
+        noise_std: float | list[float] = 0.05,
         head_width: int = 256,
     ) -> None:
         super().__init__()
@@ -63,7 +65,7 @@ class SeverityEncoder(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_prior(
-        cls, prior: LatentPrior, degradation: str, degradation_settings: dict[str, Any], noise_std: float
+        cls, prior: LatentPrior, degradation: str, degradation_settings: dict[str, Any], noise_std: float | list[float]
     ) -> SeverityEncoder:
         """A new severity encoder whose trunk holds the prior's encoder weights."""
         config = {key: value for key, value in dict(prior.autoencoder.config).items() if not key.startswith("_")}
@@ -85,6 +87,11 @@ class SeverityEncoder(ModelMixin, ConfigMixin):
     def degradation(self) -> str:
         """The name of the degradation family that this encoder was trained on."""
         return str(self.config.degradation)
+
+    @property
+    def noise_range(self) -> tuple[float, float]:
+        """(low, high) of the noise_std, on the [0, 1] scale, that this encoder was trained with."""
+        return noise_range(self.config.noise_std)
 
     def forward(self, y_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """(ẑ_BCHW, σ̂_B) of measurements in [-1, 1]; ẑ in the prior's unit-variance latents, σ̂ > 0."""

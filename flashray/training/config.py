@@ -35,15 +35,6 @@ class TrainConfig:
         refuse_relative(**places, **{"launch.storage": self.launch.storage})
 
 
-@dataclass(frozen=True)
-class FamilyConfig:
-    """A degradation family: its name, its settings, and the noise's std on the [0, 1] scale."""
-
-    name: str = "gaussian_blur"
-    settings: dict[str, Any] = field(default_factory=dict)
-    noise_std: float = 0.05
-
-
 C = TypeVar("C", bound=TrainConfig)
 
 

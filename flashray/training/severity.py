@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchmetrics.functional import spearman_corrcoef
 
 from flashray.degradations import Degradation
+from flashray.degradations.noise import spread_noise_std
 from flashray.errors import ConfigError
 from flashray.prior import LatentPrior
 from flashray.severity.encoder import SeverityEncoder
@@ -65,13 +66,13 @@ class SeverityTask(Task):
         model: SeverityEncoder,
         prior: LatentPrior,
         degradation: Degradation,
-        noise_std: float,
+        noise: tuple[float, float],
         config: SeverityConfig,
         val_NCHW: Tensor,
     ) -> None:
         super().__init__()
         self.model, self.prior, self.degradation, self.config = model, prior, degradation, config
-        self.noise_std, self.val = noise_std, val_NCHW
+        self.noise, self.val = noise, val_NCHW
         if config.only_head:
             model.requires_grad_(False)
             model.head.requires_grad_(True)
@@ -103,7 +104,7 @@ class SeverityTask(Task):
 
     def degrade(self, x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
         """A measurement of each image, of its own random severity, as the encoder sees it."""
-        return degrade(x_BCHW, self.degradation, self.noise_std, generator)
+        return degrade(x_BCHW, self.degradation, self.noise, generator)
 
     def parts(self) -> list[nn.Module]:
         return [self.prior.autoencoder.encoder, self.prior.autoencoder.decoder]
@@ -111,14 +112,16 @@ class SeverityTask(Task):
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Figures of `severity_figures` on the validation photos."""
-        return severity_figures(self.model, self.prior, self.degradation, self.noise_std, self.val)
+        return severity_figures(self.model, self.prior, self.degradation, self.noise, self.val)
 
 
 @torch.no_grad()
 def severity_figures(
-    encoder: SeverityEncoder, prior: LatentPrior, degradation: Degradation, noise_std: float, x_NCHW: Tensor
+    encoder: SeverityEncoder, prior: LatentPrior, degradation: Degradation, noise: tuple[float, float], x_NCHW: Tensor
 ) -> dict[str, float]:
     """How well σ̂ tells severity, on clean photos in [-1, 1] degraded at ORDERING_LEVELS evenly spaced levels each.
+
+    Of a range of noise every photo has its own noise_std, the same at every level.
 
     Returns:
         latent_mse; sigma_error, mean |σ̂ - σ̄|; spearman_sigma, Spearman of σ̂ with the true error σ̄ over all images and
@@ -130,9 +133,10 @@ def severity_figures(
     for start in range(0, len(x_NCHW), 16):
         x = x_NCHW[start : start + 16].to(prior.device)
         z0 = prior.encode(x)
+        noise_std_B = spread_noise_std(noise, start, len(x))
         for index, level in enumerate(level_L):
             seed_B = torch.arange(start, start + len(x), device=x.device) * 100 + index
-            y = degrade_at(x, level.expand(len(x)), degradation, noise_std, seed_B)
+            y = degrade_at(x, level.expand(len(x)), degradation, noise_std_B, seed_B)
             z_hat, sigma_hat = encoder(y)
             predicted.append(sigma_hat.float().cpu())
             true.append(error_std(z_hat, z0).float().cpu())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from flashray.config import DegradationConfig
 from flashray.degradations import make_degradation
 from flashray.errors import ConfigError
 from flashray.pixels import SpaceToDepth
@@ -16,7 +17,7 @@ from flashray.severity.encoder import SeverityEncoder, load_severity_encoder
 from flashray.tracking import default_uri
 from flashray.tracking.registry import check_registry, register
 from flashray.training.card import note_training, write_severity_card
-from flashray.training.config import FamilyConfig, TrainConfig, with_absolute_places
+from flashray.training.config import TrainConfig, with_absolute_places
 from flashray.training.launch import train
 from flashray.training.loop import LoopConfig, save_half
 from flashray.training.photos import list_photos, load_fitted
@@ -38,7 +39,7 @@ class TrainSeverityConfig(TrainConfig):
 
     prior: str = "bundled"
     init: str = ""
-    degradation: FamilyConfig = field(default_factory=FamilyConfig)
+    degradation: DegradationConfig = field(default_factory=DegradationConfig)
     severity: SeverityConfig = field(default_factory=SeverityConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     # not in the repr, which names the checkpoints: what is trained does not depend on these
@@ -81,4 +82,4 @@ def build_severity_task(config: TrainSeverityConfig) -> SeverityTask:
     if config.init:
         encoder.load_state_dict(load_severity_encoder(config.init).state_dict())
     val = load_fitted(list_photos(config.val_photos), prior.sample_size)
-    return SeverityTask(encoder, prior, degradation, family.noise_std, config.severity, val)
+    return SeverityTask(encoder, prior, degradation, family.noise_range, config.severity, val)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flashray.baselines.swinir import SwinIR
 from flashray.degradations import Degradation
+from flashray.degradations.noise import spread_noise_std
 from flashray.errors import ConfigError
 from flashray.metrics import mean_interval, score
 from flashray.training.card import Interval
@@ -61,26 +62,26 @@ class SwinIRTask(Task):
         self,
         model: SwinIR,
         degradation: Degradation,
-        noise_std: float,
+        noise: tuple[float, float],
         val_NCHW: Tensor,
         crop: int = 64,
         charbonnier: float = 1e-3,
     ) -> None:
         super().__init__()
         degradation.check_size((crop, crop))
-        self.model, self.degradation, self.noise_std, self.val = model, degradation, noise_std, val_NCHW
+        self.model, self.degradation, self.noise, self.val = model, degradation, noise, val_NCHW
         self.crop, self.charbonnier = crop, charbonnier
 
     def forward(self, window_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         x = random_views(window_BCHW, self.crop, generator)
-        x_hat = self.model(degrade(x, self.degradation, self.noise_std, generator)).float()
+        x_hat = self.model(degrade(x, self.degradation, self.noise, generator)).float()
         square = (x_hat - x).square()
         return {"loss": (square + self.charbonnier**2).sqrt().mean(), "mse": square.mean()}
 
     def validate(self) -> dict[str, float]:
         """Mean PSNR and SSIM of the validation photos, each degraded at one of LEVELS evenly spaced severities."""
         level_N = torch.arange(len(self.val)) % LEVELS / (LEVELS - 1)
-        scores = restoration_scores(self.model, self.degradation, self.noise_std, self.val, level_N)
+        scores = restoration_scores(self.model, self.degradation, self.noise, self.val, level_N)
         return {name: values.mean().item() for name, values in scores.items()}
 
     def figures(self) -> list[dict[str, Interval]]:
@@ -88,14 +89,14 @@ class SwinIRTask(Task):
         rows = []
         for level in torch.linspace(0, 1, LEVELS):
             level_N = level.expand(len(self.val))
-            scores = restoration_scores(self.model, self.degradation, self.noise_std, self.val, level_N)
+            scores = restoration_scores(self.model, self.degradation, self.noise, self.val, level_N)
             rows.append({name: mean_interval(values.numpy()) for name, values in scores.items()})
         return rows
 
 
 @torch.no_grad()
 def restoration_scores(
-    model: SwinIR, degradation: Degradation, noise_std: float, x_NCHW: Tensor, level_N: Tensor
+    model: SwinIR, degradation: Degradation, noise: tuple[float, float], x_NCHW: Tensor, level_N: Tensor
 ) -> dict[str, Tensor]:
     """`psnr` and `ssim` of the restored photos and `y_psnr` and `y_ssim` of their measurements, [N] each on the CPU.
 
@@ -108,7 +109,7 @@ def restoration_scores(
     for n in range(0, len(x_NCHW), 16):
         x = x_NCHW[n : n + 16].to(device)
         seed_B = torch.arange(n, n + len(x), device=device)
-        y = degrade_at(x, level_N[n : n + 16], degradation, noise_std, seed_B)
+        y = degrade_at(x, level_N[n : n + 16], degradation, spread_noise_std(noise, n, len(x)), seed_B)
         measured = {f"y_{name}": values for name, values in score(y, x).items()}
         rows.append(score(model(y), x) | measured)
     return {name: torch.cat([row[name] for row in rows]).cpu() for name in rows[0]}

@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 
 from flashray.baselines.swinir import SwinIR, load_swinir
+from flashray.config import DegradationConfig
 from flashray.degradations import make_degradation
 from flashray.errors import ConfigError
 from flashray.training.card import Interval, note_training, write_swinir_card
-from flashray.training.config import FamilyConfig, TrainConfig, with_absolute_places
+from flashray.training.config import TrainConfig, with_absolute_places
 from flashray.training.launch import train
 from flashray.training.loop import LoopConfig, save_half
 from flashray.training.photos import list_photos, load_fitted
@@ -35,7 +36,7 @@ class TrainSwinIRConfig(TrainConfig):
     init: str = ""
     crop: int = 64
     charbonnier: float = 1e-3
-    degradation: FamilyConfig = field(default_factory=FamilyConfig)
+    degradation: DegradationConfig = field(default_factory=DegradationConfig)
     swinir: SwinIRConfig = field(default_factory=SwinIRConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
 
@@ -69,4 +70,4 @@ def build_swinir_task(config: TrainSwinIRConfig) -> SwinIRTask:
                 f"init {config.init}: a SwinIR of other sizes; give its as --swinir.…: {error}"
             ) from error
     val = load_fitted(list_photos(config.val_photos), config.size)
-    return SwinIRTask(model, degradation, family.noise_std, val, config.crop, config.charbonnier)
+    return SwinIRTask(model, degradation, family.noise_range, val, config.crop, config.charbonnier)

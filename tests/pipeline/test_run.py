@@ -21,7 +21,7 @@ from flashray.images import decode_image, encode_png
 from flashray.pipeline.run import reconstruct
 from flashray.pipeline.state import State
 from tests.conftest import TinyModels
-from tests.models import SIDE
+from tests.models import SIDE, edit_json
 
 Make = Callable[..., ReconstructConfig]
 
@@ -300,6 +300,47 @@ def test_an_encoder_of_another_degradation_warns_with_both_names(
         load_models(config)
     assert "random_inpainting" in caplog.text
     assert "gaussian_blur" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("trained", "noise", "warns"),
+    [
+        (0.05, 0.05, False),
+        (0.05, 0.06, False),
+        (0.05, 0.1, True),
+        (0.05, 0.02, True),
+        (0.05, [0.05, 0.2], True),
+        ([0.01, 0.2], [0.02, 0.2], False),
+        ([0.01, 0.2], 0.4, True),
+    ],
+)
+def test_an_encoder_of_much_other_noise_warns_with_both_numbers(
+    trained: float | list[float],
+    noise: float | list[float],
+    warns: bool,
+    make: Make,
+    archive: Path,
+    tmp_path: Path,
+    tiny_models: TinyModels,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from flashray.pipeline.models import load_models
+
+    encoder = tmp_path / "encoder"
+    shutil.copytree(tiny_models.encoder, encoder)
+    edit_json(encoder / "config.json", noise_std=trained)
+    degradation = DegradationConfig(noise_std=noise)
+    with caplog.at_level(logging.WARNING):
+        load_models(
+            make(
+                archive,
+                tmp_path / "run",
+                degradation=degradation,
+                start=StartConfig(severity_encoder=str(encoder)),
+            )
+        )
+    assert (f"was trained with noise_std {trained}, and the measurements' is {noise}" in caplog.text) == warns
+    assert ("noise_std" in caplog.text) == warns
 
 
 def test_an_encoder_of_another_prior_is_refused(

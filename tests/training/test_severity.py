@@ -8,8 +8,10 @@ import pytest
 import torch
 from scipy import stats
 from torch import Tensor, nn
+from torch.testing import assert_close
 
 from flashray.degradations import make_degradation
+from flashray.degradations.noise import spread_noise_std
 from flashray.errors import ConfigError
 from flashray.prior import LatentPrior
 from flashray.schedule import NoiseSchedule
@@ -25,6 +27,7 @@ from flashray.training.severity import (
 from tests.models import SIDE, dc, unet
 
 BLUR = make_degradation("gaussian_blur")
+NOISE = (0.05, 0.05)
 
 
 class Pixels(nn.Module):
@@ -41,7 +44,7 @@ def pixel_prior() -> LatentPrior:
 def tiny_task(photo: Tensor, config: SeverityConfig) -> SeverityTask:
     prior = LatentPrior(dc(), unet(), NoiseSchedule.from_scheduler_config({}), SIDE, scale=2.5).requires_grad_(False)
     encoder = SeverityEncoder.from_prior(prior, "gaussian_blur", {}, 0.05)
-    return SeverityTask(encoder, prior, BLUR, 0.05, config, crops(photo, 2))
+    return SeverityTask(encoder, prior, BLUR, NOISE, config, crops(photo, 2))
 
 
 def crops(photo: Tensor, count: int) -> Tensor:
@@ -67,7 +70,7 @@ class Oracle:
 def test_an_encoder_that_knows_its_error_has_perfect_figures(photo: Tensor, count: int):
     x = crops(photo, count)
     oracle = Oracle(x)
-    figures = severity_figures(oracle, pixel_prior(), BLUR, 0.0, x)  # type: ignore[arg-type]
+    figures = severity_figures(oracle, pixel_prior(), BLUR, (0.0, 0.0), x)  # type: ignore[arg-type]
     assert oracle.calls == len(oracle.batches) * ORDERING_LEVELS
     assert figures["ordering"] == figures["ordering_true"] == 1
     assert figures["spearman_sigma"] == pytest.approx(1)
@@ -86,7 +89,7 @@ def test_figures_equal_scipys_on_the_same_numbers(photo: Tensor):
         return answers[-1]
 
     oracle = Oracle(x, wrong)
-    figures = severity_figures(oracle, pixel_prior(), BLUR, 0.05, x)  # type: ignore[arg-type]
+    figures = severity_figures(oracle, pixel_prior(), BLUR, NOISE, x)  # type: ignore[arg-type]
     true, predicted = (
         torch.cat([torch.stack(rows[:10]), torch.stack(rows[10:])], dim=1).T.numpy() for rows in (oracle.true, answers)
     )
@@ -107,7 +110,7 @@ def test_figures_equal_scipys_on_the_same_numbers(photo: Tensor):
 @pytest.mark.parametrize(("sign", "value"), [(-1, 0.0), (0, 0.0)])
 def test_wrong_way_round_or_constant_severity_orders_nothing(photo: Tensor, sign: int, value: float):
     x = crops(photo, 4)
-    figures = severity_figures(Oracle(x, lambda true: sign * true), pixel_prior(), BLUR, 0.0, x)  # type: ignore[arg-type]
+    figures = severity_figures(Oracle(x, lambda true: sign * true), pixel_prior(), BLUR, (0.0, 0.0), x)  # type: ignore[arg-type]
     assert figures["ordering"] == value
     assert figures["ordering_true"] == 1
 
@@ -174,7 +177,7 @@ def test_each_view_is_seen_at_several_severities(photo: Tensor, monkeypatch: pyt
 
     def recording(x: Tensor, generator: torch.Generator) -> Tensor:
         seen.append(x)
-        return degrade(x, BLUR, 0.05, generator)
+        return degrade(x, BLUR, NOISE, generator)
 
     monkeypatch.setattr(task, "degrade", recording)
     window = ((crops(photo, 4) + 1) * 127.5).to(torch.uint8)
@@ -212,21 +215,54 @@ def test_an_order_needs_levels(settings: dict[str, Any]):
 )
 def test_other_families_are_degraded_to_images_and_ordered(photo: Tensor, name: str, settings: dict[str, Any]):
     x, family = crops(photo, 18), make_degradation(name, settings)
-    y = degrade(x, family, 0.05, torch.Generator().manual_seed(0))
+    y = degrade(x, family, NOISE, torch.Generator().manual_seed(0))
     assert y.shape == x.shape
-    figures = severity_figures(Oracle(x), pixel_prior(), family, 0.0, x)  # type: ignore[arg-type]
+    figures = severity_figures(Oracle(x), pixel_prior(), family, (0.0, 0.0), x)  # type: ignore[arg-type]
     assert figures["ordering_true"] > 0.9  # one mask or path an image, harder from level to level
 
 
 def test_smaller_measurements_are_shown_at_the_images_size(photo: Tensor):
     x, family = crops(photo, 2), make_degradation("super_resolution", {"scale": 4})
-    assert degrade(x, family, 0.05, torch.Generator().manual_seed(0)).shape == x.shape
-    figures = severity_figures(Oracle(x), pixel_prior(), family, 0.05, x)  # type: ignore[arg-type]
+    assert degrade(x, family, NOISE, torch.Generator().manual_seed(0)).shape == x.shape
+    figures = severity_figures(Oracle(x), pixel_prior(), family, NOISE, x)  # type: ignore[arg-type]
     assert figures["sigma_true_mean"] > 0.1
+
+
+def test_noise_of_a_range_is_drawn_for_each_image(monkeypatch: pytest.MonkeyPatch):
+    x, identity = torch.zeros(64, 3, 32, 32), make_degradation("gaussian_blur", {"std": [1e-3, 1e-3]})
+    fixed, free = (torch.Generator().manual_seed(0) for _ in "ab")
+    torch.manual_seed(0)
+    std_B = degrade(x, identity, (0.01, 0.2), free).flatten(1).std(dim=1) / 2
+    assert std_B.min() > 0.009
+    assert std_B.max() < 0.21
+    assert std_B.max() - std_B.min() > 0.15
+    # one number draws nothing: the severities of a training without a range are what they were
+    expected = identity.sample_parameters(torch.Generator().manual_seed(0), 64)
+    monkeypatch.setattr(type(identity), "sample_parameters", lambda self, generator, count: expected)
+    degrade(x, identity, NOISE, fixed)
+    assert torch.equal(fixed.get_state(), torch.Generator().manual_seed(0).get_state())
+
+
+def test_noise_of_a_range_is_a_photos_own_at_validation():
+    noise = spread_noise_std((0.01, 0.2), 0, 50)
+    assert torch.equal(noise[16:32], spread_noise_std((0.01, 0.2), 16, 16))
+    assert (noise.sort().values - torch.linspace(0.01, 0.2, 50)).abs().max() < 0.01
+    assert torch.equal(spread_noise_std(NOISE, 3, 4), torch.full((4,), 0.05))
+
+
+def test_figures_of_a_range_of_noise_are_those_of_each_photo(photo: Tensor):
+    """More noise at the same blur is more error, so across photos noise and not blur decides."""
+    x, oracles = crops(photo, 18), []
+    for noise in ((0.0, 0.0), (0.0, 0.4)):
+        oracles.append(Oracle(x))
+        severity_figures(oracles[-1], pixel_prior(), BLUR, noise, x)  # type: ignore[arg-type]
+    clean, noisy = (torch.cat([torch.stack(o.true[:10]), torch.stack(o.true[10:])], dim=1) for o in oracles)
+    added_N = (noisy.square() - clean.square())[0]
+    assert_close(added_N, (2 * spread_noise_std((0.0, 0.4), 0, 18)).square(), rtol=0.1, atol=0.01)
 
 
 def test_a_family_that_does_not_fit_the_views_is_refused(photo: Tensor):
     task = tiny_task(photo, SeverityConfig())
     wide = make_degradation("nonlinear_blur", {"motion": [0, 20]})
     with pytest.raises(ConfigError, match="motion of 20 pixels"):
-        SeverityTask(task.model, task.prior, wide, 0.05, task.config, task.val)
+        SeverityTask(task.model, task.prior, wide, NOISE, task.config, task.val)

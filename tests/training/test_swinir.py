@@ -22,6 +22,7 @@ from flashray.training.swinir import LEVELS, SwinIRTask, restoration_scores
 from flashray.training.swinir_job import TrainSwinIRConfig, train_swinir
 
 BLUR = make_degradation("gaussian_blur")
+NOISE = (0.05, 0.05)
 
 
 def tiny(**settings: object) -> SwinIR:
@@ -61,7 +62,7 @@ def trained(parse: Callable[..., TrainSwinIRConfig], tmp_path_factory: pytest.Te
 
 def test_it_can_learn_one_batch_by_heart(photo: Tensor):
     x = crops(photo, 2, 16)
-    y = degrade_at(x, torch.tensor([0.5, 1.0]), BLUR, 0.05, torch.tensor([1, 2]))
+    y = degrade_at(x, torch.tensor([0.5, 1.0]), BLUR, torch.tensor([0.05, 0.05]), torch.tensor([1, 2]))
     model = tiny()
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     for _ in range(100):
@@ -75,7 +76,7 @@ def test_the_loss_is_charbonniers(photo: Tensor, monkeypatch: pytest.MonkeyPatch
     """Of a model that is still the identity: the mean over pixels of √((y - x)² + ε²)."""
     seen: list[Tensor] = []
     monkeypatch.setattr("flashray.training.swinir.degrade", lambda x, *_: seen.append(x) or x + 0.3)
-    task = SwinIRTask(tiny(), BLUR, 0.05, crops(photo, 2), crop=16, charbonnier=0.4)
+    task = SwinIRTask(tiny(), BLUR, NOISE, crops(photo, 2), crop=16, charbonnier=0.4)
     terms = task(torch.zeros(3, 3, 40, 40, dtype=torch.uint8), torch.Generator().manual_seed(0))
     assert seen[0].shape == (3, 3, 16, 16)
     assert terms["loss"].item() == pytest.approx(0.5, rel=1e-6)
@@ -83,7 +84,7 @@ def test_the_loss_is_charbonniers(photo: Tensor, monkeypatch: pytest.MonkeyPatch
 
 
 def test_figures_are_those_of_the_measurements_for_the_identity(photo: Tensor):
-    task = SwinIRTask(tiny().eval(), BLUR, 0.05, crops(photo, 18), crop=16)
+    task = SwinIRTask(tiny().eval(), BLUR, NOISE, crops(photo, 18), crop=16)
     rows = task.figures()
     assert len(rows) == LEVELS
     assert all(row["psnr"] == row["y_psnr"] and row["ssim"] == row["y_ssim"] for row in rows)
@@ -92,13 +93,13 @@ def test_figures_are_those_of_the_measurements_for_the_identity(photo: Tensor):
     low, high = rows[0]["psnr"][1:]
     assert low < means[0] < high
     # a photo's noise is its own: the same alone as among others
-    scores = restoration_scores(task.model, BLUR, 0.05, task.val, torch.ones(18))
+    scores = restoration_scores(task.model, BLUR, NOISE, task.val, torch.ones(18))
     torch.testing.assert_close(
-        restoration_scores(task.model, BLUR, 0.05, task.val[:1], torch.ones(1))["psnr"], scores["psnr"][:1]
+        restoration_scores(task.model, BLUR, NOISE, task.val[:1], torch.ones(1))["psnr"], scores["psnr"][:1]
     )
     # validation: every photo at one level
     level = torch.arange(18) % LEVELS / (LEVELS - 1)
-    expected = restoration_scores(task.model, BLUR, 0.05, task.val, level)["psnr"].mean().item()
+    expected = restoration_scores(task.model, BLUR, NOISE, task.val, level)["psnr"].mean().item()
     assert task.validate()["psnr"] == pytest.approx(expected)
 
 
