@@ -100,6 +100,8 @@ def _page(
         shared = tables.shared_keys(here)
         if 0 < len(shared) < max(len(one.rows) for one in here):
             text += [f"On the {len(shared)} images that every row has:\n", tables.quality_table(here, shared)]
+        if experiment.kind == "robustness" and (told := tables.severity_table(here)):
+            text += ["What the severity encoder says:\n", told]
     if found:
         text += [
             "## Differences on the same images\n",

@@ -240,6 +240,33 @@ def correlations(level: Floats, hat: Floats, true: Floats) -> dict[str, float]:
     }
 
 
+def severity_table(results: Sequence[Result]) -> str:
+    """Markdown: what σ̂ and σ̄ are in each setting, and over all settings; once for methods that share σ̂."""
+    told: dict[str, dict[str, tuple[Result, Floats, Floats]]] = {}  # method → task → (cell, σ̂, σ̄)
+    seen: set[tuple[str, bytes]] = set()
+    for one in results:
+        hat, true = column(one, "sigma_hat"), column(one, "sigma_true")
+        here = (one.cell.task.name, hat.tobytes())
+        if np.isnan(hat).any() or np.isnan(true).any() or here in seen:
+            continue
+        seen.add(here)
+        told.setdefault(one.cell.method.name, {})[one.cell.task.name] = (one, hat, true)
+    rows = []
+    for method, settings in told.items():
+        for one, hat, true in settings.values():
+            at = {_title(axis): brief(value) for axis, value in one.cell.task.at.items()}
+            rows.append({"method": method, **at, **_agreement(hat, true)})
+        if len(settings) > 1:
+            together = (np.concatenate([one[n] for one in settings.values()]) for n in (1, 2))
+            rows.append({"method": f"{method}, all of them", **_agreement(*together)})
+    return to_markdown(rows)
+
+
+def _agreement(hat: Floats, true: Floats) -> dict[str, str]:
+    values = {"mean σ̂": hat.mean(), "mean σ̄": true.mean(), "Spearman (σ̂, σ̄)": _spearman(hat, true)}
+    return {"images": str(len(hat)), **{name: f"{value:.3f}" for name, value in values.items()}}
+
+
 def with_interval(mean: float, low: float, high: float, digits: int) -> str:
     """`26.63 [26.01, 27.20]`; empty where there is no mean."""
     return "" if math.isnan(mean) else f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"

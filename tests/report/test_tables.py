@@ -49,6 +49,21 @@ def result(method: str, psnr: list[float], task: str = "blur", nfe: int = 10, **
     return Result(cell, table, PICTURES.empty_table(), {"machine": "a machine"})
 
 
+def test_severities_of_every_setting_and_of_all() -> None:
+    """σ̂ in order within each setting, and out of order between them."""
+    mild = result("flash", [20.0] * 4, task="mild", sigma_hat=[0.5, 0.6, 0.7, 0.8], sigma_true=[0.1, 0.2, 0.3, 0.4])
+    hard = result("flash", [20.0] * 4, task="hard", sigma_hat=[0.1, 0.2, 0.3, 0.4], sigma_true=[0.5, 0.6, 0.7, 0.8])
+    same = result("other flash", [20.0] * 4, task="hard", sigma_hat=[0.1, 0.2, 0.3, 0.4], sigma_true=[1.0] * 4)
+    full = result("full", [20.0] * 4, task="hard", sigma_hat=[None] * 4)
+    lines = tables.severity_table([mild, hard, same, full]).splitlines()[2:]
+    assert lines == [
+        "| flash | 4 | 0.650 | 0.250 | 1.000 |",
+        "| flash | 4 | 0.250 | 0.650 | 1.000 |",
+        "| flash, all of them | 8 | 0.450 | 0.450 | -0.524 |",
+    ]
+    assert tables.severity_table([full]) == ""
+
+
 def test_means_and_intervals_are_those_of_the_rows() -> None:
     (row,) = tables.quality_rows([result("flash", [20.0, 22.0, 24.0, 26.0])])
     assert row["psnr"] == 23.0
