@@ -21,7 +21,7 @@ from flashray.images import decode_image, encode_png
 from flashray.pipeline.run import reconstruct
 from flashray.pipeline.state import State
 from tests.conftest import TinyModels
-from tests.models import SIDE, edit_json
+from tests.models import SIDE
 
 Make = Callable[..., ReconstructConfig]
 
@@ -290,71 +290,6 @@ def test_full_chains_on_photos_of_other_sizes(make: Make, photo: torch.Tensor, t
     assert result["measurement_psnr"] > 0
 
 
-def test_an_encoder_of_another_degradation_warns_with_both_names(
-    make: Make, archive: Path, tmp_path: Path, tiny_models: TinyModels, caplog: pytest.LogCaptureFixture
-) -> None:
-    from flashray.pipeline.models import load_models
-
-    config = make(archive, tmp_path / "run", start=StartConfig(severity_encoder=tiny_models.other_encoder))
-    with caplog.at_level(logging.WARNING):
-        load_models(config)
-    assert "random_inpainting" in caplog.text
-    assert "gaussian_blur" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("trained", "noise", "warns"),
-    [
-        (0.05, 0.05, False),
-        (0.05, 0.06, False),
-        (0.05, 0.1, True),
-        (0.05, 0.02, True),
-        (0.05, [0.05, 0.2], True),
-        ([0.01, 0.2], [0.02, 0.2], False),
-        ([0.01, 0.2], 0.4, True),
-    ],
-)
-def test_an_encoder_of_much_other_noise_warns_with_both_numbers(
-    trained: float | list[float],
-    noise: float | list[float],
-    warns: bool,
-    make: Make,
-    archive: Path,
-    tmp_path: Path,
-    tiny_models: TinyModels,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    from flashray.pipeline.models import load_models
-
-    encoder = tmp_path / "encoder"
-    shutil.copytree(tiny_models.encoder, encoder)
-    edit_json(encoder / "config.json", noise_std=trained)
-    degradation = DegradationConfig(noise_std=noise)
-    with caplog.at_level(logging.WARNING):
-        load_models(
-            make(
-                archive,
-                tmp_path / "run",
-                degradation=degradation,
-                start=StartConfig(severity_encoder=str(encoder)),
-            )
-        )
-    assert (f"was trained with noise_std {trained}, and the measurements' is {noise}" in caplog.text) == warns
-    assert ("noise_std" in caplog.text) == warns
-
-
-def test_an_encoder_of_another_prior_is_refused(
-    make: Make, archive: Path, tmp_path: Path, tiny_models: TinyModels
-) -> None:
-    from flashray.pipeline.models import load_models
-
-    other = tmp_path / "prior"
-    shutil.copytree(tiny_models.prior, other)
-    (other / "latent_statistics.json").write_text(json.dumps({"mean": [0.0] * 4, "std": [2.0] * 4}))
-    with pytest.raises(ConfigError, match="trained for another prior"):
-        load_models(make(archive, tmp_path / "run", prior=str(other)))
-
-
 def test_a_chain_longer_than_the_priors_is_refused(make: Make, archive: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="21"):
         reconstruct(make(archive, tmp_path / "run", solver=SolverConfig(steps=21)))
@@ -383,19 +318,3 @@ def test_what_stops_a_run_is_named_and_the_run_can_go_on(
     os.remove(output / "reconstructions")
     assert reconstruct(config) == 0
     assert reconstructions(str(output)) == reconstructions(done.output)
-
-
-def test_lpips_without_weights_says_why(
-    make: Make, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from flashray.pipeline.models import load_models
-
-    monkeypatch.setenv("FLASHRAY_LPIPS_WEIGHTS", str(tmp_path / "absent.safetensors"))
-    models = load_models(make(archive, tmp_path / "run", metrics=["psnr", "lpips"]))
-    assert not models.lpips
-    assert "absent.safetensors" in models.unavailable["lpips"]
-    fixed = DegradationConfig(settings={"std": [1.0, 1.0]})
-    unscored = load_models(
-        make(archive, tmp_path / "run", metrics=["lpips"], measurement="observed", degradation=fixed)
-    )
-    assert unscored.unavailable == {}  # without references nobody asks for it
