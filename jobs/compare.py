@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from flashray.cli import run
 from flashray.errors import ConfigError
-from flashray.report.compare import SHOWN, Row, by_metric, compare, row_of_output
+from flashray.report.compare_runs import SHOWN, Row, by_metric, compare, row_of_output
 from flashray.tracking import default_uri
 from flashray.tracking.runs import find_runs
 

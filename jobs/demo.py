@@ -16,7 +16,7 @@ from flashray.degradations import make_degradation
 from flashray.sample_photos import write_sample_archive
 
 ROOT = Path(__file__).resolve().parent.parent
-RECIPE = ROOT / "jobs" / "recipes" / "gaussian_blur_flash_latent_dps.yaml"
+RECIPE = ROOT / "flashray" / "recipes" / "gaussian_blur_flash_latent_dps.yaml"
 IMAGES = 64
 
 

@@ -1,4 +1,4 @@
-"""Restore an archive: python jobs/reconstruct.py --config jobs/recipes/NAME.yaml --archive URI --output URI."""
+"""Restore an archive: python jobs/reconstruct.py --config flashray/recipes/NAME.yaml --archive URI --output URI."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from flashray.cli import exit_code
-from flashray.config import parse_args
 from flashray.pipeline.run import reconstruct
+from flashray.pipeline.run_config import parse_args
 
 
 def main(argv: Sequence[str] | None = None) -> int:

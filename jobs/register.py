@@ -11,7 +11,7 @@ from flashray.cli import run
 from flashray.prior import bundled
 from flashray.severity import load_severity_encoder
 from flashray.tracking import default_uri
-from flashray.tracking.registry import check_registry, register
+from flashray.tracking.model_registry import check_registry, register
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from flashray import storage
 from flashray.cli import run
 from flashray.errors import ConfigError
 from flashray.pipeline.lease import held
-from flashray.pipeline.rundir import note_tracked, read_record
+from flashray.pipeline.run_record import note_tracked, read_record
 from flashray.tracking.replay import replay
 
 

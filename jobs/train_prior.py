@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from flashray.cli import run
-from flashray.training.prior import TrainPriorConfig, train_prior
+from flashray.training.train_prior import TrainPriorConfig, train_prior
 
 if __name__ == "__main__":
     sys.exit(run(TrainPriorConfig, train_prior))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from flashray.cli import run
-from flashray.training.severity_job import TrainSeverityConfig, train_severity
+from flashray.training.train_severity import TrainSeverityConfig, train_severity
 
 if __name__ == "__main__":
     sys.exit(run(TrainSeverityConfig, train_severity))

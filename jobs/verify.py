@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser
 from flashray.cli import exit_code
 from flashray.pipeline.clean import clean
 from flashray.pipeline.verify import verify
-from flashray.places import refuse_relative
+from flashray.storage.working_folder import refuse_relative
 
 
 def main() -> int:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.mlflow_server import MlflowServer
-from tests.models import SIDE, dc, edit_json, save_pipeline
-from tests.weed import Weed, die_with_the_tests, free_ports
+from tests.support.mlflow_server import MlflowServer
+from tests.support.models import SIDE, dc, edit_json, save_pipeline
+from tests.support.seaweedfs import Weed, die_with_the_tests, free_ports
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -88,7 +88,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory, photo: torch.Tensor) -> Pa
 def photos(tmp_path_factory: pytest.TempPathFactory, photo: torch.Tensor) -> Path:
     """`IMAGES` crops of a photo; read only."""
     from flashray.images import encode_png
-    from tests.faults.harness import IMAGES
+    from tests.support.fault_harness import IMAGES
 
     folder = tmp_path_factory.mktemp("crops") / "photos"
     folder.mkdir()

@@ -7,15 +7,15 @@ import json
 import pytest
 import torch
 
+from benchmarks.measured_photos import measure_photos, run_cell
 from flashray.degradations import make_degradation
 from flashray.degradations.noise import add_noise
-from flashray.experiment import measure_photos, run_cell
 from flashray.metrics import psnr
 from flashray.prior import LatentPrior, bundled, load_prior
 from flashray.sample_photos import sample_crops
 from flashray.severity import SeverityEncoder, Start, load_severity_encoder
 from flashray.solvers import make_solver
-from flashray.training.severity import ordering_accuracy
+from flashray.training.severity_task import ordering_accuracy
 
 
 @pytest.fixture(scope="module")

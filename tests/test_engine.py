@@ -18,8 +18,8 @@ from flashray.prior import LatentPrior
 from flashray.schedule import NoiseSchedule
 from flashray.seeding import image_seed
 from flashray.solvers import SOLVERS, make_solver
-from tests.golden import ToyAutoencoder, ToyDenoiser, toy_prior
-from tests.models import SIDE, dc, unet
+from tests.support.golden import ToyAutoencoder, ToyDenoiser, toy_prior
+from tests.support.models import SIDE, dc, unet
 
 BLUR = make_degradation("gaussian_blur")
 DPS = make_solver("latent_dps", {"dc_step": 0.5})

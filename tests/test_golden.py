@@ -13,7 +13,7 @@ from flashray.degradations import Degradation, Operator, Parameters, make_degrad
 from flashray.seeding import STREAM_RESAMPLE, STREAM_SOLVER
 from flashray.severity import error_std, severity_loss
 from flashray.solvers import Problem, Solver, make_solver
-from tests.golden import golden, keys, toy_prior, toy_schedule
+from tests.support.golden import golden, keys, toy_prior, toy_schedule
 
 TOLERANCE = 1e-4
 GRADIENT_SOLVERS = ("latent_dps", "gml_dps", "psld")

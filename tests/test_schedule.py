@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
-from flashray.config import SolverConfig
 from flashray.errors import ConfigError
+from flashray.pipeline.run_config import SolverConfig
 from flashray.schedule import NoiseSchedule
 from flashray.solvers.base import Step, predict_z0, reverse_step
 

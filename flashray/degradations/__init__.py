@@ -14,7 +14,7 @@ from flashray.degradations.nonlinear_blur import NonlinearBlur
 from flashray.degradations.presets import PRESETS, with_preset
 from flashray.degradations.random_inpainting import RandomInpainting
 from flashray.degradations.super_resolution import SuperResolution
-from flashray.registry import build
+from flashray.named import build
 
 DEGRADATIONS: dict[str, type[Degradation]] = {
     family.name: family

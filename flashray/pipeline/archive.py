@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 import torch
 
 from flashray import storage
-from flashray.config import ReconstructConfig
 from flashray.degradations import Degradation, make_degradation
 from flashray.errors import ConfigError
 from flashray.images import IMAGE_SUFFIXES, is_image_name
+from flashray.pipeline.run_config import ReconstructConfig
 
 LISTING = pa.schema(
     [

@@ -8,9 +8,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from flashray.config import ReconstructConfig
 from flashray.pipeline.measurement import Frame, Measured, Measurer, Photo, unpack_mask, unpack_pixels
-from flashray.pipeline.work import Work
+from flashray.pipeline.run_config import ReconstructConfig
+from flashray.pipeline.worker_settings import Work
 from flashray.prior import LatentPrior, load_prior
 from flashray.schedule import NoiseSchedule
 from flashray.severity import SeverityEncoder, Start, estimate, load_severity_encoder

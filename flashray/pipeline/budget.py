@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from flashray.config import ReconstructConfig
 from flashray.errors import ConfigError
 from flashray.pipeline.cost import CostModel, Prediction, predict
+from flashray.pipeline.run_config import ReconstructConfig
 from flashray.pipeline.units import Integers, Packing
 
 GRAIN = 1024  # scales are whole parts of this

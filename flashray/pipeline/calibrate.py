@@ -20,7 +20,7 @@ from flashray.pipeline.cost import CostModel
 from flashray.pipeline.load import load
 from flashray.pipeline.solve import Solver, rows_of
 from flashray.pipeline.units import Integers, index
-from flashray.pipeline.work import Work
+from flashray.pipeline.worker_settings import Work
 from flashray.schedule import NoiseSchedule
 
 SECONDS = 2.0  # of flights for each number of filled slots; a flight under way is ended

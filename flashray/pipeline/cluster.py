@@ -21,9 +21,9 @@ import ray
 import ray.data
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from flashray.config import ReconstructConfig
 from flashray.errors import ConfigError
 from flashray.pipeline.progress import clock
+from flashray.pipeline.run_config import ReconstructConfig
 
 # Logical CPUs beside the solver's: load and write tasks need a place to run while the actors hold theirs.
 SPARE_CPUS = 2

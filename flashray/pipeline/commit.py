@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flashray import storage
-from flashray.config import METRICS
+from flashray.pipeline.run_config import METRICS
 
 # of the reconstruction, of the measurement itself, and of the decoded estimate ẑ alone
 SCORED = ("", "measurement_", "estimate_")

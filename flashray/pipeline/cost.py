@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from flashray import storage
-from flashray.pipeline.occupancy import batch_seconds, occupancy, slot_steps
 from flashray.pipeline.simulation import Pool, simulate
+from flashray.pipeline.slot_utilization import batch_seconds, occupancy, slot_steps
 from flashray.pipeline.units import Floats, Integers, Packing, dearest_first, unit_costs, unit_starts
 
 

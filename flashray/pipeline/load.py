@@ -7,9 +7,9 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from flashray.pipeline.board import watched
 from flashray.pipeline.measurement import Frame, Loaded, load_images, mask_uri_of
-from flashray.pipeline.work import Work
+from flashray.pipeline.quarantine import watched
+from flashray.pipeline.worker_settings import Work
 
 
 def load(table: pa.Table, work: Work, board: Any) -> pa.Table:

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from flashray import storage
-from flashray.config import ReconstructConfig
 from flashray.degradations import Parameters, make_degradation
 from flashray.degradations.noise import add_noise
 from flashray.degradations.simulate import draw_parameters, observe
 from flashray.errors import ConfigError, ImageError
 from flashray.images import Fit, decode_image, fit_image
+from flashray.pipeline.run_config import ReconstructConfig
 from flashray.seeding import generator_of, image_seed
 
 READERS = 8  # reads in flight of one load task

@@ -8,16 +8,16 @@ from functools import cached_property
 from typing import Any
 
 from flashray import storage
-from flashray.config import ReconstructConfig
+from flashray.checkpoints import warn_of_another_family, warn_of_another_noise
 from flashray.degradations import make_degradation
 from flashray.errors import ConfigError
 from flashray.metrics import MetricUnavailable, load_lpips
-from flashray.pipeline import rundir
+from flashray.pipeline import run_record as rundir
+from flashray.pipeline.run_config import ReconstructConfig
 from flashray.prior import LatentPrior, load_prior
-from flashray.saved import warn_of_another_family, warn_of_another_noise
 from flashray.severity import SeverityEncoder, load_severity_encoder
 from flashray.tracking import default_uri
-from flashray.tracking.registry import SCHEME, Registered, Unreachable, fetch
+from flashray.tracking.model_registry import SCHEME, Registered, Unreachable, fetch
 
 log = logging.getLogger(__name__)
 

@@ -17,16 +17,16 @@ import ray.data
 import torch
 
 from flashray import storage
-from flashray.config import ReconstructConfig
 from flashray.errors import ImageError
 from flashray.pipeline.bench import Bench, start_of
-from flashray.pipeline.board import reason, watched
 from flashray.pipeline.cluster import Pools, blocks, waves
 from flashray.pipeline.load import load
 from flashray.pipeline.measurement import Photo
 from flashray.pipeline.progress import Progress
+from flashray.pipeline.quarantine import reason, watched
+from flashray.pipeline.run_config import ReconstructConfig
 from flashray.pipeline.units import Packing, unit_ids
-from flashray.pipeline.work import Work
+from flashray.pipeline.worker_settings import Work
 from flashray.schedule import NoiseSchedule
 from flashray.severity import Start, error_std
 

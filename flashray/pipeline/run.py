@@ -15,12 +15,12 @@ import pyarrow.compute as pc
 import ray
 
 from flashray import storage
-from flashray.config import ReconstructConfig, to_dict, to_yaml
 from flashray.errors import ConfigError, FlashrayError
-from flashray.pipeline import attempts, budget, rundir, summary
+from flashray.pipeline import attempt_markers as attempts
+from flashray.pipeline import budget, summary
+from flashray.pipeline import run_record as rundir
 from flashray.pipeline.archive import list_archive
 from flashray.pipeline.bench import Bench, start_of
-from flashray.pipeline.board import nfe_under_way, start_board
 from flashray.pipeline.calibrate import cost_key, measure_cost
 from flashray.pipeline.cluster import Pools, await_nodes, cause_of, connect, data_settings, size_pools
 from flashray.pipeline.cost import CostModel, Quoted, read_quoted, write_quoted
@@ -29,11 +29,13 @@ from flashray.pipeline.models import Models, load_models
 from flashray.pipeline.plan import chain_lengths, finish, found_again, packing_of, severities, write_plan
 from flashray.pipeline.precision import choose_precision
 from flashray.pipeline.progress import Progress, clock
-from flashray.pipeline.sheet import make_sheet, to_png
+from flashray.pipeline.quarantine import nfe_under_way, start_board
+from flashray.pipeline.run_config import ReconstructConfig, to_dict, to_yaml
+from flashray.pipeline.run_sheet import make_sheet, to_png
+from flashray.pipeline.run_status import State
 from flashray.pipeline.slots import choose_slots
 from flashray.pipeline.solve import solve_units
-from flashray.pipeline.state import State
-from flashray.pipeline.work import Work
+from flashray.pipeline.worker_settings import Work
 from flashray.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -46,7 +48,7 @@ def reconstruct(config: ReconstructConfig) -> int:
     """Run the job, or what is missing of it.
 
     Args:
-        config: checked by `flashray.config.check`.
+        config: checked by `flashray.pipeline.run_config.check`.
 
     Returns:
         0 when every image is restored (or, with plan_only, quoted); 1 when failed images remain.

@@ -11,7 +11,7 @@ from flashray.degradations.simulate import draw_parameters
 from flashray.engine import Job, advance, make_problem
 from flashray.pipeline.bench import Bench
 from flashray.pipeline.cluster import Pools
-from flashray.pipeline.work import Work
+from flashray.pipeline.worker_settings import Work
 from flashray.solvers import make_solver
 
 CPU_SLOTS = 8  # more gain nothing there: `make bench`, part engine

@@ -18,15 +18,15 @@ from torch import Tensor
 from flashray.engine import Job, solve
 from flashray.images import to_uint8
 from flashray.metrics import MetricUnavailable, load_lpips, score
-from flashray.pipeline import attempts
+from flashray.pipeline import attempt_markers as attempts
 from flashray.pipeline.bench import Bench
-from flashray.pipeline.board import close, reason, recall, unnoted, watched
 from flashray.pipeline.cluster import Pools, blocks, waves
 from flashray.pipeline.commit import COMMIT
 from flashray.pipeline.load import load
 from flashray.pipeline.measurement import unpack_pixels
+from flashray.pipeline.quarantine import close, reason, recall, unnoted, watched
 from flashray.pipeline.units import gather, index
-from flashray.pipeline.work import Work
+from flashray.pipeline.worker_settings import Work
 from flashray.pipeline.write import write
 from flashray.severity import error_std
 from flashray.solvers import make_solver

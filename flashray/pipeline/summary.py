@@ -11,12 +11,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flashray.config import METRICS
 from flashray.metrics import mean_interval
 from flashray.pipeline.commit import SCORED
 from flashray.pipeline.cost import Quoted, predict_full, predict_plan
 from flashray.pipeline.progress import clock
-from flashray.pipeline.state import State
+from flashray.pipeline.run_config import METRICS
+from flashray.pipeline.run_status import State
 
 _BINS = 10
 _FAILURES = 20  # listed in summary.json; the plan and the commits hold them all

@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 
 from flashray import storage
 from flashray.errors import ConfigError
-from flashray.pipeline.rundir import read_record
-from flashray.pipeline.state import State
+from flashray.pipeline.run_record import read_record
+from flashray.pipeline.run_status import State
 
 _READERS = 16
 _NAMED = 5  # keys a line

@@ -14,7 +14,7 @@ import torch
 from flashray import storage
 from flashray.images import encode_png, from_uint8
 from flashray.pipeline.commit import write_commit
-from flashray.pipeline.work import Work
+from flashray.pipeline.worker_settings import Work
 
 WRITTEN = pa.schema([("unit_id", pa.string()), ("images", pa.int64()), ("failed", pa.int64()), ("nfe", pa.int64())])
 _WRITERS = 8

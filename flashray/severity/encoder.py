@@ -11,9 +11,9 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from flashray.config import noise_range
+from flashray.checkpoints import load_saved
+from flashray.degradations.noise import noise_range
 from flashray.prior import LatentPrior
-from flashray.saved import load_saved
 
 _AUTOENCODERS = {cls.__name__: cls for cls in (AutoencoderDC, AutoencoderKL, VQModel)}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from flashray import storage
 from flashray.errors import ConfigError
-from flashray.places import in_submitted_job
+from flashray.storage.working_folder import in_submitted_job
 
 TIMEOUT = 10  # seconds without a byte from the server after which a call has failed; MLFLOW_HTTP_REQUEST_TIMEOUT
 

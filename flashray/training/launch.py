@@ -18,7 +18,7 @@ import torch
 
 from flashray.errors import ConfigError
 from flashray.training.loop import STATE_FILE, LoopConfig, Task, fit, load_averaged
-from flashray.training.photos import WINDOW_ZOOM, list_photos, load_windows, shuffled_batches
+from flashray.training.photo_windows import WINDOW_ZOOM, list_photos, load_windows, shuffled_batches
 
 
 @dataclass(frozen=True)

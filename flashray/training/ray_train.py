@@ -24,7 +24,7 @@ from flashray.errors import ConfigError, FlashrayError
 from flashray.images import decode_image, is_image_name
 from flashray.training.launch import BuildTask, LaunchConfig, line
 from flashray.training.loop import LoopConfig, fit
-from flashray.training.photos import WINDOW_ZOOM, windows
+from flashray.training.photo_windows import WINDOW_ZOOM, windows
 
 
 def launch_on_ray(build: BuildTask, loop: LoopConfig, photos: str, size: int, name: str, config: LaunchConfig) -> Path:

@@ -15,11 +15,11 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from flashray.pipeline.lease import latest
 from flashray.pipeline.verify import Verified, verify
-from tests.benchmark.conftest import GRID
+from tests.benchmarks.conftest import GRID
 from tests.conftest import TinyModels
-from tests.faults.harness import IMAGES, ROOT, arguments
 from tests.pipeline.test_run import reconstructions
-from tests.ray_nodes import RAY, Cluster, cluster
+from tests.support.fault_harness import IMAGES, ROOT, arguments
+from tests.support.ray_nodes import RAY, Cluster, cluster
 
 pytestmark = pytest.mark.fault
 ALONE = {"unit_images": 1, "slots": 1}

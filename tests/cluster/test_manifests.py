@@ -16,7 +16,7 @@ from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
 from ray._private.runtime_env.packaging import create_package
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from flashray.config import parse_args
+from flashray.pipeline.run_config import parse_args
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -120,7 +120,7 @@ def test_the_upload_holds_the_bundled_models_and_fits(tmp_path: Path, monkeypatc
     weights = [path.relative_to(ROOT).as_posix() for path in (ROOT / "flashray" / "assets").rglob("*.safetensors")]
     assert len(weights) >= 3
     assert set(weights) <= names
-    assert {"jobs/reconstruct.py", "jobs/recipes/gaussian_blur_flash_latent_dps.yaml"} <= names
+    assert {"jobs/reconstruct.py", "flashray/recipes/gaussian_blur_flash_latent_dps.yaml"} <= names
     assert not [name for name in names if name.startswith((".git/", ".venv/", "tests/", "docs/"))]
     assert package.stat().st_size < DASHBOARD_CLIENT_MAX_SIZE  # what the dashboard accepts
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from flashray.pipeline.state import State
+from flashray.pipeline.run_status import State
 from flashray.pipeline.verify import Verified
 from tests.conftest import TinyModels
 from tests.faults.conftest import Told, table, tell, undisturbed  # noqa: F401
-from tests.faults.harness import HOOK, IMAGES, ROOT, Job
-from tests.ray_nodes import Cluster, cluster, kill
+from tests.support.fault_harness import HOOK, IMAGES, ROOT, Job
+from tests.support.ray_nodes import Cluster, cluster, kill
 
 pytestmark = pytest.mark.fault
 WHOLE = Verified(images=IMAGES, restored=IMAGES)

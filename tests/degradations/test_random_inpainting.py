@@ -7,7 +7,7 @@ from flashray.degradations import make_degradation
 from flashray.degradations.masking import fill_in
 from flashray.degradations.random_inpainting import random_mask
 from flashray.errors import ConfigError
-from tests.golden import golden
+from tests.support.golden import golden
 
 SIZE = (24, 32)
 

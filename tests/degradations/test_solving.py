@@ -12,7 +12,7 @@ from flashray.degradations.simulate import draw_parameters, simulate
 from flashray.engine import Job, solve
 from flashray.solvers import SOLVERS, make_solver
 from tests.degradations.test_families import CASES, Case, case_id
-from tests.golden import golden, toy_prior
+from tests.support.golden import golden, toy_prior
 
 SIZE = (32, 32)
 STEPS = 3

@@ -13,7 +13,7 @@ import pytest
 
 from flashray.pipeline.verify import Verified
 from tests.conftest import TinyModels
-from tests.faults.harness import IMAGES, ROOT, Job
+from tests.support.fault_harness import IMAGES, ROOT, Job
 
 TABLE = ROOT / "build" / "faults"
 Told = Callable[..., None]

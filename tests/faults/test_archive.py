@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from flashray.images import encode_png
-from flashray.pipeline.state import State
+from flashray.pipeline.run_status import State
 from flashray.pipeline.verify import Verified
 from tests.conftest import TinyModels
 from tests.faults.conftest import Told
-from tests.faults.harness import IMAGES, Fault, Job
 from tests.faults.test_driver import kept, stamps
-from tests.models import SIDE
+from tests.support.fault_harness import IMAGES, Fault, Job
+from tests.support.models import SIDE
 
 pytestmark = pytest.mark.fault
 MANY, BATCH = 2000, 8

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from flashray.config import parse_args
 from flashray.pipeline.lease import latest
 from flashray.pipeline.run import reconstruct
-from flashray.pipeline.state import State
+from flashray.pipeline.run_config import parse_args
+from flashray.pipeline.run_status import State
 from flashray.pipeline.verify import Verified
 from tests.conftest import TinyModels
 from tests.faults.conftest import Told
-from tests.faults.harness import IMAGES, Fault, Job
+from tests.support.fault_harness import IMAGES, Fault, Job
 
 WHOLE = Verified(images=IMAGES, restored=IMAGES)
 MOMENTS = {

@@ -15,9 +15,9 @@ import pytest
 from flashray.pipeline.verify import Verified
 from tests.conftest import TinyModels
 from tests.faults.conftest import Told
-from tests.faults.harness import IMAGES, ROOT, Job
-from tests.mlflow_server import MlflowServer
 from tests.pipeline.test_run import flat_numbers
+from tests.support.fault_harness import IMAGES, ROOT, Job
+from tests.support.mlflow_server import MlflowServer
 
 pytestmark = pytest.mark.fault
 # what happens, and when

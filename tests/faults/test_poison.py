@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from flashray.images import decode_image
-from flashray.pipeline.board import ATTEMPTS
-from flashray.pipeline.state import State
+from flashray.pipeline.quarantine import ATTEMPTS
+from flashray.pipeline.run_status import State
 from tests.faults.conftest import Told
-from tests.faults.harness import IMAGES, Fault, Job
+from tests.support.fault_harness import IMAGES, Fault, Job
 
 POISON = "07.png"
 

@@ -12,8 +12,8 @@ import pytest
 from flashray.pipeline.verify import Verified
 from tests.conftest import TinyModels
 from tests.faults.conftest import Told
-from tests.faults.harness import IMAGES, Fault, Job
-from tests.faults.s3 import (
+from tests.support.fault_harness import IMAGES, Fault, Job
+from tests.support.fault_s3 import (
     clients_of,
     job_on,
     know,
@@ -21,7 +21,7 @@ from tests.faults.s3 import (
     start_again_after_each_kill,
     thaw_after_each_stop,
 )
-from tests.weed import BUCKET, SECRET, Weed
+from tests.support.seaweedfs import BUCKET, SECRET, Weed
 
 pytestmark = pytest.mark.fault
 WHOLE = Verified(images=IMAGES, restored=IMAGES)

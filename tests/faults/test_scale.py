@@ -23,13 +23,13 @@ import torch
 from flashray import storage
 from flashray.images import encode_png
 from flashray.pipeline.commit import committed_units, read_commits, write_commit
-from flashray.pipeline.state import State
+from flashray.pipeline.run_status import State
 from flashray.pipeline.verify import Verified
 from tests.conftest import TinyModels
 from tests.faults.conftest import TABLE
-from tests.faults.harness import Job
-from tests.faults.s3 import clients_of
-from tests.weed import Weed
+from tests.support.fault_harness import Job
+from tests.support.fault_s3 import clients_of
+from tests.support.seaweedfs import Weed
 
 SIZE = 64  # pixels, of the photos; the tiny prior's are half of it
 SETTINGS = {"solver.steps": 10, "severity_batch": 64, "unit_images": 64, "slots": 16}

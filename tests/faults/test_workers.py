@@ -6,7 +6,7 @@ import pytest
 
 from flashray.pipeline.verify import Verified
 from tests.faults.conftest import Told
-from tests.faults.harness import IMAGES, Fault, Job
+from tests.support.fault_harness import IMAGES, Fault, Job
 
 STAGES = {
     "read, plan pass": Fault("read", call=3),

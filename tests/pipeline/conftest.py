@@ -8,13 +8,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from flashray.config import ReconstructConfig, SolverConfig, StartConfig
 from flashray.pipeline.archive import list_archive
 from flashray.pipeline.load import load
 from flashray.pipeline.plan import Severity, chunks, finish
-from flashray.pipeline.work import Work
+from flashray.pipeline.run_config import ReconstructConfig, SolverConfig, StartConfig
+from flashray.pipeline.worker_settings import Work
 from tests.conftest import TinyModels
-from tests.models import SIDE
+from tests.support.models import SIDE
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flashray.config import DegradationConfig, ReconstructConfig
 from flashray.errors import ConfigError
 from flashray.pipeline.archive import LISTING, differences, list_archive, listing_hash
+from flashray.pipeline.run_config import DegradationConfig, ReconstructConfig
 
 FIXED = DegradationConfig(settings={"std": [1.0, 1.0]})
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from flashray.config import ReconstructConfig, StartConfig
 from flashray.errors import ConfigError
 from flashray.pipeline import budget
 from flashray.pipeline.bench import start_of
 from flashray.pipeline.cost import CostModel, predict
+from flashray.pipeline.run_config import ReconstructConfig, StartConfig
 from flashray.pipeline.units import Integers, Packing
 from flashray.schedule import NoiseSchedule
 

@@ -11,7 +11,7 @@ from flashray.pipeline import clean as rooms
 from flashray.pipeline.clean import clean
 from flashray.pipeline.lease import held
 from flashray.pipeline.plan import write_plan
-from flashray.pipeline.rundir import write_record
+from flashray.pipeline.run_record import write_record
 from flashray.pipeline.verify import verify
 from tests.pipeline.test_verify import KEYS, commit, planned
 

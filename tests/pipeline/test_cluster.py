@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import ray
 
-from flashray.config import ReconstructConfig
 from flashray.errors import ConfigError
 from flashray.pipeline import cluster
 from flashray.pipeline.cluster import IO_CPUS, Pools, data_settings, size_pools
+from flashray.pipeline.run_config import ReconstructConfig
 
 
 def pools(

@@ -12,17 +12,17 @@ import pyarrow as pa
 import pytest
 import torch
 
-from flashray.config import SolverConfig
 from flashray.errors import ImageError
 from flashray.pipeline import calibrate
-from flashray.pipeline.board import start_board
 from flashray.pipeline.calibrate import Calibrator, evenly, mean, numbers_filled, part, sample
 from flashray.pipeline.cost import CostModel, Quoted, predict, predict_full, predict_plan, read_quoted, write_quoted
+from flashray.pipeline.quarantine import start_board
+from flashray.pipeline.run_config import SolverConfig
 from flashray.pipeline.units import unit_ids
-from flashray.pipeline.work import Work
+from flashray.pipeline.worker_settings import Work
 from flashray.schedule import NoiseSchedule
-from tests.models import SIDE
 from tests.pipeline.conftest import planned
+from tests.support.models import SIDE
 
 COST = CostModel((1, 4), (1.0, 2.5), landing_seconds=0.1, beside_seconds=0.25, start_up_seconds=7.0)
 

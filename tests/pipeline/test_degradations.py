@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flashray.config import DegradationConfig, ReconstructConfig, SolverConfig, StartConfig, TrackingConfig, check
 from flashray.degradations import make_degradation
 from flashray.errors import ConfigError, ImageError
 from flashray.images import decode_image, encode_png, from_uint8
@@ -26,18 +25,26 @@ from flashray.pipeline import load as loading
 from flashray.pipeline import plan as planning
 from flashray.pipeline import solve as solving
 from flashray.pipeline.archive import list_archive
-from flashray.pipeline.attempts import Past
+from flashray.pipeline.attempt_markers import Past
 from flashray.pipeline.bench import Bench
-from flashray.pipeline.board import Watch, unnoted
 from flashray.pipeline.measurement import Frame, Measurer, load_image, unpack_mask, unpack_pixels
 from flashray.pipeline.models import load_models
+from flashray.pipeline.quarantine import Watch, unnoted
 from flashray.pipeline.run import reconstruct
-from flashray.pipeline.sheet import _row
+from flashray.pipeline.run_config import (
+    DegradationConfig,
+    ReconstructConfig,
+    SolverConfig,
+    StartConfig,
+    TrackingConfig,
+    check,
+)
+from flashray.pipeline.run_sheet import _row
 from flashray.pipeline.units import gather, index
-from flashray.pipeline.work import Work
+from flashray.pipeline.worker_settings import Work
 from flashray.storage import put_bytes
 from tests.conftest import TinyModels
-from tests.models import SIDE
+from tests.support.models import SIDE
 
 FAMILIES: list[tuple[str, dict[str, Any]]] = [
     ("random_inpainting", {}),

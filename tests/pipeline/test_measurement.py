@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from flashray.config import DegradationConfig, ReconstructConfig
 from flashray.errors import ImageError
 from flashray.images import decode_image, encode_png
 from flashray.pipeline.measurement import Frame, Measurer, load_image, load_images, pack_pixels, unpack_pixels
+from flashray.pipeline.run_config import DegradationConfig, ReconstructConfig
 
 SIZE = 32
 

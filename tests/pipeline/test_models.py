@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from flashray.config import DegradationConfig, ReconstructConfig, SolverConfig, StartConfig, check
 from flashray.errors import ConfigError
 from flashray.pipeline.models import load_models
+from flashray.pipeline.run_config import DegradationConfig, ReconstructConfig, SolverConfig, StartConfig, check
 from tests.conftest import TinyModels
-from tests.models import edit_json
+from tests.support.models import edit_json
 
 Make = Callable[..., ReconstructConfig]
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from flashray import storage
-from flashray.pipeline.state import State
+from flashray.pipeline.run_status import State
 from tests.conftest import TinyModels
-from tests.weed import SECRET
+from tests.support.seaweedfs import SECRET
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,13 +9,13 @@ import pyarrow as pa
 import pytest
 import torch
 
-from flashray.config import ReconstructConfig, StartConfig
 from flashray.pipeline.archive import LISTING
 from flashray.pipeline.commit import write_commit
 from flashray.pipeline.plan import PLAN, SEVERITY, chunks, finish, read_plan, write_plan
-from flashray.pipeline.state import State
+from flashray.pipeline.run_config import ReconstructConfig, StartConfig
+from flashray.pipeline.run_status import State
 from flashray.pipeline.units import gather, index
-from flashray.pipeline.work import Work
+from flashray.pipeline.worker_settings import Work
 from flashray.schedule import NoiseSchedule
 
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flashray.config import ReconstructConfig
 from flashray.pipeline.precision import native
 from flashray.pipeline.run import Run
+from flashray.pipeline.run_config import ReconstructConfig
 
 
 @pytest.mark.parametrize(

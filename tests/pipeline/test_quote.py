@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flashray.config import ReconstructConfig, SolverConfig, StartConfig, TrackingConfig, check
 from flashray.errors import ConfigError
 from flashray.pipeline import calibrate, run, summary
 from flashray.pipeline.commit import write_commit
@@ -21,8 +20,9 @@ from flashray.pipeline.cost import CostModel, Quoted, predict_plan, read_quoted
 from flashray.pipeline.load import load
 from flashray.pipeline.plan import Severity, chunks, finish, write_plan
 from flashray.pipeline.run import reconstruct
+from flashray.pipeline.run_config import ReconstructConfig, SolverConfig, StartConfig, TrackingConfig, check
+from flashray.pipeline.run_status import State
 from flashray.pipeline.solve import Solver, rows_of
-from flashray.pipeline.state import State
 from flashray.pipeline.units import index
 from flashray.pipeline.write import write
 from tests.conftest import TinyModels

@@ -15,13 +15,20 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from flashray.config import DegradationConfig, ReconstructConfig, SolverConfig, StartConfig, TrackingConfig, check
 from flashray.errors import ConfigError, FlashrayError
 from flashray.images import decode_image, encode_png
 from flashray.pipeline.run import reconstruct
-from flashray.pipeline.state import State
+from flashray.pipeline.run_config import (
+    DegradationConfig,
+    ReconstructConfig,
+    SolverConfig,
+    StartConfig,
+    TrackingConfig,
+    check,
+)
+from flashray.pipeline.run_status import State
 from tests.conftest import TinyModels
-from tests.models import SIDE
+from tests.support.models import SIDE
 
 Make = Callable[..., ReconstructConfig]
 

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from flashray.pipeline.dispatch import WAYS, compare, disturbed, equal_cost, makespan_over_ideal, tapered
-from flashray.pipeline.packing import mixed_steps
+from benchmarks.dispatch import WAYS, compare, disturbed, equal_cost, makespan_over_ideal, tapered
+from benchmarks.packing import mixed_steps
 from flashray.pipeline.simulation import Pool, simulate
 
 

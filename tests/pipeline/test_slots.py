@@ -6,10 +6,10 @@ import dataclasses
 
 import pytest
 
-from flashray.config import DegradationConfig
 from flashray.pipeline.cluster import Pools
+from flashray.pipeline.run_config import DegradationConfig
 from flashray.pipeline.slots import CPU_SLOTS, MOST, _Prober, choose_slots, slots_that_fit
-from flashray.pipeline.work import Work
+from flashray.pipeline.worker_settings import Work
 from tests.conftest import TinyModels
 
 GB = 10**9

@@ -11,22 +11,22 @@ import pyarrow as pa
 import pytest
 import torch
 
-from flashray.config import SolverConfig
 from flashray.engine import solve
 from flashray.images import decode_image
 from flashray.pipeline import plan
 from flashray.pipeline import solve as solving
 from flashray.pipeline.archive import list_archive
-from flashray.pipeline.board import start_board
 from flashray.pipeline.commit import read_commits
 from flashray.pipeline.load import load
 from flashray.pipeline.plan import Severity, chunks, finish
+from flashray.pipeline.quarantine import start_board
+from flashray.pipeline.run_config import SolverConfig
 from flashray.pipeline.solve import UNIT_COLUMNS, Solver
 from flashray.pipeline.units import gather, index
-from flashray.pipeline.work import Work
+from flashray.pipeline.worker_settings import Work
 from flashray.pipeline.write import write
-from tests.models import SIDE
 from tests.pipeline.conftest import planned
+from tests.support.models import SIDE
 
 
 @pytest.fixture(scope="module")

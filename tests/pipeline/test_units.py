@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from flashray.pipeline.occupancy import occupancy, slot_steps
+from flashray.pipeline.slot_utilization import occupancy, slot_steps
 from flashray.pipeline.units import (
     ALONE,
     DEAREST,

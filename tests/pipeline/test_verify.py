@@ -14,7 +14,7 @@ import pytest
 from flashray.errors import ConfigError
 from flashray.pipeline.commit import write_commit
 from flashray.pipeline.plan import PLAN, write_plan
-from flashray.pipeline.rundir import write_record
+from flashray.pipeline.run_record import write_record
 from flashray.pipeline.verify import Verified, verify
 
 KEYS = ["a.png", "b c.png", "deep/d.png", "e.png"]

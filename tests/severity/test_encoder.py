@@ -8,7 +8,7 @@ import torch
 from flashray.errors import ConfigError
 from flashray.prior import load_prior
 from flashray.severity import SeverityEncoder, load_severity_encoder
-from tests.models import AUTOENCODERS, SIDE, dc, save_pipeline
+from tests.support.models import AUTOENCODERS, SIDE, dc, save_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_a_missing_encoder_is_an_error_that_lists_the_bundled_ones(
     for name in ("haze", "gaussian_blur"):
         (assets / name).mkdir(parents=True)
         (assets / name / "config.json").write_text("{}")
-    monkeypatch.setattr("flashray.saved.bundled", lambda *parts: tmp_path.joinpath(*parts))
+    monkeypatch.setattr("flashray.checkpoints.bundled", lambda *parts: tmp_path.joinpath(*parts))
     with pytest.raises(ConfigError, match=rf"{source}: not found; bundled are bundled:gaussian_blur, bundled:haze"):
         load_severity_encoder(source)
 

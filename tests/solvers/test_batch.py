@@ -15,7 +15,7 @@ from flashray.prior import LatentPrior, load_prior
 from flashray.schedule import NoiseSchedule
 from flashray.seeding import STREAM_START, image_seed, normal
 from flashray.solvers import SOLVERS, Solver, make_solver
-from tests.golden import toy_prior
+from tests.support.golden import toy_prior
 
 BLUR = make_degradation("gaussian_blur", {"kernel_size": 15})
 # so that corrections of all kinds fall into short chains

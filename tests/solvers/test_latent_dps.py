@@ -11,7 +11,7 @@ from torch import Tensor
 from flashray.engine import advance
 from flashray.errors import ConfigError
 from flashray.solvers import make_solver
-from tests.solvers.oracle import DECODER, KEPT, PRIOR, SCHEDULE, Gaussian, Y, draw, make_prior, make_problem
+from tests.support.oracle import DECODER, KEPT, PRIOR, SCHEDULE, Gaussian, Y, draw, make_prior, make_problem
 
 SAMPLES = 3000
 EYE = torch.eye(3, dtype=torch.float64)

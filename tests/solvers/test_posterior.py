@@ -21,7 +21,7 @@ from flashray.seeding import STREAM_RESAMPLE, STREAM_SOLVER
 from flashray.solvers import Problem, Solver, Step, make_solver
 from flashray.solvers.base import reverse_step
 from flashray.solvers.resample import ReSample
-from tests.solvers.oracle import POSTERIOR, PRIOR, Distance, draw, from_posterior
+from tests.support.oracle import POSTERIOR, PRIOR, Distance, draw, from_posterior
 
 STEPS = 50
 TABLE = ((25, 1.0), (25, 2.0), (50, 0.5), (50, 1.0), (50, 2.0), (100, 0.5))  # steps, factor on the strength

@@ -15,7 +15,7 @@ from flashray.schedule import NoiseSchedule
 from flashray.solvers import Problem, Step, make_solver
 from flashray.solvers.base import reverse_step
 from flashray.solvers.resample import ReSample
-from tests.golden import golden, toy_schedule
+from tests.support.golden import golden, toy_schedule
 
 PAPER = {
     "resample_step": 400.0,

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from flashray.config import TrackingConfig
+from flashray.pipeline.run_config import TrackingConfig
 from flashray.tracking import Tracker
 from flashray.tracking.replay import replay
-from tests.mlflow_server import MlflowServer
+from tests.support.mlflow_server import MlflowServer
 from tests.tracking.test_tracker import START, told
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from flashray.config import TrackingConfig
 from flashray.errors import ConfigError, FlashrayError
+from flashray.pipeline.run_config import TrackingConfig
 from flashray.tracking import Tracker, default_uri
 from flashray.tracking.client import experiment_id, lost_with_the_job, uri_again
 from flashray.tracking.replay import replay

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flashray.errors import ConfigError
 from flashray.training.loop import STATE_FILE, LoopConfig, Task, fit, learning_rate, load_averaged
-from flashray.training.photos import shuffled_batches
+from flashray.training.photo_windows import shuffled_batches
 
 WINDOWS = torch.randint(0, 256, (24, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 LOOP = LoopConfig(epochs=6, batch_size=4, learning_rate=1e-2, warmup_steps=5)

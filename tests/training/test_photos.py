@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flashray.errors import ConfigError, ImageError
 from flashray.images import encode_png, from_uint8, to_uint8
-from flashray.training.photos import (
+from flashray.training.photo_windows import (
     WINDOW_ZOOM,
     list_photos,
     load_fitted,

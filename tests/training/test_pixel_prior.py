@@ -15,14 +15,14 @@ from flashray.degradations import make_degradation
 from flashray.engine import Job, solve
 from flashray.errors import ConfigError
 from flashray.images import encode_png
-from flashray.pixels import SpaceToDepth
 from flashray.prior import load_prior
+from flashray.prior.pixel_space import SpaceToDepth
 from flashray.solvers import make_solver
-from flashray.training import card
+from flashray.training import model_card as card
 from flashray.training.launch import LaunchConfig
-from flashray.training.photos import list_photos, load_fitted
-from flashray.training.prior import TrainPriorConfig, train_prior
-from flashray.training.severity_job import TrainSeverityConfig, train_severity
+from flashray.training.photo_windows import list_photos, load_fitted
+from flashray.training.train_prior import TrainPriorConfig, train_prior
+from flashray.training.train_severity import TrainSeverityConfig, train_severity
 
 
 @pytest.fixture(scope="module")

@@ -16,16 +16,16 @@ from flashray.errors import ConfigError
 from flashray.images import encode_png
 from flashray.prior import load_prior
 from flashray.severity import error_std, load_severity_encoder
-from flashray.tracking.registry import fetch
+from flashray.tracking.model_registry import fetch
 from flashray.training import launch
-from flashray.training.autoencoder import AutoencoderConfig
-from flashray.training.denoiser import VALIDATION_TIMESTEPS, DenoiserConfig
+from flashray.training.autoencoder_task import AutoencoderConfig
+from flashray.training.denoiser_task import VALIDATION_TIMESTEPS, DenoiserConfig
 from flashray.training.launch import LaunchConfig
 from flashray.training.loop import LoopConfig
-from flashray.training.photos import list_photos, load_fitted
-from flashray.training.prior import TrainPriorConfig, train_prior
-from flashray.training.severity import SeverityConfig
-from flashray.training.severity_job import TrainSeverityConfig, train_severity
+from flashray.training.photo_windows import list_photos, load_fitted
+from flashray.training.severity_task import SeverityConfig
+from flashray.training.train_prior import TrainPriorConfig, train_prior
+from flashray.training.train_severity import TrainSeverityConfig, train_severity
 
 LOOP = LoopConfig(epochs=2, batch_size=8, learning_rate=2e-3, warmup_steps=2, ema_decay=0.5)
 

@@ -23,7 +23,7 @@ from flashray.images import encode_png
 from flashray.severity import load_severity_encoder
 from flashray.training import launch
 from flashray.training.loop import LoopConfig
-from tests.models import SIDE, dc, save_pipeline
+from tests.support.models import SIDE, dc, save_pipeline
 
 ROOT = Path(__file__).parents[2]
 PHOTOS, BATCH, WORKERS = 24, 4, 2

@@ -17,14 +17,14 @@ from flashray.prior import LatentPrior
 from flashray.schedule import NoiseSchedule
 from flashray.severity import SeverityEncoder, error_std
 from flashray.training.degrade import degrade
-from flashray.training.severity import (
+from flashray.training.severity_task import (
     ORDERING_LEVELS,
     SeverityConfig,
     SeverityTask,
     ordering_accuracy,
     severity_figures,
 )
-from tests.models import SIDE, dc, unet
+from tests.support.models import SIDE, dc, unet
 
 BLUR = make_degradation("gaussian_blur")
 NOISE = (0.05, 0.05)

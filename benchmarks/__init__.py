@@ -1,0 +1,1 @@
+"""The laboratory: experiments, baselines and speed measurements. It imports flashray, never the reverse."""

@@ -1,0 +1,1 @@
+"""What this machine makes of flashray: `python -m benchmarks.speed`."""

@@ -1,0 +1,73 @@
+"""Training of SwinIR, from photos to a saved model with its figures."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks.baselines.swinir import SwinIR, load_swinir
+from benchmarks.swinir_task import SwinIRConfig, SwinIRTask
+from flashray.degradations import make_degradation
+from flashray.errors import ConfigError
+from flashray.pipeline.run_config import DegradationConfig
+from flashray.training.launch import train
+from flashray.training.loop import LoopConfig, save_half
+from flashray.training.model_card import Interval, note_training, write_swinir_card
+from flashray.training.photo_windows import list_photos, load_fitted
+from flashray.training.train_config import TrainConfig, with_absolute_places
+
+
+@dataclass(frozen=True)
+class TrainSwinIRConfig(TrainConfig):
+    """What to train SwinIR on, and how; the photos are degraded on the fly, as for a severity encoder.
+
+    Attributes:
+        size: side of the square images that it will be used on, in pixels.
+        init: a SwinIR of the same sizes whose weights training starts from.
+        crop: side of the training views in pixels.
+        charbonnier: ε of the loss √((x̂ - x)² + ε²), on [-1, 1]; 0 is L1.
+    """
+
+    size: int = 128
+    init: str = ""
+    crop: int = 64
+    charbonnier: float = 1e-3
+    degradation: DegradationConfig = field(default_factory=DegradationConfig)
+    swinir: SwinIRConfig = field(default_factory=SwinIRConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+
+def train_swinir(config: TrainSwinIRConfig) -> list[dict[str, Interval]]:
+    """Train (or resume) and save the model; returns its figures on the validation photos, a row a severity level."""
+    config = with_absolute_places(config, "init")
+    name = f"swinir-{config.degradation.name}"
+    build = partial(build_swinir_task, config)
+    task, state = train(build, config.loop, config.photos, config.size, name, config.launch)
+    output = Path(config.output)
+    save_half(task.model, output)
+    figures = task.figures()
+    trained = note_training(output, name, state, config.loop)
+    write_swinir_card(output, figures, len(task.val), trained)
+    return figures
+
+
+def build_swinir_task(config: TrainSwinIRConfig) -> SwinIRTask:
+    """The task, with a model that starts as the identity or as `init`."""
+    torch.manual_seed(config.loop.seed)
+    family = config.degradation
+    degradation = make_degradation(family.name, family.settings)
+    known = {"degradation": family.name, "degradation_settings": family.settings, "noise_std": family.noise_std}
+    model = SwinIR(**dataclasses.asdict(config.swinir), **known)
+    if config.init:
+        try:
+            model.load_state_dict(load_swinir(config.init).state_dict())
+        except RuntimeError as error:
+            raise ConfigError(
+                f"init {config.init}: a SwinIR of other sizes; give its as --swinir.…: {error}"
+            ) from error
+    val = load_fitted(list_photos(config.val_photos), config.size)
+    return SwinIRTask(model, degradation, family.noise_range, val, config.crop, config.charbonnier)

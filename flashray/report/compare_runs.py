@@ -1,0 +1,74 @@
+"""Runs side by side: the parameters that differ, and what came of them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from benchmarks.report.tables import to_markdown
+from flashray import storage
+from flashray.errors import ConfigError
+from flashray.pipeline.run_record import flatten, read_record
+from flashray.pipeline.summary import numbers
+
+SHOWN = ("images", "failed", "mean_nfe", "psnr", "ssim", "lpips", "images_per_second", "solver_seconds")
+_PLACES = (
+    "output",
+    "mlflow.",
+    "plan_only",
+    "retry_failed",
+    "overwrite",
+)  # parameters that say nothing of what was done
+_LONGEST = 40  # characters of a parameter
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run: what it is called, how it ended, its parameters and numbers."""
+
+    name: str
+    status: str
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+
+
+def row_of_output(output: str) -> Row:
+    """The run of a run directory; ConfigError where there is none."""
+    output = storage.normalise(output)
+    record = read_record(output)
+    if record is None or "fingerprint" not in record:
+        raise ConfigError(f"output {output} holds no run of jobs/reconstruct.py")
+    weights = {name: value for name, value in record["fingerprint"].items() if name.startswith("weights.")}
+    params = {name: str(value) for name, value in (flatten(record["config"]) | weights).items()}
+    try:
+        found = numbers(json.loads(storage.read_bytes(storage.join(output, "summary.json"))))
+    except FileNotFoundError:
+        return Row(output, "not finished", params, {})
+    return Row(output, "FINISHED", params, {name: value for name, value in found.items() if value is not None})
+
+
+def by_metric(rows: Sequence[Row], name: str, ascending: bool) -> list[Row]:
+    """Sorted by a number, rows without it last."""
+    sign = 1 if ascending else -1
+    return sorted(rows, key=lambda row: sign * row.metrics[name] if known(row, name) else math.inf)
+
+
+def compare(rows: Sequence[Row], metrics: Sequence[str] = SHOWN) -> str:
+    """A Markdown table: a row a run; the parameters that differ, then the metrics that any of them has."""
+    names = {name: None for row in rows for name in row.params if not name.startswith(_PLACES)}
+    differ = [name for name in names if len({row.params.get(name) for row in rows}) > 1]
+    shown = [name for name in metrics if any(known(row, name) for row in rows)]
+    return to_markdown(
+        [
+            {"run": row.name, "status": row.status}
+            | {name: row.params.get(name, "")[:_LONGEST] for name in differ}
+            | {name: f"{row.metrics[name]:.5g}" if known(row, name) else "" for name in shown}
+            for row in rows
+        ]
+    )
+
+
+def known(row: Row, name: str) -> bool:
+    return not math.isnan(row.metrics.get(name, math.nan))

@@ -1,0 +1,45 @@
+"""URIs to bytes: local folders, s3:// prefixes and the other schemes of fsspec."""
+
+from __future__ import annotations
+
+from flashray.storage.uri import (
+    Entry,
+    Unavailable,
+    check,
+    create_if_absent,
+    creates_if_absent,
+    delete,
+    exists,
+    filesystem,
+    half_written,
+    is_absolute,
+    is_inside,
+    is_local,
+    join,
+    list_files,
+    normalise,
+    put_bytes,
+    read_bytes,
+    redact,
+)
+
+__all__ = [
+    "Entry",
+    "Unavailable",
+    "check",
+    "create_if_absent",
+    "creates_if_absent",
+    "delete",
+    "exists",
+    "filesystem",
+    "half_written",
+    "is_absolute",
+    "is_inside",
+    "is_local",
+    "join",
+    "list_files",
+    "normalise",
+    "put_bytes",
+    "read_bytes",
+    "redact",
+]

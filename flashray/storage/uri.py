@@ -1,0 +1,294 @@
+"""The one place that turns a URI into a filesystem: local paths, s3:// prefixes, and the other schemes of fsspec.
+
+Credentials, region and endpoint of object storage come from the usual AWS environment (AWS_ACCESS_KEY_ID, AWS_PROFILE,
+AWS_REGION, AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, …) of whichever process asks, and so does how long it waits
+(`s3.Limits`): a URI travels between processes, a filesystem or a secret never does. Reads go through pyarrow; every
+write is one put of bytes that exist in full, so no reader ever sees half an object. (Other schemes than s3 are as good
+at both as their fsspec filesystem.)
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import fsspec
+from pyarrow import fs as pafs
+
+from flashray.errors import ConfigError
+from flashray.storage import s3
+
+_TEMPORARY = ".flashray-"  # the name of a local file that is not whole yet starts so
+
+
+class Unavailable(OSError):
+    """The store itself does not answer, or not to these credentials: no word about the file that was asked for."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file below a listed prefix: its path relative to the prefix, and its size in bytes."""
+
+    key: str
+    size: int
+
+
+def normalise(uri: str) -> str:
+    """An absolute local path or `scheme://bucket/prefix`, without a trailing slash. ConfigError on unknown schemes."""
+    scheme, rest = _split(uri)
+    if scheme == "s3":
+        bucket, _, prefix = rest.partition("/")
+        if not bucket or "@" in bucket or ":" in bucket:
+            raise ConfigError(
+                f"{redact(uri)}: give s3://bucket/prefix; endpoint and credentials come from the AWS environment"
+            )
+        prefix = prefix.strip("/")
+        return f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
+    if scheme != "file":
+        if scheme not in fsspec.available_protocols():
+            raise ConfigError(
+                f"{redact(uri)}: {scheme}:// is not supported; give a folder, s3://bucket/prefix, or a scheme of fsspec"
+            )
+        return f"{scheme}://{rest.rstrip('/')}"
+    return os.path.abspath(os.path.expanduser(rest))
+
+
+def is_absolute(uri: str) -> bool:
+    """Whether a place means the same in every process: a URI, or a path from the root."""
+    scheme, rest = _split(uri)
+    return scheme != "file" or os.path.isabs(os.path.expanduser(rest))
+
+
+def is_local(uri: str) -> bool:
+    """Whether it is a path of this machine (or of a filesystem mounted on it)."""
+    return _split(uri)[0] == "file"
+
+
+def is_inside(uri: str, parent: str) -> bool:
+    """Whether `uri` is `parent` or lies below it; local symbolic links are followed."""
+    if is_local(uri) != is_local(parent):
+        return False
+    one, other = ((os.path.realpath(p) if is_local(p) else p) for p in (normalise(uri), normalise(parent)))
+    return one == other or one.startswith(other.rstrip("/") + "/")
+
+
+def join(uri: str, *parts: str) -> str:
+    """`uri/part/…`."""
+    return "/".join([uri.rstrip("/"), *parts])
+
+
+def redact(uri: str | None) -> str | None:
+    """The address without a user name and password."""
+    return None if uri is None else re.sub(r"//[^/@\s]*@", "//***@", uri)
+
+
+def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The pyarrow filesystem of a URI, and the path in it."""
+    scheme, rest = _split(normalise(uri))
+    if scheme == "file":
+        return pafs.LocalFileSystem(), rest
+    if scheme == "s3":
+        return s3.filesystem(), rest
+    other = _fsspec(scheme)
+    return pafs.PyFileSystem(pafs.FSSpecHandler(other)), other._strip_protocol(uri)
+
+
+def check(uri: str) -> None:
+    """Nothing, where the store of a URI answers to this process; asks once, before any work.
+
+    Raises:
+        ConfigError: when it does not, with the reason and the remedy.
+    """
+    scheme, rest = _split(normalise(uri))
+    if scheme != "s3":
+        filesystem(uri)
+        return
+    trouble = s3.trouble(rest)
+    if trouble is not None:
+        raise ConfigError(f"{uri} cannot be used: {redact(trouble)}")
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole file or object.
+
+    Raises:
+        FileNotFoundError: when there is none.
+        Unavailable: when the store does not answer at all.
+        OSError: when this one cannot be read.
+    """
+    if is_local(uri):
+        return Path(normalise(uri)).read_bytes()
+    try:
+        return _read(uri)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        try:
+            check(uri)
+        except ConfigError as trouble:
+            raise Unavailable(str(trouble)) from error
+        return _read(uri)  # the store is there, perhaps again
+
+
+def put_bytes(uri: str, data: bytes) -> None:
+    """Create or replace a file in one piece: readers see the old one or the new one."""
+    scheme, rest = _split(normalise(uri))
+    if scheme == "s3":
+        s3.put(rest, data)
+        return
+    if scheme != "file":
+        _put_other(uri, data, mode="overwrite")
+        return
+    path = Path(rest)
+    temporary = _write_temporary(path, data)
+    try:
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def create_if_absent(uri: str, data: bytes) -> bool:
+    """Create a file only if there is none, whole and at once; whether what is there now is ours.
+
+    Of several writers exactly one gets True. (Another writer's equal bytes also count as ours: a put whose answer was
+    lost is retried by the client, and then finds its own object.)
+    """
+    if not is_local(uri):
+        return _put_if_absent(uri, data) or read_bytes(uri) == data
+    path = Path(normalise(uri))
+    temporary = _write_temporary(path, data)
+    try:
+        os.link(temporary, path)  # unlike a rename, refuses to replace
+    except FileExistsError:
+        return path.read_bytes() == data
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def creates_if_absent(uri: str) -> bool:
+    """Whether the store keeps `create_if_absent`'s word: not all of them honour a conditional put.
+
+    Args:
+        uri: of a file that nobody needs; it is gone afterwards.
+    """
+    create_if_absent(uri, uuid.uuid4().bytes)
+    honoured = not create_if_absent(uri, uuid.uuid4().bytes)
+    delete(uri)
+    return honoured
+
+
+def exists(uri: str) -> bool:
+    """Whether there is a file or object of this name, or anything below it."""
+    files, path = filesystem(uri)
+    return files.get_file_info(path).type != pafs.FileType.NotFound
+
+
+def list_files(uri: str) -> list[Entry]:
+    """Every file below a folder or prefix, at any depth, sorted by key; nothing where it does not exist.
+
+    Files that a killed writer left half-written are not listed.
+    """
+    return sorted(_walk(uri), key=lambda entry: entry.key)
+
+
+def half_written(uri: str) -> list[str]:
+    """The places of the files below a local folder that a killed writer left half-written; objects never are."""
+    if not is_local(uri):
+        return []
+    walk = os.walk(normalise(uri))
+    return sorted(os.path.join(folder, name) for folder, _, names in walk for name in names if _is_temporary(name))
+
+
+def delete(uri: str) -> None:
+    """Delete a file, or a folder or prefix with everything below it; nothing happens where there is none."""
+    files, path = filesystem(uri)
+    kind = files.get_file_info(path).type
+    if kind == pafs.FileType.File:
+        files.delete_file(path)
+    elif kind == pafs.FileType.Directory:
+        files.delete_dir(path)
+
+
+def _walk(uri: str) -> Iterator[Entry]:
+    files, root = filesystem(uri)
+    if not is_local(uri):
+        for info in files.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True)):
+            if info.type == pafs.FileType.File:
+                yield Entry(posixpath.relpath(info.path, root), info.size)
+        return
+    for folder, _, names in os.walk(root, followlinks=True):
+        for name in names:
+            path = os.path.join(folder, name)
+            if not _is_temporary(name) and os.path.isfile(path):
+                yield Entry(Path(os.path.relpath(path, root)).as_posix(), os.path.getsize(path))
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith(_TEMPORARY)
+
+
+def _split(uri: str) -> tuple[str, str]:
+    """(the scheme, the rest); the scheme of a path is file."""
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", uri, re.DOTALL)
+    if match is None:
+        return "file", uri
+    scheme, rest = match.groups()
+    if scheme == "file":
+        return "file", unquote(rest)
+    return scheme.lower(), rest
+
+
+def _write_temporary(path: Path, data: bytes) -> Path:
+    """The bytes in a new file beside `path`, so that moving it there is one atomic step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(_TEMPORARY + uuid.uuid4().hex)
+    try:
+        temporary.write_bytes(data)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+@lru_cache(maxsize=8)
+def _fsspec(scheme: str) -> Any:
+    """The fsspec filesystem of another scheme, configured as its package is."""
+    try:
+        return fsspec.filesystem(scheme, use_listings_cache=False)
+    except ImportError as error:
+        raise ConfigError(f"{scheme}:// needs a package that is not installed: {error}") from error
+
+
+def _read(uri: str) -> bytes:
+    files, path = filesystem(uri)
+    with files.open_input_stream(path) as stream:
+        return bytes(stream.read())
+
+
+def _put_other(uri: str, data: bytes, mode: str) -> None:
+    """A file of another scheme than local and s3."""
+    other = _fsspec(_split(uri)[0])
+    other.makedirs(posixpath.dirname(other._strip_protocol(uri)), exist_ok=True)
+    other.pipe_file(uri, data, mode=mode)
+
+
+def _put_if_absent(uri: str, data: bytes) -> bool:
+    """Whether this call made the object; one that is there stays."""
+    scheme, rest = _split(normalise(uri))
+    if scheme == "s3":
+        return s3.put_if_absent(rest, data)
+    try:
+        _put_other(uri, data, mode="create")
+    except FileExistsError:
+        return False
+    return True

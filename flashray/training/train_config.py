@@ -1,0 +1,47 @@
+"""What every training job is asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from flashray import storage
+from flashray.errors import ConfigError
+from flashray.storage.working_folder import refuse_relative
+from flashray.training.launch import LaunchConfig, absolute
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What to train on, and where.
+
+    Attributes:
+        photos, val_photos: folders of training and of validation photos, clean.
+        output: folder of the finished model.
+    """
+
+    photos: str
+    val_photos: str
+    output: str
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("val_photos", "output"):
+            if not storage.is_local(getattr(self, name)):
+                raise ConfigError(f"{name} is {getattr(self, name)}: training needs a folder; a mounted one will do")
+        places = {name: getattr(self, name) for name in ("photos", "val_photos", "output")}
+        refuse_relative(**places, **{"launch.storage": self.launch.storage})
+
+
+C = TypeVar("C", bound=TrainConfig)
+
+
+def with_absolute_places(config: C, *names: str) -> C:
+    """The configuration as Ray's workers can use it: photos, output and the fields of these names are absolute.
+
+    Not a method: jsonargparse makes a subcommand of each.
+    """
+    places: dict[str, Any] = {name: absolute(getattr(config, name)) for name in ("photos", "val_photos", *names)}
+    return dataclasses.replace(config, output=str(Path(config.output).absolute()), **places)

@@ -1,0 +1,143 @@
+"""Training of a prior: autoencoder, then denoiser, saved as a diffusers pipeline."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import AutoencoderDC, UNet2DModel
+
+from flashray.errors import ConfigError
+from flashray.metrics import load_lpips
+from flashray.prior import LatentPrior, latent_geometry, load_autoencoder, load_prior
+from flashray.prior.pixel_space import SpaceToDepth
+from flashray.training.autoencoder_task import AutoencoderConfig, AutoencoderTask, latent_scale, make_autoencoder
+from flashray.training.denoiser_task import SCHEDULER_CONFIG, DenoiserConfig, DenoiserTask, make_denoiser
+from flashray.training.launch import resolve_device, train
+from flashray.training.loop import LoopConfig, save_half
+from flashray.training.model_card import note_training, write_prior_card
+from flashray.training.photo_windows import list_photos, load_fitted
+from flashray.training.train_config import TrainConfig, with_absolute_places
+
+MODEL_INDEX = {
+    "_class_name": "LDMPipeline",
+    "unet": ["diffusers", "UNet2DModel"],
+    "scheduler": ["diffusers", "DDIMScheduler"],
+}
+
+
+@dataclass(frozen=True)
+class TrainPriorConfig(TrainConfig):
+    """What to train a prior on, and how; `output` gets diffusers' pipeline layout.
+
+    Attributes:
+        size: side of the square images in pixels.
+        stages: what to train; a stage that is left out is taken from `output`.
+        init: a prior's folder whose weights training starts from, instead of random ones.
+        card: what the photos are, in words, for the model card; empty writes none.
+        lpips_weights: weights of LPIPS(AlexNet); see the README. Empty: FLASHRAY_LPIPS_WEIGHTS or torch.hub's cache.
+        autoencoder: its sizes and objective, or `none` for a prior in pixel space.
+        pixel_block: in pixel space, the side of the blocks of pixels that the denoiser takes as one position; 1 is the
+            pixels themselves, at pixel_block² times the cost.
+    """
+
+    size: int = 128
+    stages: tuple[str, ...] = ("autoencoder", "denoiser")
+    init: str = ""
+    lpips_weights: str = ""
+    card: str = "photos"
+    autoencoder: AutoencoderConfig | Literal["none"] = field(default_factory=AutoencoderConfig)
+    pixel_block: int = 4
+    denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
+    autoencoder_loop: LoopConfig = field(default_factory=LoopConfig)
+    denoiser_loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        unknown = set(self.stages) - {"autoencoder", "denoiser"}
+        if unknown or not self.stages:
+            raise ConfigError(f"stages is {list(self.stages)}; give autoencoder, denoiser or both")
+        if self.autoencoder == "none" and (self.pixel_block < 1 or self.size % self.pixel_block):
+            raise ConfigError(f"pixel_block is {self.pixel_block}; give a divisor of the size, {self.size}")
+
+
+def train_prior(config: TrainPriorConfig) -> None:
+    """Train the stages in order; each can be resumed by running the same command again."""
+    config = with_absolute_places(config, "init", "lpips_weights")
+    if "autoencoder" in config.stages:
+        train_autoencoder(config)
+    if "denoiser" in config.stages:
+        train_denoiser(config)
+        if config.card:
+            write_card(config)
+
+
+def train_autoencoder(config: TrainPriorConfig) -> None:
+    """The first stage: an autoencoder, its latents scaled to a mean square of 1. Pixels need the scale alone."""
+    output, loop = Path(config.output), config.autoencoder_loop
+    (output / "scheduler").mkdir(parents=True, exist_ok=True)
+    autoencoder: Any = SpaceToDepth(factor=config.pixel_block, scaling_factor=1.0)
+    if config.autoencoder != "none":
+        build = partial(build_autoencoder_task, config)
+        task, state = train(build, loop, config.photos, config.size, "autoencoder", config.launch)
+        autoencoder = task.model
+        note_training(output, "autoencoder", state, loop)
+    photos = load_fitted(list_photos(config.photos)[:1024], config.size)
+    scale = latent_scale(autoencoder, photos, resolve_device(config.launch.device))
+    autoencoder.register_to_config(scaling_factor=scale)
+    save_half(autoencoder, output / "vqvae")
+    library = "diffusers" if config.autoencoder != "none" else SpaceToDepth.__module__
+    index = MODEL_INDEX | {"vqvae": [library, type(autoencoder).__name__]}
+    (output / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER_CONFIG, indent=2) + "\n")
+    (output / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def train_denoiser(config: TrainPriorConfig) -> None:
+    """The second stage: the denoiser of the latents of the output's autoencoder."""
+    output, loop = Path(config.output), config.denoiser_loop
+    if not (output / "vqvae" / "config.json").is_file():
+        raise ConfigError(f"stage denoiser: {output}/vqvae is missing; train the stage autoencoder first")
+    if not (output / "unet" / "config.json").is_file():  # a fresh one, so that the folder opens as a prior
+        torch.manual_seed(loop.seed)
+        autoencoder, _, _ = load_autoencoder(output)
+        channels, factor = latent_geometry(autoencoder)
+        save_half(make_denoiser(config.denoiser, channels, config.size // factor), output / "unet")
+    build = partial(build_denoiser_task, config)
+    task, state = train(build, loop, config.photos, config.size, "denoiser", config.launch)
+    save_half(task.model, output / "unet")
+    note_training(output, "denoiser", state, loop)
+
+
+def write_card(config: TrainPriorConfig) -> None:
+    """Measure the finished prior on all validation photos and write its card."""
+    output = Path(config.output)
+    val = load_fitted(list_photos(config.val_photos), config.size)
+    trained = json.loads((output / "training.json").read_text())
+    prior = load_prior(config.output, resolve_device(config.launch.device))
+    write_prior_card(output, prior, config.card, val, trained)
+
+
+def build_autoencoder_task(config: TrainPriorConfig) -> AutoencoderTask:
+    """The first stage's task."""
+    assert config.autoencoder != "none"
+    torch.manual_seed(config.autoencoder_loop.seed)
+    if config.init:
+        model = AutoencoderDC.from_pretrained(Path(config.init) / "vqvae", torch_dtype=torch.float32)
+    else:
+        model = make_autoencoder(config.autoencoder)
+    lpips = load_lpips("alex", config.lpips_weights or None) if config.autoencoder.lpips else None
+    val = load_fitted(list_photos(config.val_photos), config.size)
+    return AutoencoderTask(model, config.autoencoder, lpips, val)
+
+
+def build_denoiser_task(config: TrainPriorConfig) -> DenoiserTask:
+    """The second stage's task: the output's autoencoder, and its denoiser, which is trained."""
+    torch.manual_seed(config.denoiser_loop.seed)
+    prior: LatentPrior = load_prior(config.output)
+    prior.denoiser = UNet2DModel.from_pretrained(Path(config.init or config.output) / "unet", torch_dtype=torch.float32)
+    prior.denoiser.requires_grad_(True)
+    return DenoiserTask(prior, load_fitted(list_photos(config.val_photos), config.size), config.denoiser.draws)

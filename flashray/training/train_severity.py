@@ -1,0 +1,85 @@
+"""Training of a severity encoder, from a prior to a saved encoder with its figures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from flashray.degradations import make_degradation
+from flashray.errors import ConfigError
+from flashray.pipeline.run_config import DegradationConfig
+from flashray.prior import load_prior
+from flashray.prior.pixel_space import SpaceToDepth
+from flashray.severity.encoder import SeverityEncoder, load_severity_encoder
+from flashray.tracking import default_uri
+from flashray.tracking.model_registry import check_registry, register
+from flashray.training.launch import train
+from flashray.training.loop import LoopConfig, save_half
+from flashray.training.model_card import note_training, write_severity_card
+from flashray.training.photo_windows import list_photos, load_fitted
+from flashray.training.severity_task import SeverityConfig, SeverityTask
+from flashray.training.train_config import TrainConfig, with_absolute_places
+
+
+@dataclass(frozen=True)
+class TrainSeverityConfig(TrainConfig):
+    """What to train a severity encoder on, and how; the photos are degraded on the fly.
+
+    Attributes:
+        prior: the prior whose encoder it starts from: `bundled`, a folder or a hub id.
+        init: a severity encoder whose weights training starts from instead.
+        register: register it in MLflow under this name when it is trained.
+        alias: names the registered version from then on.
+        tracking_uri: the MLflow server or database of the registry; default MLFLOW_TRACKING_URI, else mlflow.db beside
+            the output.
+    """
+
+    prior: str = "bundled"
+    init: str = ""
+    degradation: DegradationConfig = field(default_factory=DegradationConfig)
+    severity: SeverityConfig = field(default_factory=SeverityConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    # not in the repr, which names the checkpoints: what is trained does not depend on these
+    register: str | None = field(default=None, repr=False)
+    alias: str = field(default="champion", repr=False)
+    tracking_uri: str | None = field(default=None, repr=False)
+
+
+def train_severity(config: TrainSeverityConfig) -> dict[str, float]:
+    """Train (or resume) and save the encoder; returns its figures on the validation photos."""
+    config = with_absolute_places(config, "prior", "init")
+    registry = config.tracking_uri or default_uri(config.output)
+    if config.register:
+        check_registry(config.register, config.alias, registry)
+    size = load_prior(config.prior).sample_size
+    name = f"severity-{config.degradation.name}-{config.severity.crop or size}"
+    build = partial(build_severity_task, config)
+    task, state = train(build, config.loop, config.photos, size, name, config.launch)
+    output = Path(config.output)
+    save_half(task.model, output)
+    figures = task.validate()
+    trained = note_training(output, name, state, config.loop)
+    write_severity_card(output, figures, len(task.val), trained)
+    if config.register:
+        saved = load_severity_encoder(str(output))
+        made = register(saved, output, config.register, config.alias, registry, figures)
+        print(f"registered: {made}, models:/{config.register}@{config.alias}", flush=True)
+    return figures
+
+
+def build_severity_task(config: TrainSeverityConfig) -> SeverityTask:
+    """The task: an encoder that starts as the prior's, and the frozen prior that judges it."""
+    torch.manual_seed(config.loop.seed)
+    family = config.degradation
+    degradation = make_degradation(family.name, family.settings)
+    prior = load_prior(config.prior)
+    if isinstance(prior.autoencoder, SpaceToDepth):
+        raise ConfigError(f"prior {config.prior} is one of pixels: it has no encoder to start from; name a latent one")
+    encoder = SeverityEncoder.from_prior(prior, family.name, family.settings, family.noise_std)
+    if config.init:
+        encoder.load_state_dict(load_severity_encoder(config.init).state_dict())
+    val = load_fitted(list_photos(config.val_photos), prior.sample_size)
+    return SeverityTask(encoder, prior, degradation, family.noise_range, config.severity, val)

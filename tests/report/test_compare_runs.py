@@ -1,0 +1,79 @@
+"""Runs side by side, from run directories as from MLflow."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flashray.errors import ConfigError
+from flashray.pipeline.run_config import TrackingConfig
+from flashray.report.compare_runs import Row, by_metric, compare, row_of_output
+from flashray.tracking import Tracker
+from flashray.tracking.runs import find_runs
+
+ROWS = [
+    Row("a", "FINISHED", {"solver.steps": "20", "seed": "0", "output": "/a"}, {"psnr": 20.5, "mean_nfe": 3.0}),
+    Row("b", "FINISHED", {"solver.steps": "1000", "seed": "0", "output": "/b"}, {"psnr": 25.25, "lpips": float("nan")}),
+    Row("c", "KILLED", {"solver.steps": "20", "seed": "0", "solver.settings.dc_step": "0.1"}, {}),
+]
+
+
+def test_what_differs_is_shown_and_what_is_known() -> None:
+    lines = compare(ROWS).splitlines()
+    assert lines[0] == "| run | status | solver.steps | solver.settings.dc_step | mean_nfe | psnr |"
+    assert lines[2:] == [
+        "| a | FINISHED | 20 |  | 3 | 20.5 |",
+        "| b | FINISHED | 1000 |  |  | 25.25 |",
+        "| c | KILLED | 20 | 0.1 |  |  |",
+    ]
+    assert "psnr" not in compare(ROWS, ["mean_nfe"])
+
+
+def test_sorted_by_a_number() -> None:
+    assert [row.name for row in by_metric(ROWS, "psnr", ascending=False)] == ["b", "a", "c"]
+    assert [row.name for row in by_metric(ROWS, "psnr", ascending=True)] == ["a", "b", "c"]
+    assert [row.name for row in by_metric(ROWS, "lpips", ascending=True)] == ["a", "b", "c"]  # NaN is no number
+
+
+def test_a_run_directory_is_a_row(tmp_path: Path) -> None:
+    record: dict[str, Any] = {"config": {"solver": {"steps": 20}}, "fingerprint": {"weights.prior": "abc", "seed": 0}}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    row = row_of_output(str(tmp_path))
+    assert (row.status, row.params) == ("not finished", {"solver.steps": "20", "weights.prior": "abc"})
+    summary = {"psnr": 20.5, "lpips": None, "psnr_interval": [20, 21], "distributions": {}, "failures": []}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    row = row_of_output(str(tmp_path))
+    assert (row.status, row.metrics) == ("FINISHED", {"psnr": 20.5, "psnr_interval_low": 20, "psnr_interval_high": 21})
+    with pytest.raises(ConfigError, match="holds no run"):
+        row_of_output(str(tmp_path / "nothing"))
+
+
+def test_runs_of_mlflow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import jobs.compare as job
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    for steps, psnr in ((20, 20.5), (1000, 25.25), (50, 21.0)):
+        one = Tracker(TrackingConfig(tracking_uri=uri, experiment="mine", patience=60), str(tmp_path / f"run{steps}"))
+        one.start(f"steps {steps}", {"solver.steps": steps}, {}, "")
+        one.metrics({"psnr": psnr})
+        one.end("FINISHED")
+    assert len(find_runs(uri, "mine")) == 3
+    job.main(
+        job.CompareConfig(experiment="mine", filter="params.`solver.steps` != '50'", sort="psnr", tracking_uri=uri)
+    )
+    head, _, first, second = capsys.readouterr().out.strip().splitlines()
+    assert head == "| run | status | solver.steps | psnr |"
+    assert first.startswith("| steps 1000 ")
+    assert first.endswith(" | FINISHED | 1000 | 25.25 |")
+    assert second.endswith(" | FINISHED | 20 | 20.5 |")
+    with pytest.raises(ConfigError, match=r"experiment yours: not at sqlite.*; there are Default, mine"):
+        find_runs(uri, "yours")
+    with pytest.raises(ConfigError, match="no run passes the filter"):
+        job.main(job.CompareConfig(experiment="mine", filter="metrics.psnr > 99", tracking_uri=uri))
+    with pytest.raises(ConfigError, match="MLflow at sqlite"):
+        find_runs(uri, "mine", "metrics psnr")
+    with pytest.raises(ConfigError, match=r"MLflow at http://127.0.0.1:1: .*refused"):
+        find_runs("http://127.0.0.1:1", "mine")
