@@ -65,7 +65,7 @@ def test_sigma_hat_orders_blur_levels_of_the_same_photo(encoder: SeverityEncoder
     rows = []
     for n, level in enumerate(torch.linspace(0, 1, 5)):
         operator = degradation.bind(degradation.parameters_at(level.expand(len(x))), (128, 128))
-        y = add_noise(operator.measure(x), torch.full((len(x),), 0.05), torch.arange(len(x)) + 100 * n)
+        y = add_noise(operator.A(x), torch.full((len(x),), 0.05), torch.arange(len(x)) + 100 * n)
         with torch.no_grad():
             rows.append(encoder(y)[1])
     assert ordering_accuracy(torch.stack(rows, dim=1)) > 0.88  # of garments it orders .95; these are not

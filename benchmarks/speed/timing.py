@@ -194,7 +194,7 @@ def components(
     """Seconds per NFE of one image in denoiser, decoder, encoder, operator and the rest, over `steps` batched steps."""
     watch = Stopwatch(prior.device)
     seed_B, problem = make_problem(prior, degradation, list(jobs))
-    epsilon, measure = prior.epsilon, problem.operator.measure
+    epsilon, measure = prior.epsilon, problem.operator.A
     timed = dataclasses.replace(
         problem, encode=watch.wrap("encoder", problem.encode), decode=watch.wrap("decoder", problem.decode)
     )

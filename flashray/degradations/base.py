@@ -20,15 +20,15 @@ SEEDS = 2**24  # of operators: float32 holds these exactly
 class Operator(ABC):
     """A with the parameters of B images, a dataclass whose tensors have a row an image.
 
-    Images are [B, 3, H, W], measurements [B, 3, h, w]; `forward` and `adjoint` act on the [0, 1] scale.
+    Images are [B, 3, H, W] and measurements [B, 3, h, w], both in [-1, 1].
     """
 
     @abstractmethod
-    def forward(self, x_BCHW: Tensor) -> Tensor:
+    def A(self, x_BCHW: Tensor) -> Tensor:
         """A(x), without noise."""
 
-    def adjoint(self, y_BCHW: Tensor) -> Tensor:
-        """Aᵀ y; only linear operators have one."""
+    def A_adjoint(self, y_BCHW: Tensor) -> Tensor:
+        """Mᵀ y of an operator A(x) = M x + b; TypeError where A is nonlinear."""
         raise TypeError(f"{type(self).__name__} is nonlinear and has no adjoint")
 
     def select(self, rows: Tensor) -> Self:
@@ -36,10 +36,6 @@ class Operator(ABC):
         names = [field.name for field in dataclasses.fields(self)]  # type: ignore[arg-type]
         values = {name: getattr(self, name) for name in names}
         return type(self)(**{n: v[rows] if isinstance(v, Tensor) else v for n, v in values.items()})
-
-    def measure(self, x_BCHW: Tensor) -> Tensor:
-        """A on the [-1, 1] scale: 2 A((x + 1)/2) - 1."""
-        return 2 * self.forward((x_BCHW + 1) / 2) - 1
 
     def picture(self, y_BCHW: Tensor) -> Tensor:
         """y in [-1, 1] at the image's size, for people to look at; most measurements are of it."""
@@ -52,6 +48,24 @@ class Operator(ABC):
     def blank(self, y_BCHW: Tensor, nothing_BCHW: Tensor) -> Tensor:
         """y with `nothing` (black and noise, [-1, 1]) where it says nothing of the image, whatever a file has there."""
         return y_BCHW
+
+
+class AffineOperator(Operator):
+    """A(x) = M x + b with b = M 1 - 1: M acts on the [0, 1] scale, where black is 0.
+
+    Solvers apply `A_adjoint` to residuals only, where b cancels.
+    """
+
+    @abstractmethod
+    def A_linear(self, x_BCHW: Tensor) -> Tensor:
+        """M x, for images as for differences of images."""
+
+    @abstractmethod
+    def A_adjoint(self, y_BCHW: Tensor) -> Tensor:
+        """Mᵀ y."""
+
+    def A(self, x_BCHW: Tensor) -> Tensor:
+        return 2 * self.A_linear((x_BCHW + 1) / 2) - 1
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flashray.degradations.base import Operator
+from flashray.degradations.base import AffineOperator
 from flashray.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class KernelBlur(Operator):
+class KernelBlur(AffineOperator):
     """y = crop(k ⋆ pad(x)), the same kernel in every channel; Aᵀ y = fold(k * embed(y)), fold being padᵀ, is exact.
 
     Attributes:
@@ -35,7 +35,7 @@ class KernelBlur(Operator):
         padded = (size[0] + 2 * radius, size[1] + 2 * radius)
         return cls(torch.fft.rfft2(kernel_BKK, s=padded), radius)
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
+    def A_linear(self, x_BCHW: Tensor) -> Tensor:
         height, width = x_BCHW.shape[2:]
         for dim in (2, 3):
             x_BCHW = x_BCHW.index_select(dim, reflection(x_BCHW.shape[dim], self.radius, x_BCHW.device))
@@ -43,7 +43,7 @@ class KernelBlur(Operator):
         blurred = torch.fft.rfft2(x_BCHW) * self.spectrum_BNF[:, None].conj()
         return torch.fft.irfft2(blurred, s=x_BCHW.shape[2:])[..., :height, :width]
 
-    def adjoint(self, y_BCHW: Tensor) -> Tensor:
+    def A_adjoint(self, y_BCHW: Tensor) -> Tensor:
         size = y_BCHW.shape[2:]
         padded = tuple(side + 2 * self.radius for side in size)
         x = torch.fft.irfft2(torch.fft.rfft2(y_BCHW, s=padded) * self.spectrum_BNF[:, None], s=padded)

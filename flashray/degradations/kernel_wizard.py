@@ -98,10 +98,11 @@ class LearnedBlur(Operator):
     code_BCHW: Tensor
     paper: bool
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
+    def A(self, x_BCHW: Tensor) -> Tensor:
+        unit = (x_BCHW + 1) / 2
         if self.paper:
-            return (2 * self.network((x_BCHW + 1) / 2, self.code_BCHW) - 1).clamp(-1, 1)
-        return self.network(x_BCHW, self.code_BCHW)
+            return 2 * (2 * self.network((unit + 1) / 2, self.code_BCHW) - 1).clamp(-1, 1) - 1
+        return 2 * self.network(unit, self.code_BCHW) - 1
 
 
 def code_size(size: tuple[int, int]) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flashray.degradations.base import Degradation, Operator, Parameters, check_flags
+from flashray.degradations.base import AffineOperator, Degradation, Parameters, check_flags
 from flashray.degradations.gaussian_blur import SeparableBlur, blur_matrix
 from flashray.errors import ConfigError
 
@@ -18,8 +18,8 @@ FILL_TRUST = 0.02  # share of known pixels at which a weighted mean is half beli
 
 
 @dataclass(frozen=True)
-class Masking(Operator):
-    """y = m ⊙ x with m 1 where a pixel is known, 0 (black on the [0, 1] scale) where it is not; its own adjoint.
+class Masking(AffineOperator):
+    """y = m ⊙ x with m 1 where a pixel is known, 0 where it is not, which then is black: A(x) = m ⊙ (x + 1) - 1.
 
     The measurement's noise is on all pixels, as in Flash-Diffusion, so that its variance is the mean squared residual
     of a perfect reconstruction whatever the mask.
@@ -31,10 +31,10 @@ class Masking(Operator):
     mask_B1HW: Tensor
     filled: bool = True
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
+    def A_linear(self, x_BCHW: Tensor) -> Tensor:
         return self.mask_B1HW * x_BCHW
 
-    def adjoint(self, y_BCHW: Tensor) -> Tensor:
+    def A_adjoint(self, y_BCHW: Tensor) -> Tensor:
         return self.mask_B1HW * y_BCHW
 
     def blank(self, y_BCHW: Tensor, nothing_BCHW: Tensor) -> Tensor:
@@ -57,8 +57,8 @@ def fill_in(y_BCHW: Tensor, mask_B1HW: Tensor) -> Tensor:
     for std in FILL_STDS:
         rows, columns = (blur_matrix(y_BCHW.new_full((1,), std), 2 * side - 1, side) for side in y_BCHW.shape[2:])
         blur = SeparableBlur(rows, columns)
-        weight = blur.forward(mask_B1HW)
-        mean = blur.forward(known) / weight.clamp(min=1e-6)
+        weight = blur.A_linear(mask_B1HW)
+        mean = blur.A_linear(known) / weight.clamp(min=1e-6)
         trust = weight / (weight + FILL_TRUST)
         filled = trust * mean + (1 - trust) * filled
     return torch.where(mask_B1HW > 0, y_BCHW, filled)

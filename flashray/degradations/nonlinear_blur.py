@@ -96,11 +96,11 @@ class CameraBlur(Operator):
     highlights: float
     gamma: float
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        light = to_light(x_BCHW, self.gamma)
+    def A(self, x_BCHW: Tensor) -> Tensor:
+        light = to_light((x_BCHW + 1) / 2, self.gamma)
         light = light * (1 + self.highlights * light.pow(4))
         moved = [move(light, path_B23) for path_B23 in self.path_BK23.unbind(1)]
-        return to_pixels(saturate(torch.stack(moved).mean(dim=0)), self.gamma)
+        return 2 * to_pixels(saturate(torch.stack(moved).mean(dim=0)), self.gamma) - 1
 
 
 def to_light(x: Tensor, gamma: float) -> Tensor:

@@ -20,7 +20,7 @@ def simulate(
 ) -> Tensor:
     """y = A(x) + n of clean images in [-1, 1]; every argument is on the images' device."""
     operator = degradation.bind(parameters, (x_BCHW.shape[2], x_BCHW.shape[3]))
-    return add_noise(operator.measure(x_BCHW), noise_std_B, seed_B)
+    return add_noise(operator.A(x_BCHW), noise_std_B, seed_B)
 
 
 def observe(y_BCHW: Tensor, operator: Operator, noise_std_B: Tensor, seed_B: Tensor) -> Tensor:

@@ -238,7 +238,7 @@ class Measurer:
         size = (x.shape[2], x.shape[3])
         operator = self.degradation.bind(parameters, size if self.simulated else self.degradation.image_size(size))
         if self.simulated:
-            y = add_noise(operator.measure(x), noise_std_B, seed_B)
+            y = add_noise(operator.A(x), noise_std_B, seed_B)
         else:
             y = observe(x, operator, noise_std_B, seed_B) if self.degradation.takes_mask else x
         return Measured(y, operator.pseudo_image(y), operator.picture(y), parameters, noise_std_B, seed_B)

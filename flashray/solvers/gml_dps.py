@@ -38,7 +38,7 @@ class GMLDPS:
 
     def __call__(self, step: Step, problem: Problem) -> Tensor:
         x0 = problem.decode(step.z0_BCHW)
-        data_B = norm(problem.y_BCHW - problem.operator.measure(x0))
+        data_B = norm(problem.y_BCHW - problem.operator.A(x0))
         glue_B = norm(step.z0_BCHW - problem.encode(x0))
         objective_B = self.dc_step * data_B + self.ae_weight * glue_B
         (gradient,) = torch.autograd.grad(objective_B.sum(), step.z_BCHW)

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flashray.degradations.base import Operator
+from flashray.degradations.base import AffineOperator, Operator
 from flashray.errors import ConfigError
 from flashray.seeding import STREAM_SOLVER
 from flashray.solvers.base import Problem, Step, norm, per_image, reverse_step
@@ -73,9 +73,9 @@ class Proximal:
     def agree(self, x0_BCHW: Tensor, problem: Problem, rho: Tensor) -> Tensor:
         """x*, images in [-1, 1]; rho is [B, 1, 1, 1]."""
         x = x0_BCHW
-        for _ in range(1 if is_linear(problem.operator) else self.linearisations):
+        for _ in range(1 if isinstance(problem.operator, AffineOperator) else self.linearisations):
             jacobian, transpose = linearise(problem.operator, x)
-            residual = problem.y_BCHW - problem.operator.measure(x)
+            residual = problem.y_BCHW - problem.operator.A(x)
             # (x + d) - x̂0 is what ρ weighs, not d alone
             target = transpose(residual) + rho * (x0_BCHW - x)
             x = x + conjugate_gradients(normal_matrix(jacobian, transpose, rho), target, self.iterations)
@@ -87,17 +87,12 @@ def normal_matrix(jacobian: Linear, transpose: Linear, rho: Tensor) -> Linear:
     return lambda d: transpose(jacobian(d)) + rho * d
 
 
-def is_linear(operator: Operator) -> bool:
-    """Whether A has an adjoint of its own."""
-    return type(operator).adjoint is not Operator.adjoint
-
-
 def linearise(operator: Operator, x_BCHW: Tensor) -> tuple[Linear, Linear]:
-    """(d ↦ J d, r ↦ Jᵀ r) of A at x; the scale between [0, 1] and [-1, 1] cancels in both."""
-    if is_linear(operator):
-        return operator.forward, operator.adjoint
-    _, pull_back = torch.func.vjp(operator.measure, x_BCHW)[:2]
-    return lambda d: torch.func.jvp(operator.measure, (x_BCHW,), (d,))[1], lambda r: pull_back(r)[0]
+    """(d ↦ J d, r ↦ Jᵀ r) of A at x."""
+    if isinstance(operator, AffineOperator):
+        return operator.A_linear, operator.A_adjoint
+    _, pull_back = torch.func.vjp(operator.A, x_BCHW)[:2]
+    return lambda d: torch.func.jvp(operator.A, (x_BCHW,), (d,))[1], lambda r: pull_back(r)[0]
 
 
 def conjugate_gradients(matrix: Linear, target_BCHW: Tensor, iterations: int, tolerance: float = 1e-4) -> Tensor:

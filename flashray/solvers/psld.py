@@ -41,8 +41,8 @@ class PSLD:
 
     def __call__(self, step: Step, problem: Problem) -> Tensor:
         x0 = problem.decode(step.z0_BCHW)
-        residual = problem.y_BCHW - problem.operator.measure(x0)
-        glued = x0 + problem.operator.adjoint(residual)
+        residual = problem.y_BCHW - problem.operator.A(x0)
+        glued = x0 + problem.operator.A_adjoint(residual)
         glue_B = norm(step.z0_BCHW - problem.encode(glued))
         objective_B = self.dc_step * norm(residual) + self.ae_weight * glue_B
         (gradient,) = torch.autograd.grad(objective_B.sum(), step.z_BCHW)

@@ -86,13 +86,13 @@ class ReSample:
 
     def _in_pixels(self, z0: Tensor, problem: Problem) -> Tensor:
         def residual(x: Tensor) -> Tensor:
-            return problem.y_BCHW - problem.operator.measure(x)
+            return problem.y_BCHW - problem.operator.A(x)
 
         return problem.encode(self._agree(problem.decode(z0), residual, problem))
 
     def _in_latents(self, z0: Tensor, problem: Problem) -> Tensor:
         def residual(z: Tensor) -> Tensor:
-            return problem.y_BCHW - problem.operator.measure(problem.decode(z))
+            return problem.y_BCHW - problem.operator.A(problem.decode(z))
 
         return self._agree(z0, residual, problem)
 

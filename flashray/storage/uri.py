@@ -145,10 +145,10 @@ def put_bytes(uri: str, data: bytes) -> None:
         s3.put(rest, data)
         return
     if scheme != "file":
-        _put_other(uri, data, mode="overwrite")
+        put_other(uri, data, mode="overwrite")
         return
     path = Path(rest)
-    temporary = _write_temporary(path, data)
+    temporary = write_temporary(path, data)
     try:
         temporary.replace(path)
     except OSError:
@@ -165,7 +165,7 @@ def create_if_absent(uri: str, data: bytes) -> bool:
     if not is_local(uri):
         return _put_if_absent(uri, data) or read_bytes(uri) == data
     path = Path(normalise(uri))
-    temporary = _write_temporary(path, data)
+    temporary = write_temporary(path, data)
     try:
         os.link(temporary, path)  # unlike a rename, refuses to replace
     except FileExistsError:
@@ -198,7 +198,7 @@ def list_files(uri: str) -> list[Entry]:
 
     Files that a killed writer left half-written are not listed.
     """
-    return sorted(_walk(uri), key=lambda entry: entry.key)
+    return sorted(walk(uri), key=lambda entry: entry.key)
 
 
 def half_written(uri: str) -> list[str]:
@@ -219,7 +219,7 @@ def delete(uri: str) -> None:
         files.delete_dir(path)
 
 
-def _walk(uri: str) -> Iterator[Entry]:
+def walk(uri: str) -> Iterator[Entry]:
     files, root = filesystem(uri)
     if not is_local(uri):
         for info in files.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True)):
@@ -248,7 +248,7 @@ def _split(uri: str) -> tuple[str, str]:
     return scheme.lower(), rest
 
 
-def _write_temporary(path: Path, data: bytes) -> Path:
+def write_temporary(path: Path, data: bytes) -> Path:
     """The bytes in a new file beside `path`, so that moving it there is one atomic step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(_TEMPORARY + uuid.uuid4().hex)
@@ -275,7 +275,7 @@ def _read(uri: str) -> bytes:
         return bytes(stream.read())
 
 
-def _put_other(uri: str, data: bytes, mode: str) -> None:
+def put_other(uri: str, data: bytes, mode: str) -> None:
     """A file of another scheme than local and s3."""
     other = _fsspec(_split(uri)[0])
     other.makedirs(posixpath.dirname(other._strip_protocol(uri)), exist_ok=True)
@@ -288,7 +288,7 @@ def _put_if_absent(uri: str, data: bytes) -> bool:
     if scheme == "s3":
         return s3.put_if_absent(rest, data)
     try:
-        _put_other(uri, data, mode="create")
+        put_other(uri, data, mode="create")
     except FileExistsError:
         return False
     return True

@@ -23,7 +23,7 @@ def degrade(x_BCHW: Tensor, degradation: Degradation, noise: tuple[float, float]
     with torch.autocast(x_BCHW.device.type, enabled=False):
         on_device = {name: value.to(x_BCHW.device) for name, value in parameters.items()}
         operator = degradation.bind(on_device, (x_BCHW.shape[2], x_BCHW.shape[3]))
-        y = operator.measure(x_BCHW)
+        y = operator.A(x_BCHW)
         return operator.pseudo_image(y + 2 * noise_std_B[:, None, None, None] * torch.randn_like(y))
 
 
@@ -38,4 +38,4 @@ def degrade_at(
     drawn = degradation.parameters_at(level_B.cpu(), torch.Generator().manual_seed(0))
     parameters = {name: value.to(x_BCHW.device) for name, value in drawn.items()}
     operator = degradation.bind(parameters, (x_BCHW.shape[2], x_BCHW.shape[3]))
-    return operator.pseudo_image(add_noise(operator.measure(x_BCHW), noise_std_B.to(x_BCHW.device), seed_B))
+    return operator.pseudo_image(add_noise(operator.A(x_BCHW), noise_std_B.to(x_BCHW.device), seed_B))

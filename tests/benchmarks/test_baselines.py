@@ -70,7 +70,7 @@ def test_a_measurement_of_another_size_is_restored_at_the_images(
 ):
     family = make_degradation("super_resolution", {"scale": 2})
     operator = family.bind(family.sample_parameters(torch.Generator().manual_seed(0), 3), (SIDE, SIDE))
-    small = operator.measure(y)
+    small = operator.A(y)
     assert small.shape[-1] == SIDE // 2
     assert load_baseline(name, sources[name], prior, "gaussian_blur").restore(small, operator).shape == y.shape
 

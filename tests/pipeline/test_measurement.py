@@ -69,7 +69,7 @@ def test_simulated_measurements_depend_on_key_and_seed_alone(photo: torch.Tensor
         assert torch.equal(alone.y_BCHW[0], together.y_BCHW[i])
         assert alone.seed_B[0] == together.seed_B[i]
     assert len(set(together.parameters["blur_std"].tolist())) == len(photos)
-    residual = together.y_BCHW - simulate.degradation.bind(together.parameters, (SIZE, SIZE)).measure(
+    residual = together.y_BCHW - simulate.degradation.bind(together.parameters, (SIZE, SIZE)).A(
         torch.stack([one.x for one in photos])
     )
     assert residual.std().item() / 2 == pytest.approx(0.05, rel=0.05)
