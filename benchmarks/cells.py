@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.experiment_file import Experiment, Method, Scale, Task, put, strict, variations
+from benchmarks.experiment_file import Experiment, Method, Scale, Task, put, variations
+from flashray.build import strict
 from flashray.errors import ConfigError
 
 

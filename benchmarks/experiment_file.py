@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 import yaml
 
+from flashray.build import mapping, strict
 from flashray.errors import ConfigError
-from flashray.pipeline.run_config import DegradationConfig, SolverConfig
+from flashray.recipe import DegradationConfig, SolverConfig
 
-T = TypeVar("T")
 Kind = Literal["comparison", "severity", "adaptivity", "robustness", "ablation", "pareto"]
 
 
@@ -162,7 +160,7 @@ def load_experiment(name: str, folder: Path) -> Experiment:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"experiment {path}: not a YAML file: {error}") from error
-    values = {key: value for key, value in _mapping(values, path.name).items() if not key.startswith("_")}
+    values = {key: value for key, value in mapping(values, path.name).items() if not key.startswith("_")}
     return strict(Experiment, {"name": path.stem} | values | {"text": text}, path.name)
 
 
@@ -172,7 +170,7 @@ def variations(values: Mapping[str, Any], at_most: int | None, where: str) -> It
     `vary: {solver.settings.dc_step: [1, 2]}` gives two entries, with `at: {dc_step: 1}` and `at: {dc_step: 2}`.
     """
     entry = dict(values)
-    lists = _mapping(entry.pop("vary", {}), f"{where}, vary")
+    lists = mapping(entry.pop("vary", {}), f"{where}, vary")
     for path, options in lists.items():
         if not isinstance(options, list) or not options:
             raise ConfigError(f"{where}, vary: {path} wants a list of values, not {options!r}")
@@ -212,51 +210,6 @@ def evenly(options: list[Any], at_most: int | None) -> list[Any]:
     if at_most == 1:
         return options[:1]
     return [options[round(i * (len(options) - 1) / (at_most - 1))] for i in range(at_most)]
-
-
-def strict(cls: type[T], values: Any, where: str) -> T:
-    """`cls(**values)` for nested dataclasses, every key known and every value of its type; else ConfigError."""
-    hints = get_type_hints(cls)
-    values = _mapping(values, where)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        raise ConfigError(f"{where}: unknown key {', '.join(map(str, unknown))}; known: {', '.join(hints)}")
-    missing = [one.name for one in dataclasses.fields(cls) if _required(one) and one.name not in values]  # type: ignore[arg-type]
-    if missing:
-        raise ConfigError(f"{where}: {', '.join(missing)} missing")
-    return cls(**{name: _fitting(hints[name], value, f"{where}, {name}") for name, value in values.items()})
-
-
-def _required(field: dataclasses.Field[Any]) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-
-
-def _fitting(hint: Any, value: Any, where: str) -> Any:
-    """The value as this type; ConfigError when it is of another one."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if hint is Any or (origin is Literal and value in arguments) or (hint is NoneType and value is None):
-        return value
-    if dataclasses.is_dataclass(hint):
-        return strict(cast(type[Any], hint), value, where)
-    if origin is UnionType:
-        fitting = [one for one in arguments if isinstance(value, get_origin(one) or one)] or arguments[:1]
-        return _fitting(fitting[0], value, where)
-    if origin is list and isinstance(value, list):
-        return [_fitting(arguments[0], one, where) for one in value]
-    if origin is dict:
-        return {name: _fitting(arguments[1], one, f"{where}, {name}") for name, one in _mapping(value, where).items()}
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint in (int, float, str, bool) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
-        return value
-    wanted = " or ".join(map(str, arguments)) if origin is Literal else getattr(hint, "__name__", str(hint))
-    raise ConfigError(f"{where}: {value!r} is not of type {wanted}")
-
-
-def _mapping(values: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{where}: give a mapping of names to values, not {values!r}")
-    return values
 
 
 def _axis(path: str) -> str:

@@ -99,7 +99,9 @@ def report(config: DispatchConfig, steps: Integers, many: Integers, by_pool: dic
     )
     yield ""
     yield f"Slots filled inside units, at {POOLS[-1] * config.slots:,} slots:"
-    yield from table(["", *by_pool], [["occupancy", *(f"{results[-1].occupancy:.2%}" for results in by_pool.values())]])
+    yield from table(
+        ["", *by_pool], [["slot_utilization", *(f"{results[-1].slot_utilization:.2%}" for results in by_pool.values())]]
+    )
     for title, archive, actors in (
         (f"{POOLS[-1]} actors, {len(steps):,} images", steps, POOLS[-1]),
         (f"{config.many:,} actors, {len(many):,} images", many, config.many),

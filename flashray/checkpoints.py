@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import torch
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 
-from flashray import storage
 from flashray.errors import ConfigError
 from flashray.prior import bundled, hash_weights
 
@@ -45,9 +44,11 @@ def _folder(source: str, room: str) -> Iterator[Path]:
     """The model's folder; of one in object storage a copy, for the length of the block."""
     if source.startswith("bundled:"):
         yield bundled(room, source.removeprefix("bundled:"))
-    elif storage.is_local(source):
+    elif "://" not in source:
         yield Path(source)
     else:
+        from flashray import storage  # the core does without fsspec
+
         with tempfile.TemporaryDirectory() as local:
             for entry in storage.list_files(source):
                 storage.put_bytes(f"{local}/{entry.key}", storage.read_bytes(storage.join(source, entry.key)))

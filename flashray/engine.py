@@ -1,4 +1,4 @@
-"""In-flight batched reverse diffusion: every slot holds one image at its own step."""
+"""In-one batched reverse diffusion: every slot holds one image at its own step."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Solved:
 
 
 @dataclass
-class Flight:
+class ActiveImage:
     """An image in a slot: its latent z_i, the index of its next update, and its seconds so far."""
 
     job: Job
@@ -68,7 +68,7 @@ class Flight:
 
 
 @dataclass
-class Occupancy:
+class SlotUtilization:
     """The share of slots that did useful work; give it to `solve` as `on_step`."""
 
     slots: int
@@ -107,49 +107,49 @@ def solve(
         on_step: called after every batched step with the number of images that it advanced.
     """
     queue = deque(jobs)
-    waiting: deque[Flight] = deque()  # begun, and without a slot since memory ran out
-    flights: list[Flight] = []
-    boarding = True
-    while queue or waiting or flights:
-        final: list[Flight] = []  # nothing to solve: the start latent is what is decoded
-        while (queue or waiting) and len(flights) + len(final) < slots:
-            boarding = True
+    waiting: deque[ActiveImage] = deque()  # begun, and without a slot since memory ran out
+    active: list[ActiveImage] = []
+    changed = True
+    while queue or waiting or active:
+        final: list[ActiveImage] = []  # nothing to solve: the start latent is what is decoded
+        while (queue or waiting) and len(active) + len(final) < slots:
+            changed = True
             if waiting:
-                flights.append(waiting.popleft())
+                active.append(waiting.popleft())
                 continue
             job = queue.popleft()
-            flight = Flight(job, job.z_start.to(prior.device), job.start_step - 1)
-            (flights if job.start_step else final).append(flight)
+            one = ActiveImage(job, job.z_start.to(prior.device), job.start_step - 1)
+            (active if job.start_step else final).append(one)
         if final:
-            yield from _land(prior, final)
+            yield from _finish(prior, final)
             continue
         started = time.perf_counter()
         try:
-            if boarding:
-                seed_B, problem = make_problem(prior, degradation, [flight.job for flight in flights])
-                boarding = False
-            step_B = torch.tensor([flight.step for flight in flights])
-            z_BCHW = torch.stack([flight.z for flight in flights])
+            if changed:
+                seed_B, problem = make_problem(prior, degradation, [one.job for one in active])
+                changed = False
+            step_B = torch.tensor([one.step for one in active])
+            z_BCHW = torch.stack([one.z for one in active])
             z_BCHW = advance(prior, solver, schedule, problem, z_BCHW, step_B, seed_B, eta)
         except torch.OutOfMemoryError:
-            if len(flights) == 1:
+            if len(active) == 1:
                 raise
-            slots = len(flights) // 2
-            log.warning("out of memory with %d images in flight; going on with %d", len(flights), slots)
-            flights, held = flights[:slots], flights[slots:]
+            slots = len(active) // 2
+            log.warning("out of memory with %d images in flight; going on with %d", len(active), slots)
+            active, held = active[:slots], active[slots:]
             waiting.extendleft(reversed(held))
-            boarding = True
+            changed = True
             continue
-        share = (time.perf_counter() - started) / len(flights)
-        for flight, z in zip(flights, z_BCHW, strict=True):
-            flight.z, flight.step, flight.seconds = z, flight.step - 1, flight.seconds + share
+        share = (time.perf_counter() - started) / len(active)
+        for one, z in zip(active, z_BCHW, strict=True):
+            one.z, one.step, one.seconds = z, one.step - 1, one.seconds + share
         if on_step is not None:
-            on_step(len(flights))
-        landed = [flight for flight in flights if flight.step < 0]
-        if landed:
-            flights = [flight for flight in flights if flight.step >= 0]
-            boarding = True
-            yield from _land(prior, landed)
+            on_step(len(active))
+        finished = [one for one in active if one.step < 0]
+        if finished:
+            active = [one for one in active if one.step >= 0]
+            changed = True
+            yield from _finish(prior, finished)
 
 
 def advance(
@@ -200,17 +200,17 @@ def make_problem(prior: LatentPrior, degradation: Degradation, jobs: list[Job]) 
 
 
 @torch.no_grad()
-def _land(prior: LatentPrior, flights: list[Flight]) -> Iterator[Solved]:
+def _finish(prior: LatentPrior, active: list[ActiveImage]) -> Iterator[Solved]:
     """Decode finished latents; a result that is not finite is an error, not an image."""
     started = time.perf_counter()
-    z_BCHW = torch.stack([flight.z for flight in flights])
+    z_BCHW = torch.stack([one.z for one in active])
     x_BCHW = prior.decode(z_BCHW)
     # before the clamp, which makes an infinity look like white
     finite_B = torch.isfinite(z_BCHW).flatten(1).all(dim=1) & torch.isfinite(x_BCHW).flatten(1).all(dim=1)
     images = x_BCHW.clamp(-1, 1).cpu()
-    share = (time.perf_counter() - started) / len(flights)
-    for flight, image, finite in zip(flights, images, finite_B.tolist(), strict=True):
-        job, seconds = flight.job, flight.seconds + share
+    share = (time.perf_counter() - started) / len(active)
+    for one, image, finite in zip(active, images, finite_B.tolist(), strict=True):
+        job, seconds = one.job, one.seconds + share
         if finite:
             yield Solved(job.key, image, job.start_step, seconds)
         else:

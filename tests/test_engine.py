@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flashray import engine
 from flashray.degradations import make_degradation
-from flashray.engine import Job, Occupancy, Solved, solve
+from flashray.engine import Job, SlotUtilization, Solved, solve
 from flashray.prior import LatentPrior
 from flashray.schedule import NoiseSchedule
 from flashray.seeding import image_seed
@@ -329,10 +329,10 @@ def test_one_image_too_large_for_memory_is_an_error(prior: LatentPrior, channels
         run(prior, jobs_of([3, 2], channels=channels), slots=2, solver=Hungry(0))
 
 
-def test_occupancy_is_the_share_of_slots_that_worked(prior: LatentPrior, channels: int):
-    occupancy = Occupancy(slots=2)
-    assert occupancy.share == 1.0
-    run(prior, jobs_of([4, 2, 1], channels=channels), slots=2, on_step=occupancy)
+def test_slot_utilization_is_the_share_of_slots_that_worked(prior: LatentPrior, channels: int):
+    slot_utilization = SlotUtilization(slots=2)
+    assert slot_utilization.share == 1.0
+    run(prior, jobs_of([4, 2, 1], channels=channels), slots=2, on_step=slot_utilization)
     # slot one: four updates; slot two: two, then one, then it idles
-    assert (occupancy.useful, occupancy.steps) == (7, 4)
-    assert occupancy.share == 7 / 8
+    assert (slot_utilization.useful, slot_utilization.steps) == (7, 4)
+    assert slot_utilization.share == 7 / 8

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from benchmarks.experiment_file import brief
 from benchmarks.results import Result
 from flashray.metrics import mean_interval, paired_interval
+from flashray.report.markdown import to_markdown
 
 Floats = npt.NDArray[np.float64]
 Interval = tuple[float, float, float]  # mean, low, high
@@ -270,21 +271,6 @@ def _agreement(hat: Floats, true: Floats) -> dict[str, str]:
 def with_interval(mean: float, low: float, high: float, digits: int) -> str:
     """`26.63 [26.01, 27.20]`; empty where there is no mean."""
     return "" if math.isnan(mean) else f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
-def to_markdown(rows: Sequence[Mapping[str, str]]) -> str:
-    """A Markdown table without the columns that are empty in every row; text left, the rest right."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    names = [name for name in names if any(row.get(name) for row in rows)]
-    if not names:
-        return ""
-    lines = [
-        "| " + " | ".join(names) + " |",
-        "|" + "|".join("---" if n == 0 else "---:" for n in range(len(names))) + "|",
-    ]
-    for row in rows:
-        lines.append("| " + " | ".join(str(row.get(name) or "").replace("|", "\\|") for name in names) + " |")
-    return "\n".join(lines) + "\n"
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:

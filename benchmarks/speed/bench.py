@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.report.tables import to_markdown
 from benchmarks.speed.bench_parts import PARTS, Row
 from benchmarks.speed.bench_setup import BenchConfig, Part, Room
 from flashray.errors import ConfigError
+from flashray.report.markdown import to_markdown
 
 
 def bench(config: BenchConfig) -> None:

@@ -88,6 +88,7 @@ def _quality(room: Room) -> Measured:
 def _restore(room: Room, recipe: ReconstructConfig) -> tuple[Tensor, float, Row]:
     """(restorations, mean NFE, seconds) of a recipe."""
     from flashray.pipeline.bench import start_of
+
     from flashray.pipeline.slots import CPU_SLOTS
 
     config, prior, measured = room.config, room.prior, room.measured
@@ -113,7 +114,7 @@ def _mean(values: Tensor) -> float:
     return values.double().mean().item()
 
 
-def _occupancy(room: Room) -> Measured:
+def _slot_utilization(room: Room) -> Measured:
     """512 images of mixed severity, an actor of 8 slots: in units as the job packs them, and as they are listed."""
     from benchmarks.packing import mixed_steps
     from flashray.pipeline.units import Packing
@@ -123,10 +124,14 @@ def _occupancy(room: Room) -> Measured:
     packed = [steps[order[unit == number]].tolist() for number in np.unique(unit)]
     listed = [steps[first : first + 32].tolist() for first in range(0, len(steps), 32)]
     rows: list[Row] = [
-        {"units": name, "count": len(units), "occupancy": speed.occupancy(units, slots, room.jobs, *room.flight)}
+        {
+            "units": name,
+            "count": len(units),
+            "slot_utilization": speed.slot_utilization(units, slots, room.jobs, *room.flight),
+        }
         for name, units in {"packed": packed, "as listed, 32 images each": listed}.items()
     ]
-    return {"occupancy": rows[0]["occupancy"]}, rows
+    return {"slot_utilization": rows[0]["slot_utilization"]}, rows
 
 
 def _pipeline(room: Room) -> Measured:
@@ -189,7 +194,7 @@ def _throughput(room: Room) -> Measured:
 
 PARTS: dict[Part, Callable[[Room], Measured]] = {
     "packing": _packing,
-    "occupancy": _occupancy,
+    "slot_utilization": _slot_utilization,
     "engine": _engine,
     "throughput": _throughput,
     "flops": _flops,

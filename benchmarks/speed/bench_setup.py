@@ -23,7 +23,7 @@ from flashray.prior import LatentPrior, load_prior
 from flashray.schedule import NoiseSchedule
 from flashray.severity import SeverityEncoder, load_severity_encoder
 
-Part = Literal["packing", "occupancy", "engine", "throughput", "flops", "quality", "options", "pipeline"]
+Part = Literal["packing", "slot_utilization", "engine", "throughput", "flops", "quality", "options", "pipeline"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class BenchConfig:
         job: the reconstruction job's script.
         photos: folder of clean photos; default crops of those inside scikit-image and scikit-learn.
         offset, stride: every stride-th of the sorted photos from offset on.
-        parts: packing, occupancy, engine, throughput, flops, quality, options, pipeline.
+        parts: packing, slot_utilization, engine, throughput, flops, quality, options, pipeline.
         prior: bundled, a folder or a hub id, or random-ldm: random weights of an LDM's size, for engine, throughput and
             flops.
         images: for quality.
@@ -57,7 +57,7 @@ class BenchConfig:
     offset: int = 0
     stride: int = 1
     parts: list[Part] = field(
-        default_factory=lambda: ["packing", "occupancy", "engine", "flops", "quality", "options", "pipeline"]
+        default_factory=lambda: ["packing", "slot_utilization", "engine", "flops", "quality", "options", "pipeline"]
     )
     prior: str = "bundled"
     device: str = "cpu"

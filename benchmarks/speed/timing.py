@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.speed.reference_loop import latent_dps_loop
 from flashray.degradations import Degradation
-from flashray.engine import Job, Occupancy, advance, make_problem, solve
+from flashray.engine import Job, SlotUtilization, advance, make_problem, solve
 from flashray.prior import LatentPrior
 from flashray.schedule import NoiseSchedule
 from flashray.solvers import Solver, make_solver
@@ -113,7 +113,7 @@ def _filled(jobs: Sequence[Job], count: int) -> list[Job]:
 
 
 class _Nothing:
-    """A rule that only counts: occupancy depends on start steps and slots alone."""
+    """A rule that only counts: slot_utilization depends on start steps and slots alone."""
 
     name: ClassVar[str] = "nothing"
     needs_gradient: ClassVar[bool] = False
@@ -123,7 +123,7 @@ class _Nothing:
         return reverse_step(step, step.noise(0))
 
 
-def occupancy(
+def slot_utilization(
     units: Sequence[Sequence[int]],
     slots: int,
     jobs: Callable[[Sequence[int]], list[Job]],
@@ -135,7 +135,7 @@ def occupancy(
 
     It flies every image's every step, with the denoiser's place empty.
     """
-    total = Occupancy(slots)
+    total = SlotUtilization(slots)
     prior.epsilon = lambda z, t: z  # type: ignore[method-assign, assignment]
     try:
         for unit in units:

@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from flashray.errors import ConfigError
 from flashray.seeding import STREAM_MEASUREMENT, normal
 
 GOLDEN = (math.sqrt(5) - 1) / 2
-
-
-def noise_range(noise_std: float | Sequence[float], name: str = "noise_std") -> tuple[float, float]:
-    """(low, high) of a noise_std on the [0, 1] scale: one number is both; ConfigError unless 0 ≤ low ≤ high < ∞."""
-    values = [noise_std, noise_std] if isinstance(noise_std, (int, float)) else list(noise_std)
-    if not (len(values) == 2 and 0 <= values[0] <= values[1] < math.inf):
-        raise ConfigError(f"{name} is {noise_std}; give a number ≥ 0, or [low, high]")
-    return float(values[0]), float(values[1])
 
 
 def draw_noise_std(noise: tuple[float, float], count: int, generator: torch.Generator) -> Tensor:

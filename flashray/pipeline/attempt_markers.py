@@ -15,6 +15,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from flashray import storage
+from flashray.pipeline.run_folder import run_uri
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def put(output: str, unit_id: str, number: int, image: str | None = None) -> Non
     """Note that attempt `number` (from 1) at a unit begins, or that it is at this image alone."""
     by = {"image": image, "host": socket.gethostname(), "pid": os.getpid()}
     try:
-        storage.put_bytes(_place(output, f"{unit_id}.{number}"), json.dumps(by).encode())
+        storage.put_bytes(_uri(output, f"{unit_id}.{number}"), json.dumps(by).encode())
     except OSError as error:
         log.warning("no attempt marker for unit %s: %s", unit_id, storage.redact(str(error)))
 
@@ -45,13 +46,13 @@ def read(output: str, units: Collection[str]) -> dict[str, Past]:
     """What earlier drivers left of these units, those that were begun."""
     deaths: dict[str, int] = {}
     culprits: dict[str, set[str]] = {}
-    for entry in storage.list_files(_place(output)):
+    for entry in storage.list_files(_uri(output)):
         unit_id, _, number = entry.key.rpartition(".")
         if unit_id not in units:
             continue
         deaths[unit_id] = max(deaths.get(unit_id, 0), int(number))
         if int(number) > 2:  # before that nobody works image by image
-            image = json.loads(storage.read_bytes(_place(output, entry.key)))["image"]
+            image = json.loads(storage.read_bytes(_uri(output, entry.key)))["image"]
             culprits.setdefault(unit_id, set()).update({image} - {None})
     return {unit: Past(count, frozenset(culprits.get(unit, ()))) for unit, count in deaths.items()}
 
@@ -60,15 +61,15 @@ def forgive(output: str, begun: Mapping[str, int]) -> None:
     """Take back the markers of attempts (unit: number) that end with a driver that stops in good order."""
     try:
         for unit_id, number in begun.items():
-            storage.delete(_place(output, f"{unit_id}.{number}"))
+            storage.delete(_uri(output, f"{unit_id}.{number}"))
     except OSError as error:
         log.warning("attempt markers stay behind: %s", storage.redact(str(error)))
 
 
 def forget(output: str) -> None:
     """Take all markers away: every unit is committed, or the units are made anew."""
-    storage.delete(_place(output))
+    storage.delete(_uri(output))
 
 
-def _place(output: str, *name: str) -> str:
-    return storage.join(output, "attempts", *name)
+def _uri(output: str, *name: str) -> str:
+    return run_uri(output, "attempts", *name)

@@ -11,7 +11,7 @@ import numpy as np
 
 from flashray.errors import ConfigError
 from flashray.pipeline.cost import CostModel, Prediction, predict
-from flashray.pipeline.run_config import ReconstructConfig
+from flashray.pipeline.run_config import RunConfig
 from flashray.pipeline.units import Integers, Packing
 
 GRAIN = 1024  # scales are whole parts of this
@@ -23,52 +23,50 @@ class Fit:
 
     Attributes:
         scale: σ̂ is multiplied by it, in (0, 1]; 1 where the budget is enough.
-        asked, fitted: what the plan costs without and with it.
+        whole, fitted: what the plan costs without and with it.
         mean_nfe: an image's, without and with it.
         decoded: images whose chain is gone altogether, so that ẑ is decoded alone; those that had none are not counted.
     """
 
     scale: float
-    asked: Prediction
+    whole: Prediction
     fitted: Prediction
     mean_nfe: tuple[float, float]
     decoded: int
 
 
-def asked(config: ReconstructConfig) -> dict[str, float]:
+def requested(config: RunConfig) -> dict[str, float]:
     """The budget that is asked for, by its name; empty where none is."""
-    named = {name: getattr(config, name) for name in ("budget_seconds", "budget_gpu_hours")}
+    named = {name: getattr(config.policy, name) for name in ("budget_seconds", "budget_gpu_hours")}
     return {name: value for name, value in named.items() if value is not None}
 
 
-def entry(config: ReconstructConfig, found: Fit | None) -> dict[str, Any]:
-    """What run.json keeps of a budget, from which `settled` makes the same starts again."""
+def entry(config: RunConfig, found: Fit | None) -> dict[str, Any]:
+    """What run.json keeps of a budget, from which `effective` makes the same starts again."""
     if found is None:
         return {}
     return {
-        "asked": asked(config),
+        "requested": requested(config),
         "scale": found.scale,
-        "sigma_scale": config.start.sigma_scale * found.scale,
+        "sigma_scale": config.recipe.start.sigma_scale * found.scale,
         "mean_nfe": found.mean_nfe[1],
         "mean_nfe_without": found.mean_nfe[0],
         "decoded_alone": found.decoded,
     }
 
 
-def settled(config: ReconstructConfig, kept: Mapping[str, Any] | None) -> ReconstructConfig:
+def effective(config: RunConfig, kept: Mapping[str, Any] | None) -> RunConfig:
     """The configuration with the starts that its budget leaves, as `entry` wrote them down."""
     return scaled(config, kept["scale"]) if kept else config
 
 
-def scaled(config: ReconstructConfig, scale: float) -> ReconstructConfig:
+def scaled(config: RunConfig, scale: float) -> RunConfig:
     """The configuration with σ̂ multiplied by `scale`."""
-    start = dataclasses.replace(config.start, sigma_scale=config.start.sigma_scale * scale)
-    return dataclasses.replace(config, start=start)
+    start = dataclasses.replace(config.recipe.start, sigma_scale=config.recipe.start.sigma_scale * scale)
+    return config.replaced("recipe", start=start)
 
 
-def fit(
-    chain_lengths: Callable[[float], Integers], cost: CostModel, packing: Packing, config: ReconstructConfig
-) -> Fit | None:
+def fit(chain_lengths: Callable[[float], Integers], cost: CostModel, packing: Packing, config: RunConfig) -> Fit | None:
     """The largest scale on σ̂ with which the run fits its budget; None where the configuration has none.
 
     The start step is a monotone function of σ̂, so any scale keeps the order of difficulty, and the result is exactly
@@ -84,9 +82,9 @@ def fit(
     Raises:
         ConfigError: when ẑ decoded alone is beyond the budget; the least possible is named.
     """
-    if not asked(config):
+    if not requested(config):
         return None
-    ((name, budget),) = asked(config).items()
+    ((name, budget),) = requested(config).items()
 
     def spent(prediction: Prediction) -> float:
         return prediction.wall_seconds if name == "budget_seconds" else prediction.device_hours

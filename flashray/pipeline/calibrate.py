@@ -18,9 +18,9 @@ from flashray.errors import ImageError
 from flashray.pipeline.cluster import Pools
 from flashray.pipeline.cost import CostModel
 from flashray.pipeline.load import load
-from flashray.pipeline.solve import Solver, rows_of
+from flashray.pipeline.solve import SolverActor, rows_of
 from flashray.pipeline.units import Integers, index
-from flashray.pipeline.worker_settings import Work
+from flashray.pipeline.worker_settings import WorkerSettings
 from flashray.schedule import NoiseSchedule
 
 SECONDS = 2.0  # of flights for each number of filled slots; a flight under way is ended
@@ -40,7 +40,7 @@ def cost_key(fingerprint: Mapping[str, Any], pools: Pools) -> dict[str, Any]:
     }
 
 
-def measure_cost(plan: pa.Table, work: Work, pools: Pools, board: Any) -> CostModel | None:
+def measure_cost(plan: pa.Table, work: WorkerSettings, pools: Pools, board: Any) -> CostModel | None:
     """Start solver actors as the solve pass will, and time them; None, with a warning, where no image can be flown.
 
     One has a GPU to itself. Actors on CPUs fly at the same time, for they share caches and memory, and the costs are
@@ -82,12 +82,12 @@ def mean(measured: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def sample(plan: pa.Table, work: Work) -> pa.Table:
+def sample(plan: pa.Table, work: WorkerSettings) -> pa.Table:
     """One unit that fills the slots with images from all over the plan, and the visited steps' `visits`, as a table.
 
     `visits[i]` images of the plan are updated at step i.
     """
-    nfe, slots = plan["nfe"].to_numpy(), work.config.slots
+    nfe, slots = plan["nfe"].to_numpy(), work.config.resources.slots
     places = ((np.arange(slots) + 0.5) / slots * len(plan)).astype(np.int64)
     rows = plan.take(pa.array(places))
     rows = rows.set_column(rows.column_names.index("unit_id"), "unit_id", pa.array(["calibration"] * slots))
@@ -96,16 +96,16 @@ def sample(plan: pa.Table, work: Work) -> pa.Table:
 
 
 class Calibrator:
-    """A solver actor that flies parts of chains and looks at the clock.
+    """A solver actor that takes parts of chains and times them.
 
-    It hands units to the very `Solver` of the solve pass, so that whatever that does to an image is in the figures: the
-    seconds of the engine are those that commits will hold, and the rest of a unit's time is what comes beside it.
+    It hands units to the very `SolverActor` of the solve pass, so that the figures hold whatever that does to an
+    image: the engine's seconds are those that commits will hold, and the rest of a unit's time is what comes beside.
     """
 
-    def __init__(self, work: Work, board: Any) -> None:
-        self.solver = Solver(work, board, durable=False)
+    def __init__(self, work: WorkerSettings, board: Any) -> None:
+        self.actor = SolverActor(work, board, durable=False)
         self.work, self.board = work, board
-        self.schedule, _ = self.solver.bench.schedule, self.solver.bench.encoder
+        self.schedule = self.actor.restorer.schedule
 
     def ready(self) -> None:
         """Answers when the models are loaded."""
@@ -119,7 +119,7 @@ class Calibrator:
         visits = np.array(unit["visits"][0].as_py(), np.int64)
         (loaded,) = load(unit.drop_columns("visits"), self.work, self.board).to_pylist()
         torch.set_num_threads(self.work.threads)  # loading is a task of its own in a run, and takes one
-        slots = self.work.config.slots
+        slots = self.work.config.resources.slots
         filled = tuple(numbers_filled(slots))
         self.fly(loaded, slots, self.schedule, min(1, len(visits)))  # the first of everything is slow
         landing, beside = (seconds / slots for seconds in self.fly(loaded, slots, self.schedule, 0))
@@ -137,7 +137,9 @@ class Calibrator:
         The median, since the machine has just ended one pool and started another, and a flight that this disturbs says
         nothing about the others.
         """
-        turn = getattr(self.solver.solver, "every", 1)  # steps after which a rule begins again; flown as a whole
+        turn = getattr(
+            self.actor.restorer.solver, "every", 1
+        )  # steps after which a rule begins again; flown as a whole
         length = min(2 * turn, len(visits))
         spent, flown, means = 0.0, 0, []
         for flights, place in enumerate(evenly(_FLIGHTS[1])):
@@ -153,10 +155,10 @@ class Calibrator:
 
     def fly(self, loaded: dict[str, Any], count: int, schedule: NoiseSchedule, steps: int) -> tuple[float, float]:
         """(the engine's seconds, the other seconds) of `count` images that take `steps` steps to the schedule's end."""
-        self.solver.bench.schedule = schedule
+        self.actor.restorer.schedule = schedule
         unit = {name: value[:count] if isinstance(value, list) else value for name, value in loaded.items()}
         began = time.perf_counter()
-        (solved,) = self.solver(pa.Table.from_pylist([unit | {"start_step": [steps] * count}])).to_pylist()
+        (solved,) = self.actor(pa.Table.from_pylist([unit | {"start_step": [steps] * count}])).to_pylist()
         wall = time.perf_counter() - began
         flown = [row for row in solved["rows"] if row["seconds"] is not None]
         if not flown:

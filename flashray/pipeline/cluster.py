@@ -23,9 +23,9 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from flashray.errors import ConfigError
 from flashray.pipeline.progress import clock
-from flashray.pipeline.run_config import ReconstructConfig
+from flashray.pipeline.run_config import RunConfig
 
-# Logical CPUs beside the solver's: load and write tasks need a place to run while the actors hold theirs.
+# Logical CPUs beside the solver's: load and write tasks need room to run while the actors hold theirs.
 SPARE_CPUS = 2
 IO_CPUS = 0.5  # of a load or write task; unlike any actor's, so that Ray Data does not fuse reading into the solver
 WAVE = 10_000  # tasks of a stage in one Ray Data program; beyond some 20,000 its bookkeeping weighs
@@ -55,7 +55,7 @@ class Pools:
     Attributes:
         device: cpu or cuda.
         threads: what one actor computes with.
-        cpus: what a solver actor asks of Ray; less than its threads where the tasks would find no place otherwise.
+        cpus: what a solver actor asks of Ray; less than its threads where the tasks would find no room otherwise.
     """
 
     device: str
@@ -177,7 +177,7 @@ def cause_of(error: BaseException) -> str:
     return lines[0] if lines else f"{type(error).__name__}: {error}"
 
 
-def size_pools(config: ReconstructConfig, threads: int | None, weights: int = 0) -> Pools:
+def size_pools(config: RunConfig, threads: int | None, weights: int = 0) -> Pools:
     """Pools that fit the cluster as it is now.
 
     Args:
@@ -186,7 +186,7 @@ def size_pools(config: ReconstructConfig, threads: int | None, weights: int = 0)
             convolution may depend on them.
 
     Raises:
-        ConfigError: when the cluster has no place to work on, or the device is cuda and it has no GPU.
+        ConfigError: when the cluster has nothing to work on, or the device is cuda and it has no GPU.
     """
     found = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
     has = [node["Resources"] for node in found]
@@ -197,31 +197,31 @@ def size_pools(config: ReconstructConfig, threads: int | None, weights: int = 0)
             "or let the run ask for its nodes with --device, --solver_actors and --autoscale_seconds"
         )
     gpus = sum(node.gpus for node in nodes)
-    if config.device == "cuda" and not gpus:
+    if config.resources.device == "cuda" and not gpus:
         raise ConfigError(
             "device is cuda, and the Ray cluster has no GPU; use --device cpu or auto, or, where a group of GPUs "
             "scales from zero, --solver_actors N --autoscale_seconds 900"
         )
-    if gpus and config.device != "cpu":
+    if gpus and config.resources.device != "cpu":
         return _pools_on_gpus(nodes, config, threads)
     here = [node["NodeID"] for node in found] == [ray.get_runtime_context().get_node_id()]
     return _pools_on_cpus(nodes, config, threads, _PROCESS + _WORKSPACE * weights, cores() if here else None)
 
 
-def _pools_on_gpus(nodes: Sequence[Node], config: ReconstructConfig, threads: int | None) -> Pools:
+def _pools_on_gpus(nodes: Sequence[Node], config: RunConfig, threads: int | None) -> Pools:
     """A solver actor a GPU; nodes without GPUs are left to the load and write tasks."""
     nodes = [node for node in nodes if node.gpus]
     threads = threads or min(max(1, int(node.cpus - 1) // node.gpus) for node in nodes)
     threads = min(threads, _GPU_THREADS)
     asked = min(threads, *((node.cpus - IO_CPUS) / node.gpus for node in nodes))
     room = sum(node.gpus for node in nodes)
-    solver_actors = _at_most(room, config.solver_actors or room, "one a GPU")
-    severity_actors = min(config.severity_actors or _SEVERITIES * solver_actors, _SEVERITIES * room)
+    solver_actors = _at_most(room, config.resources.solver_actors or room, "one a GPU")
+    severity_actors = min(config.resources.severity_actors or _SEVERITIES * solver_actors, _SEVERITIES * room)
     return Pools("cuda", threads, _exact(asked), solver_actors, severity_actors)
 
 
 def _pools_on_cpus(
-    nodes: Sequence[Node], config: ReconstructConfig, threads: int | None, memory: int, most: int | None = None
+    nodes: Sequence[Node], config: RunConfig, threads: int | None, memory: int, most: int | None = None
 ) -> Pools:
     """Actors of as few threads as the nodes' memory allows, or so many as are asked for; equal ones, for equal bytes.
 
@@ -233,7 +233,7 @@ def _pools_on_cpus(
     """
     free = [min(max(1, int(node.cpus) - 1), most or sys.maxsize) for node in nodes]  # one CPU a node is left for tasks
 
-    def places(threads: int) -> int:
+    def capacity(threads: int) -> int:
         return sum(count // threads for count in free)
 
     def actors(threads: int) -> int:
@@ -241,17 +241,17 @@ def _pools_on_cpus(
         return int(sum(fit))
 
     sizes = range(1, max(free) + 1)
-    if threads is None and config.solver_actors:
-        threads = max((size for size in sizes if places(size) >= config.solver_actors), default=1)
+    if threads is None and config.resources.solver_actors:
+        threads = max((size for size in sizes if capacity(size) >= config.resources.solver_actors), default=1)
     elif threads is None:
         busy = (size for size in sizes if size * actors(size) >= _USED * sum(free))
         threads = min(busy, default=max(sizes, key=lambda size: (size * actors(size), size)))
     largest = max(node.cpus for node in nodes)
     asked = min(float(threads), largest / 2) if largest < threads + 1 else float(threads)
     room = max(1, sum(int((node.cpus - IO_CPUS) // asked) for node in nodes))
-    wanted = config.solver_actors or max(1, actors(threads))
+    wanted = config.resources.solver_actors or max(1, actors(threads))
     solver_actors = _at_most(room, wanted, f"{asked:g} CPUs each")
-    return Pools("cpu", threads, asked, solver_actors, min(config.severity_actors or solver_actors, room))
+    return Pools("cpu", threads, asked, solver_actors, min(config.resources.severity_actors or solver_actors, room))
 
 
 def _at_most(room: int, wanted: int, size: str) -> int:
@@ -265,25 +265,25 @@ def _exact(cpus: float) -> float:
     return math.floor(cpus * 10_000) / 10_000
 
 
-def await_nodes(config: ReconstructConfig) -> None:
-    """Ask an autoscaling cluster for the solver actors' places, and wait until they are there or the time is over.
+def await_nodes(config: RunConfig) -> None:
+    """Ask an autoscaling cluster for the solver actors' CPUs and GPUs, and wait for them.
 
     A placement group is what the autoscaler sees; it is let go at once, and the nodes stay for as long as their idle
-    timeout, until the actors take the places.
+    timeout, until the actors take them.
     """
-    if not config.autoscale_seconds:
+    if not config.resources.autoscale_seconds:
         return
-    assert config.solver_actors  # config.check asks for it
-    bundle = {"CPU": 1.0, "GPU": 1.0} if config.device == "cuda" else {"CPU": 1.0}
-    group = placement_group([bundle] * config.solver_actors, strategy="SPREAD")
+    assert config.resources.solver_actors  # check() asks for it
+    bundle = {"CPU": 1.0, "GPU": 1.0} if config.resources.device == "cuda" else {"CPU": 1.0}
+    group = placement_group([bundle] * config.resources.solver_actors, strategy="SPREAD")
     began = time.monotonic()
     try:
         while not group.wait(_LOOK_EVERY):
             waited = time.monotonic() - began
-            if waited > config.autoscale_seconds:
-                log.warning("the cluster has not grown to %d actors in %.0f s", config.solver_actors, waited)
+            if waited > config.resources.autoscale_seconds:
+                log.warning("the cluster has not grown to %d actors in %.0f s", config.resources.solver_actors, waited)
                 return
-            print(f"waiting for nodes for {config.solver_actors} actors  {clock(waited)}", flush=True)
+            print(f"waiting for nodes for {config.resources.solver_actors} actors  {clock(waited)}", flush=True)
     finally:
         remove_placement_group(group)
 

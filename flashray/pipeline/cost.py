@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from flashray import storage
+from flashray.pipeline.run_folder import run_uri
 from flashray.pipeline.simulation import Pool, simulate
-from flashray.pipeline.slot_utilization import batch_seconds, occupancy, slot_steps
+from flashray.pipeline.slot_utilization import batch_seconds, slot_steps, slot_utilization
 from flashray.pipeline.units import Floats, Integers, Packing, dearest_first, unit_costs, unit_starts
 
 
@@ -49,14 +50,14 @@ class Prediction:
 
     Attributes:
         units: how many there are.
-        occupancy: useful slot-steps over all slot-steps.
+        slot_utilization: useful slot-steps over all slot-steps.
         solver_seconds: what the commits' `seconds` will add up to.
         wall_seconds: of the solve pass, from the actors' start-up to the last unit's end.
         actors: among which it is shared.
     """
 
     units: int
-    occupancy: float
+    slot_utilization: float
     solver_seconds: float
     wall_seconds: float
     actors: int
@@ -74,7 +75,7 @@ def predict(nfe: Integers, first: Integers, slots: int, actors: int, cost: CostM
     solver_U = batch_seconds(steps_US, cost.steps(slots)) + cost.landing_seconds * images_U
     dispatched = (solver_U + cost.beside_seconds * images_U)[dearest_first(unit_costs(nfe, first))]
     wall = simulate(dispatched, Pool(min(actors, max(len(first), 1)), start_up=cost.start_up_seconds)).makespan
-    return Prediction(len(first), occupancy(steps_US), float(solver_U.sum()), wall, actors)
+    return Prediction(len(first), slot_utilization(steps_US), float(solver_U.sum()), wall, actors)
 
 
 def predict_plan(plan: pa.Table, slots: int, actors: int, cost: CostModel) -> Prediction:
@@ -116,7 +117,7 @@ class Quoted:
 def read_quoted(output: str) -> Quoted | None:
     """cost.json of a run directory, or None."""
     try:
-        found = json.loads(storage.read_bytes(_place(output)))
+        found = json.loads(storage.read_bytes(_uri(output)))
         curve = {name: tuple(found["cost"].pop(name)) for name in ("filled", "step_seconds")}
         cost = CostModel(**{**found["cost"], **curve})
         return Quoted(found["key"], cost, found["actors"])
@@ -126,8 +127,8 @@ def read_quoted(output: str) -> Quoted | None:
 
 def write_quoted(output: str, quoted: Quoted) -> None:
     """Keep it as cost.json."""
-    storage.put_bytes(_place(output), json.dumps(asdict(quoted), indent=2).encode() + b"\n")
+    storage.put_bytes(_uri(output), json.dumps(asdict(quoted), indent=2).encode() + b"\n")
 
 
-def _place(output: str) -> str:
-    return storage.join(output, "cost.json")
+def _uri(output: str) -> str:
+    return run_uri(output, "cost.json")

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 
 from flashray import storage
 from flashray.errors import FlashrayError
+from flashray.pipeline.run_folder import run_uri
 
 EXPIRES = 60.0  # seconds without renewal after which a driver is taken for dead
 _RENEW = 15.0
@@ -75,10 +76,10 @@ def held(output: str) -> Iterator[None]:
 
 def latest(output: str) -> Lease | None:
     """The lease that counts, or None where there never was one."""
-    files = [entry.key for entry in storage.list_files(storage.join(output, "drivers"))]
+    files = [entry.key for entry in storage.list_files(run_uri(output, "drivers"))]
     if not files:
         return None
-    return Lease(**json.loads(storage.read_bytes(storage.join(output, "drivers", files[-1]))))
+    return Lease(**json.loads(storage.read_bytes(run_uri(output, "drivers", files[-1]))))
 
 
 def began(pid: int) -> str:
@@ -112,7 +113,7 @@ def _take(output: str) -> Lease:
         )
     number = 1 if before is None else before.number + 1
     mine = Lease(number, socket.gethostname(), os.getpid(), began(os.getpid()), time.time())
-    if not storage.create_if_absent(_place(output, number), _bytes(mine)):
+    if not storage.create_if_absent(_uri(output, number), _bytes(mine)):
         raise FlashrayError(f"another driver has just begun to work on {output}; wait for it to end")
     return mine
 
@@ -136,11 +137,11 @@ def _interrupt() -> None:
 
 
 def _put(output: str, lease: Lease) -> None:
-    storage.put_bytes(_place(output, lease.number), _bytes(lease))
+    storage.put_bytes(_uri(output, lease.number), _bytes(lease))
 
 
-def _place(output: str, number: int) -> str:
-    return storage.join(output, "drivers", f"{number:06d}.json")
+def _uri(output: str, number: int) -> str:
+    return run_uri(output, "drivers", f"{number:06d}.json")
 
 
 def _bytes(lease: Lease) -> bytes:

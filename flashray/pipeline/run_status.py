@@ -13,7 +13,7 @@ from flashray.pipeline.plan import read_plan
 
 
 @dataclass(frozen=True)
-class State:
+class RunStatus:
     """The plan's latest rows and the commits, as they are now.
 
     Attributes:
@@ -29,7 +29,7 @@ class State:
     units: frozenset[str]
 
     @classmethod
-    def read(cls, output: str) -> State:
+    def read(cls, output: str) -> RunStatus:
         plan, attempts = read_plan(output)
         return cls(output, plan, attempts, frozenset(committed_units(output)) if attempts else frozenset())
 

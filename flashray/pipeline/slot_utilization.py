@@ -29,7 +29,7 @@ def slot_steps(nfe: npt.NDArray[np.integer], first: Integers, slots: int) -> Int
     return -np.sort(-steps, axis=1)
 
 
-def occupancy(steps_US: Integers) -> float:
+def slot_utilization(steps_US: Integers) -> float:
     """Useful slot-steps over all slot-steps; 1 where there is nothing to do."""
     held = int(steps_US[:, 0].sum()) * steps_US.shape[1]
     return float(steps_US.sum() / held) if held else 1.0

@@ -16,14 +16,14 @@ from flashray.pipeline.commit import SCORED
 from flashray.pipeline.cost import Quoted, predict_full, predict_plan
 from flashray.pipeline.progress import clock
 from flashray.pipeline.run_config import METRICS
-from flashray.pipeline.run_status import State
+from flashray.pipeline.run_status import RunStatus
 
 _BINS = 10
 _FAILURES = 20  # listed in summary.json; the plan and the commits hold them all
 
 
 def summarise(
-    state: State, chain: int, unavailable: dict[str, str], slots: int = 1, quoted: Quoted | None = None
+    state: RunStatus, chain: int, unavailable: dict[str, str], slots: int = 1, quoted: Quoted | None = None
 ) -> dict[str, Any]:
     """The content of summary.json but for the times of this start.
 
@@ -65,7 +65,7 @@ def summarise(
     return summary
 
 
-def distributions(state: State) -> dict[str, dict[str, Any]]:
+def distributions(state: RunStatus) -> dict[str, dict[str, Any]]:
     """Mean, quantiles and histogram of nfe and sigma_hat over the plan."""
     found = {}
     for name in ("nfe", "sigma_hat"):
@@ -99,7 +99,7 @@ def numbers(summary: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def quote(
-    state: State,
+    state: RunStatus,
     chain: int,
     slots: int = 1,
     quoted: Quoted | None = None,
@@ -145,7 +145,7 @@ def _histogram(nfe: npt.NDArray[np.int64]) -> list[str]:
 
 def _coverage(budget: Mapping[str, Any]) -> str:
     """What a budget costs: how much of σ̂ the starts still cover."""
-    ((name, value),) = budget["asked"].items()
+    ((name, value),) = budget["requested"].items()
     if budget["scale"] == 1:
         return f"{name} {value:g} is enough: every chain starts where σ̂ asks"
     return (
@@ -169,8 +169,8 @@ def _price(planned: pa.Table, chain: int, slots: int, quoted: Quoted) -> list[st
     return [
         f"about {clock(found.wall_seconds)} on {pool} with {slots} slots, {clock(cost.start_up_seconds)} of it to "
         f"start, and {hours}; the full chain: {clock(full.wall_seconds)}",
-        f"{found.units:,} units, {found.occupancy:.1%} of the slots filled; measured: {cost.nfe_seconds:.3g} s an NFE "
-        f"with all slots filled, {besides:.3g} s an image besides",
+        f"{found.units:,} units, {found.slot_utilization:.1%} of the slots filled; measured: "
+        f"{cost.nfe_seconds:.3g} s an NFE with all slots filled, {besides:.3g} s an image besides",
     ]
 
 

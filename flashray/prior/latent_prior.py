@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 from contextlib import AbstractContextManager, nullcontext
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +107,7 @@ class LatentPrior(nn.Module):
 
 def bundled(*parts: str) -> Path:
     """The path of something that comes inside the package."""
-    return Path(str(resources.files("flashray"))).joinpath("assets", *parts)
+    return Path(__file__).resolve().parents[1].joinpath("assets", *parts)
 
 
 def hash_weights(folder: Path) -> str:

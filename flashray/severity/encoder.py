@@ -11,8 +11,9 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from flashray.build import noise_range
 from flashray.checkpoints import load_saved
-from flashray.degradations.noise import noise_range
+from flashray.errors import ConfigError
 from flashray.prior import LatentPrior
 
 _AUTOENCODERS = {cls.__name__: cls for cls in (AutoencoderDC, AutoencoderKL, VQModel)}
@@ -92,6 +93,19 @@ class SeverityEncoder(ModelMixin, ConfigMixin):
     def noise_range(self) -> tuple[float, float]:
         """(low, high) of the noise_std, on the [0, 1] scale, that this encoder was trained with."""
         return noise_range(self.config.noise_std)
+
+    def check_prior(self, prior: LatentPrior, name: str) -> None:
+        """Raise ConfigError where this encoder speaks of another prior's latents.
+
+        Args:
+            name: what errors call this encoder.
+        """
+        pairs = ((self.latent_scale, prior.scale), (self.latent_shift, prior.shift))
+        if not all(one.shape == other.shape and one.allclose(other.to(one)) for one, other in pairs):
+            raise ConfigError(
+                f"severity encoder {name} was trained for another prior than {prior.name}: their latents are scaled "
+                "differently; train one with flashray train severity, or name the prior that it belongs to"
+            )
 
     def forward(self, y_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """(ẑ_BCHW, σ̂_B) of measurements in [-1, 1]; ẑ in the prior's unit-variance latents, σ̂ > 0."""

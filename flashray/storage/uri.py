@@ -193,6 +193,13 @@ def exists(uri: str) -> bool:
     return files.get_file_info(path).type != pafs.FileType.NotFound
 
 
+def file_size(uri: str) -> int | None:
+    """Bytes of a file or object; None where there is none of this name (a folder is none)."""
+    files, path = filesystem(uri)
+    info = files.get_file_info(path)
+    return info.size if info.type == pafs.FileType.File else None
+
+
 def list_files(uri: str) -> list[Entry]:
     """Every file below a folder or prefix, at any depth, sorted by key; nothing where it does not exist.
 

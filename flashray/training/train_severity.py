@@ -10,9 +10,9 @@ import torch
 
 from flashray.degradations import make_degradation
 from flashray.errors import ConfigError
-from flashray.pipeline.run_config import DegradationConfig
 from flashray.prior import load_prior
 from flashray.prior.pixel_space import SpaceToDepth
+from flashray.recipe import DegradationConfig
 from flashray.severity.encoder import SeverityEncoder, load_severity_encoder
 from flashray.tracking import default_uri
 from flashray.tracking.model_registry import check_registry, register

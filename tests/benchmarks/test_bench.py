@@ -60,9 +60,9 @@ def test_a_packed_archive_keeps_the_slots_busy(tmp_path: Path, monkeypatch: pyte
     room = Room(config(tmp_path, []))
     vars(room)["prior"] = toy_prior()
     monkeypatch.setattr(bench_parts, "OCCUPANCY_IMAGES", 64)
-    found, (packed, listed) = PARTS["occupancy"](room)
-    assert found["occupancy"] == packed["occupancy"] > listed["occupancy"]
-    assert packed["occupancy"] > 0.9
+    found, (packed, listed) = PARTS["slot_utilization"](room)
+    assert found["slot_utilization"] == packed["slot_utilization"] > listed["slot_utilization"]
+    assert packed["slot_utilization"] > 0.9
 
 
 def test_quality_says_what_beats_the_full_chain_and_the_estimate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -40,7 +40,7 @@ def test_a_prediction_is_the_sum_of_its_parts() -> None:
     assert found.solver_seconds == pytest.approx(chains + 6 * 0.1)
     assert found.wall_seconds == pytest.approx(7.0 + chains + 6 * 0.35)
     assert found.device_hours == pytest.approx(found.wall_seconds / 3600)
-    assert found.occupancy == pytest.approx(24 / (4 * 8))
+    assert found.slot_utilization == pytest.approx(24 / (4 * 8))
     assert found.units == 2
 
 
@@ -64,7 +64,7 @@ def test_a_plan_is_read_in_its_units() -> None:
 def test_the_full_chain_costs_every_step_of_every_image() -> None:
     found = predict_full(64, 1000, 4, 2, COST)
     assert found.solver_seconds == pytest.approx(64 * (1000 * 2.5 / 4 + 0.1))
-    assert found.occupancy == 1
+    assert found.slot_utilization == 1
 
 
 def test_what_was_measured_is_kept(tmp_path: Path) -> None:

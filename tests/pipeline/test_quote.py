@@ -57,7 +57,7 @@ def test_a_quote_with_a_clock_tells_time_and_money(planned: State) -> None:
     minutes, seconds = divmod(round(price.wall_seconds), 60)
     assert f"about {minutes}:{seconds:02d} on 2 CPU actors of 3 threads with 2 slots, 0:08 of it to start" in text
     assert f"{2 * 3 * price.wall_seconds / 3600:.3g} core-hours" in text
-    assert f"{price.units} units, {price.occupancy:.1%} of the slots filled" in text
+    assert f"{price.units} units, {price.slot_utilization:.1%} of the slots filled" in text
     assert "0.75 s an NFE with all slots filled, 0.75 s an image besides" in text
     on_gpus = dataclasses.replace(QUOTED, key=QUOTED.key | {"device": "cuda"}, actors=1)
     text = summary.quote(planned, 100, 2, on_gpus)

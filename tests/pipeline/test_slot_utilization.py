@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from flashray.pipeline.slot_utilization import batch_seconds, occupancy, slot_steps
+from flashray.pipeline.slot_utilization import batch_seconds, slot_steps, slot_utilization
 
 
 def engine_counts(nfe: list[int], slots: int) -> list[int]:
@@ -62,9 +62,9 @@ def test_the_engine_itself_agrees() -> None:
 
 def test_full_slots_are_all_useful() -> None:
     equal = slot_steps(np.full(32, 10), np.array([0, 16]), 8)
-    assert occupancy(equal) == 1
-    assert occupancy(slot_steps(np.full(12, 10), np.array([0]), 8)) == pytest.approx(12 / 16)
-    assert occupancy(slot_steps(np.zeros(5, np.int64), np.array([0]), 8)) == 1
+    assert slot_utilization(equal) == 1
+    assert slot_utilization(slot_steps(np.full(12, 10), np.array([0]), 8)) == pytest.approx(12 / 16)
+    assert slot_utilization(slot_steps(np.zeros(5, np.int64), np.array([0]), 8)) == 1
 
 
 def test_seconds_follow_the_slots_that_are_filled() -> None:
@@ -77,4 +77,4 @@ def test_seconds_follow_the_slots_that_are_filled() -> None:
 def test_nothing_to_fly() -> None:
     none = slot_steps(np.array([], np.int64), np.array([], np.int64), 4)
     assert none.shape == (0, 4)
-    assert occupancy(none) == 1
+    assert slot_utilization(none) == 1

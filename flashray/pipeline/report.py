@@ -1,0 +1,42 @@
+"""A finished run's contact sheet and summary, made anew from its records."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from flashray import storage
+from flashray.build import strict
+from flashray.errors import ConfigError
+from flashray.pipeline.run_config import RunConfig
+from flashray.pipeline.run_folder import run_uri
+from flashray.pipeline.sample_sheet import make_sheet, to_png
+from flashray.pipeline.summary import table
+from flashray.pipeline.verify import read_run
+from flashray.pipeline.worker_settings import WorkerSettings
+
+
+def report_output(output: str) -> str:
+    """Make the contact sheet anew, and say what summary.json says.
+
+    Raises:
+        ConfigError: when the output holds no finished run, or its models are not there any more.
+    """
+    record, status = read_run(output)
+    output = status.output
+    try:
+        found: dict[str, Any] = json.loads(storage.read_bytes(run_uri(output, "summary.json")))
+    except FileNotFoundError as error:
+        raise ConfigError(f"the run in {output} is not finished; run the same command again") from error
+    config = strict(RunConfig, record["config"], f"{run_uri(output, 'run.json')}, config")
+    restorer = WorkerSettings.of(config, "cpu", record.get("threads", 1), lpips=False).restorer()
+    sheet = make_sheet(restorer, config.io, status)
+    if sheet is not None:
+        storage.put_bytes(run_uri(output, "contact_sheet.png"), to_png(sheet))
+    lines = [
+        f"{found['restored']:,} of {found['images']:,} images restored, {found['failed']:,} failed, "
+        f"{found['mean_nfe'] or 0:.1f} NFE an image",
+        table(found),
+        f"contact sheet: {run_uri(output, 'contact_sheet.png')}",
+    ]
+    return "\n".join(line for line in lines if line)

@@ -1,0 +1,22 @@
+"""Settings of tracking."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """MLflow.
+
+    Args:
+        enabled: false runs without tracking.
+        experiment: the experiment's name.
+        tracking_uri: an MLflow server or database; default MLFLOW_TRACKING_URI, else mlflow.db beside the output.
+        patience: seconds that the job waits for MLflow, in all; what has not arrived by then is sent by the next start.
+    """
+
+    enabled: bool = True
+    experiment: str = "flashray"
+    tracking_uri: str | None = None
+    patience: float = 10.0
