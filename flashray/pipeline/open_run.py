@@ -128,10 +128,7 @@ class Run:
 
     def take_choices(self) -> None:
         """What was left to the machine is what run.json says of it, if it does."""
-        resources = self.requested.resources
-        precision = self.record.get("precision", "auto") if resources.precision == "auto" else resources.precision
-        slots = resources.slots or self.record.get("slots", 0)
-        self.requested = self.requested.replaced("resources", precision=precision, slots=slots)
+        self.requested = run_record.with_choices(self.requested, self.record)
 
     def open_record(self) -> None:
         """Write run.json where it is new; the caller holds the lease."""

@@ -17,9 +17,9 @@ from flashray.pipeline.lease import latest
 from flashray.pipeline.verify import Verified, verify
 from tests.benchmarks.conftest import GRID
 from tests.conftest import TinyModels
-from tests.pipeline.test_run import reconstructions
 from tests.support.fault_harness import IMAGES, ROOT, arguments
 from tests.support.ray_nodes import RAY, Cluster, cluster
+from tests.support.runs import restored
 
 pytestmark = pytest.mark.fault
 ALONE = {"unit_images": 1, "slots": 1}
@@ -66,8 +66,8 @@ def test_a_submitted_run_and_one_that_was_stopped_and_submitted_again(
 
     store = f"sqlite:///{tmp_path}/mlflow.db"
     stopped = tmp_path / "runs" / "stopped"
-    argv = [one for one in arguments(tiny_models, photos, stopped, **ALONE) if not one.startswith("--mlflow")]
-    argv.append(f"--mlflow.tracking_uri={store}")
+    argv = [one for one in arguments(tiny_models, photos, stopped, **ALONE) if not one.startswith("--tracking")]
+    argv.append(f"--tracking.tracking_uri={store}")
     submit(head, "stopped", "reconstruct", *argv, wait=False)
     wait_for_a_commit(head, "stopped", stopped)
     client = JobSubmissionClient(head.dashboard)
@@ -89,7 +89,7 @@ def test_a_submitted_run_and_one_that_was_stopped_and_submitted_again(
     assert MlflowClient(store).get_run(run_id).info.status == "FINISHED"
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in committed.items())
     assert verify(str(stopped)) == Verified(images=IMAGES, restored=IMAGES)
-    assert reconstructions(str(stopped)) == reconstructions(str(output))
+    assert restored(str(stopped)) == restored(str(output))
 
 
 def wait_for_a_commit(head: Cluster, name: str, output: Path) -> None:
@@ -141,7 +141,7 @@ def test_an_experiment_is_submitted_the_same_way(
         "scale": "smoke",
         "prior": tiny_models.prior,
         "severity_encoders": json.dumps({"gaussian_blur": tiny_models.encoder}),
-        "mlflow.enabled": "false",
+        "tracking.enabled": "false",
     }
     flags = [f"--{name}={value}" for name, value in settings.items()]
     done = submit(head, "experiment", "benchmark", str(tmp_path / "grid.yaml"), *flags)

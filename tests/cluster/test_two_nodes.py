@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flashray.pipeline.run_status import State
+from flashray.pipeline.run_status import RunStatus
 from flashray.pipeline.verify import Verified
 from tests.conftest import TinyModels
 from tests.faults.conftest import Told, table, tell, undisturbed  # noqa: F401
@@ -79,7 +79,7 @@ def test_a_killed_node_of_two(tiny_models: TinyModels, photos: Path, tmp_path: P
             kill(victim)
             with open(job.folder / "log", "a") as log:
                 log.write("strike node\n")
-            assert len(State.read(job.output).units) < IMAGES, "killed too late"
+            assert len(RunStatus.read(job.output).units) < IMAGES, "killed too late"
 
         assert job.run(while_running=kill_one) == 0, job.said
     assert job.verified() == WHOLE

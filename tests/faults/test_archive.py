@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from flashray.images import encode_png
-from flashray.pipeline.run_status import State
+from flashray.pipeline.run_status import RunStatus
 from flashray.pipeline.verify import Verified
 from tests.conftest import TinyModels
 from tests.faults.conftest import Told
@@ -64,7 +64,7 @@ def test_5_percent_of_the_files_are_broken(
     assert job.run() == 1
     found = job.verified()
     assert found == Verified(images=MANY, restored=MANY - len(why), failed=sorted(why))
-    errors = {row["key"]: row["error"] for row in State.read(job.output).failures.to_pylist()}
+    errors = {row["key"]: row["error"] for row in RunStatus.read(job.output).failures.to_pylist()}
     for name, error in errors.items():
         print(f"{why[name]}: {error}")
         assert error

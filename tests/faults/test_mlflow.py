@@ -15,9 +15,9 @@ import pytest
 from flashray.pipeline.verify import Verified
 from tests.conftest import TinyModels
 from tests.faults.conftest import Told
-from tests.pipeline.test_run import flat_numbers
 from tests.support.fault_harness import IMAGES, ROOT, Job
 from tests.support.mlflow_server import MlflowServer
+from tests.support.runs import flat_numbers
 
 pytestmark = pytest.mark.fault
 # what happens, and when
@@ -49,7 +49,7 @@ def sound(
 
 
 def tracked_job(models: TinyModels, photos: Path, server: MlflowServer, folder: Path) -> Job:
-    tracking = {"mlflow.enabled": "true", "mlflow.tracking_uri": server.uri, "mlflow.experiment": "faults"}
+    tracking = {"tracking.enabled": "true", "tracking.tracking_uri": server.uri, "mlflow.experiment": "faults"}
     return Job(models, str(photos), str(folder / "run"), folder / "notes", tracking)
 
 

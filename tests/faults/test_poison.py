@@ -6,7 +6,7 @@ import pytest
 
 from flashray.images import decode_image
 from flashray.pipeline.quarantine import ATTEMPTS
-from flashray.pipeline.run_status import State
+from flashray.pipeline.run_status import RunStatus
 from tests.faults.conftest import Told
 from tests.support.fault_harness import IMAGES, Fault, Job
 
@@ -32,7 +32,7 @@ def test_a_poison_image(job: Job, undisturbed: Job, tell: Told, point: str) -> N
     assert job.strikes == ATTEMPTS
     found = job.verified()
     assert (found.failed, found.restored, found.sound) == ([POISON], IMAGES - 1, True)
-    (failure,) = State.read(job.output).failures.to_pylist()
+    (failure,) = RunStatus.read(job.output).failures.to_pylist()
     assert f"the worker died {ATTEMPTS} times" in failure["error"]
     assert "this image alone" in failure["error"]
     restored_but_poison(job, undisturbed)

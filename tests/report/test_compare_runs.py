@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from flashray.errors import ConfigError
-from flashray.pipeline.run_config import TrackingConfig
 from flashray.report.compare_runs import Row, by_metric, compare, row_of_output
 from flashray.tracking import Tracker
 from flashray.tracking.runs import find_runs
+from flashray.tracking.tracking_config import TrackingConfig
 
 ROWS = [
     Row("a", "FINISHED", {"solver.steps": "20", "seed": "0", "output": "/a"}, {"psnr": 20.5, "mean_nfe": 3.0}),

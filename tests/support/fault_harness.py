@@ -197,7 +197,7 @@ def arguments(models: TinyModels, archive: str | Path, output: str | Path, **set
         "unit_images": 4,
         "slots": 2,
         "solver_actors": 1,  # so that the units come one after the other
-        "mlflow.enabled": "false",
+        "tracking.enabled": "false",
         **settings,
     }
     return [f"--{name}={value}" for name, value in values.items()]

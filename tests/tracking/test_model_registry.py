@@ -12,15 +12,17 @@ import torch
 
 from flashray.errors import ConfigError, FlashrayError
 from flashray.pipeline.models import load_models
-from flashray.pipeline.run import reconstruct
-from flashray.pipeline.run_config import ReconstructConfig, StartConfig, TrackingConfig
-from flashray.severity import SeverityEncoder, load_severity_encoder
+from flashray.pipeline.run import restore_archive
+from flashray.pipeline.run_config import RunConfig
+from flashray.severity import SeverityEncoder, Start, load_severity_encoder
 from flashray.tracking.model_registry import Unreachable, check_registry, fetch, register
+from flashray.tracking.tracking_config import TrackingConfig
 from tests.conftest import TinyModels
 from tests.pipeline.test_run import make, reconstructions  # noqa: F401
+from tests.support.runs import changed
 
 NOWHERE = "http://127.0.0.1:1"  # nobody listens there
-Make = Callable[..., ReconstructConfig]
+Make = Callable[..., RunConfig]
 
 
 @pytest.fixture(scope="module")
@@ -119,17 +121,17 @@ def test_a_run_takes_its_encoder_from_the_registry(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     registered(tiny_models.encoder, "tiny", uri)
-    start = StartConfig(severity_encoder="models:/tiny@champion")
+    start = Start(severity_encoder="models:/tiny@champion")
     mlflow = TrackingConfig(tracking_uri=uri, enabled=False)
     config = make(archive, tmp_path / "run", start=start, mlflow=mlflow)
     plain = make(archive, tmp_path / "plain")
-    assert reconstruct(config) == reconstruct(plain) == 0
-    assert reconstructions(config.output) == reconstructions(plain.output)
+    assert restore_archive(config) == restore_archive(plain) == 0
+    assert reconstructions(config.io.output) == reconstructions(plain.output)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["registered"] == {"severity_encoder": "models:/tiny/1"}
     assert record["config"]["start"]["severity_encoder"] == "models:/tiny@champion"
 
-    away = dataclasses.replace(config, mlflow=TrackingConfig(tracking_uri=NOWHERE, enabled=False))
+    away = changed(config, tracking=TrackingConfig(tracking_uri=NOWHERE, enabled=False))
     assert load_models(away).identity() == load_models(config).identity()  # the run directory has a copy
     assert "The run goes on with its copy" in caplog.text
     with pytest.raises(ConfigError, match="does not answer"):
@@ -137,9 +139,9 @@ def test_a_run_takes_its_encoder_from_the_registry(
 
     registered(altered(tiny_models.encoder, tmp_path / "other"), "tiny", uri)  # the alias moves
     with pytest.raises(ConfigError, match=r"weights\.severity_encoder is '\w+' there and '\w+' here"):
-        reconstruct(config)
+        restore_archive(config)
     pinned = dataclasses.replace(start, severity_encoder="models:/tiny/1")
-    assert reconstruct(dataclasses.replace(config, start=pinned)) == 0
+    assert restore_archive(changed(config, start=pinned)) == 0
 
 
 @pytest.mark.slow
