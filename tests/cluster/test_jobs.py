@@ -121,7 +121,8 @@ def test_training_is_submitted_the_same_way(head: Cluster, tiny_models: TinyMode
         "launch.device": "cpu",
         "launch.threads": 1,
     }
-    done = submit(head, "training", "jobs/train_severity.py", *(f"--{name}={value}" for name, value in settings.items()))
+    flags = [f"--{name}={value}" for name, value in settings.items()]
+    done = submit(head, "training", "jobs/train_severity.py", *flags)
     said = logs(head, "training")
     assert done.driver_exit_code == 0, said
     assert (tmp_path / "encoder" / "config.json").is_file()
