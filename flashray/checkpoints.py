@@ -70,7 +70,7 @@ def _load(cls: type[M], source: str, folder: Path, *, kind: str, room: str, job:
     return model
 
 
-FAR = 1.5  # times the noise that a model was trained with; at twice that, σ̂ falls where the error rises (BENCHMARKS.md)
+FAR = 1.5  # times the noise that a model was trained with; at twice that, σ̂ falls where the error rises (docs/results)
 
 
 def warn_of_another_noise(what: str, trained: tuple[float, float], noise: tuple[float, float]) -> None:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 from PIL import Image
 
-from benchmarks.report.tables import Floats, Interval
+from benchmarks.pages.tables import Floats, Interval
 
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -90,7 +90,7 @@ def curve(
 
 
 def nfe_axis(panel: Axes, nfe: Sequence[float]) -> None:
-    """Logarithmic, with a tick at each place where a point stands."""
+    """Logarithmic, with a tick at each point."""
     panel.set_xscale("log")
     ticks = sorted({round(max(one, 0.5), 1) if one < 10 else round(one) for one in nfe})
     apart = [one for n, one in enumerate(ticks) if n == 0 or one / ticks[n - 1] > 1.25]

@@ -9,15 +9,16 @@ import pyarrow as pa
 from PIL import Image
 
 from benchmarks.experiment_file import Experiment
-from benchmarks.report import figures, sheets, tables
-from benchmarks.report.tables import Difference
+from benchmarks.pages import figures, sheets, tables
+from benchmarks.pages.tables import Difference
 from benchmarks.results import Result, Store, to_parquet
+from flashray.report.markdown import to_markdown
 
 
 def write_report(
     experiment: Experiment, results: Sequence[Result], store: Store, record: Mapping[str, Any]
 ) -> list[str]:
-    """Write report.md, tables, figures and images.parquet beside the cells; returns the figures' places there.
+    """Write report.md, tables, figures and images.parquet beside the cells; returns the figures' names there.
 
     Args:
         record: run.json, of which the page shows command and scale.
@@ -26,13 +27,23 @@ def write_report(
     pictures = _pictures(experiment, results, found)
     for name, picture in pictures.items():
         store.put(sheets.to_png(picture), "figures", name)
-    store.put(tables.to_csv(tables.quality_rows(results)), "table.csv")
-    if found:
-        store.put(tables.to_csv(tables.difference_rows(found)), "differences.csv")
+    written = {"table.csv": tables.quality_rows(results)}
+    shared = [row for here in figures.by_base(results).values() for row in _shared_rows(here)]
+    written |= {"shared.csv": shared, "differences.csv": tables.difference_rows(found)}
+    for name, rows in written.items():
+        if rows:
+            store.put(tables.to_csv(rows), name)
     store.put(to_parquet(every_image(results)), "images.parquet")
     page = _page(experiment, results, found, list(pictures), record)
     store.put(page, "report.md")
     return [f"figures/{name}" for name in pictures]
+
+
+def _shared_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """A task's rows over the images that every cell has; none where every cell has all."""
+    keys = tables.shared_keys(results)
+    fewer = 0 < len(keys) < max(len(one.rows) for one in results)
+    return tables.quality_rows(results, keys) if fewer else []
 
 
 def every_image(results: Sequence[Result]) -> pa.Table:
@@ -92,22 +103,19 @@ def _page(
     ]
     text += [f"![{name.removesuffix('.png')}](figures/{name})\n" for name in pictures]
     if experiment.kind == "severity":
-        text += ["## Correlations\n", tables.to_markdown(_correlations(results))]
+        text += ["## Correlations\n", to_markdown(_correlations(results))]
     for base, here in figures.by_base(results).items():
         if experiment.kind == "pareto":
             text += [f"## {base}: the Pareto front\n", tables.front_table(here)]
-        text += [f"## {base}\n", tables.quality_table(here)]
-        shared = tables.shared_keys(here)
-        if 0 < len(shared) < max(len(one.rows) for one in here):
-            text += [f"On the {len(shared)} images that every row has:\n", tables.quality_table(here, shared)]
+        text += [f"## {base}\n", tables.quality_table(tables.quality_rows(here))]
         if experiment.kind == "robustness" and (told := tables.severity_table(here)):
             text += ["What the severity encoder says:\n", told]
     if found:
         text += [
             "## Differences on the same images\n",
             "`yes` and `no` where the 95 % interval of the mean difference leaves out zero, over at least "
-            f"{tables.FEW} images.\n",
-            tables.difference_table(found),
+            f"{tables.FEW} images; differences.csv has the intervals.\n",
+            tables.difference_table(tables.difference_rows(found)),
         ]
     return "\n".join(part for part in text if part)
 

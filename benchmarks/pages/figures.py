@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image
 
-from benchmarks.report.style import (
+from benchmarks.pages.style import (
     COLOURS,
     LINES,
     MARKERS,
@@ -22,7 +22,7 @@ from benchmarks.report.style import (
     styled,
     with_legend,
 )
-from benchmarks.report.tables import (
+from benchmarks.pages.tables import (
     METRICS,
     Difference,
     Interval,
@@ -158,13 +158,13 @@ def robustness_figure(results: Sequence[Result]) -> Image.Image:
             line = [one for one in here if one.cell.method.name == method]
             if not line:
                 continue
-            place = np.array([_scalar(one.cell.task.at[axis]) for one in line])
+            x = np.array([_scalar(one.cell.task.at[axis]) for one in line])
             colour, marker = _of(method, methods, COLOURS), _of(method, methods, MARKERS)
             for m, metric in enumerate(metrics):
-                curve(axes[n][m], place, [interval(one, metric.name) for one in line], method, colour, marker)
+                curve(axes[n][m], x, [interval(one, metric.name) for one in line], method, colour, marker)
             if line[0].cell.method.solver and line[0].cell.method.start.mode == "flash":
                 spans = [_percent(interval(one, "fallback")) for one in line]
-                curve(axes[n][-1], place, spans, method, colour, marker)
+                curve(axes[n][-1], x, spans, method, colour, marker)
         axes[n][-1].set_ylim(-4, 104)
         for panel, title in zip(axes[n], [*(metric.heading for metric in metrics), "fall-backs (%)"], strict=True):
             panel.set_ylabel(title)
@@ -179,14 +179,14 @@ def ablation_figure(results: Sequence[Result]) -> Image.Image:
     metrics = _metrics(results)
     bases = list(dict.fromkeys(one.cell.method.base for one in results))
     figure, axes = panels(1, len(metrics) + 1, legend=False, row=0.9 + 0.2 * len(results), share_y=True)
-    place = np.arange(len(results))[::-1]
+    height = np.arange(len(results))[::-1]
     for panel, name in zip(axes[0], [*(metric.name for metric in metrics), "nfe"], strict=True):
         for n, one in enumerate(results):
             mean, low, high = interval(one, name)
             colour, spread = _of(one.cell.method.base, bases, COLOURS), [[mean - low], [high - mean]]
-            panel.errorbar(mean, place[n], xerr=spread, fmt="o", color=colour, capsize=2, elinewidth=0.9)
+            panel.errorbar(mean, height[n], xerr=spread, fmt="o", color=colour, capsize=2, elinewidth=0.9)
         panel.xaxis.set_major_locator(MaxNLocator(3))
-    axes[0][0].set_yticks(place, [one.cell.method.name for one in results])
+    axes[0][0].set_yticks(height, [one.cell.method.name for one in results])
     for panel, title in zip(axes[0], [*(metric.heading for metric in metrics), "mean NFE"], strict=True):
         panel.set_xlabel(title)
     return drawn(figure)
@@ -204,8 +204,8 @@ def pareto_figure(results: Sequence[Result]) -> Image.Image:
             panel = axes[n][m]
             for one in here:
                 name = one.cell.method.base or one.cell.method.name
-                place, span = np.array([seconds_of(one)]), interval(one, metric.name)
-                curve(panel, place, [span], name, _of(name, bases, COLOURS), _of(name, bases, MARKERS))
+                seconds, span = np.array([seconds_of(one)]), interval(one, metric.name)
+                curve(panel, seconds, [span], name, _of(name, bases, COLOURS), _of(name, bases, MARKERS))
             best = pareto_front(here, metric)
             line = [seconds_of(one) for one in best], [interval(one, metric.name)[0] for one in best]
             panel.step(*line, where="post", color="#555555", linewidth=0.9, zorder=0)

@@ -86,12 +86,12 @@ def load_swinir(source: str, device: str | torch.device = "cpu") -> SwinIR:
     """Load a SwinIR for inference.
 
     Args:
-        source: `bundled:<degradation>` or a folder written by `SwinIR.save_pretrained`, such as jobs/train_swinir.py's.
+        source: `bundled:<degradation>` or a folder as `python -m benchmarks.train_swinir` writes.
 
     Raises:
         ConfigError: if there is none, with the bundled ones listed; if the folder holds something else.
     """
-    return load_saved(SwinIR, source, device, kind="SwinIR", room="swinir", job="jobs/train_swinir.py")
+    return load_saved(SwinIR, source, device, kind="SwinIR", room="swinir", job="python -m benchmarks.train_swinir")
 
 
 class ResidualSwinBlock(nn.Module):
@@ -140,8 +140,8 @@ class WindowAttention(nn.Module):
         self.heads = heads
         self.qkv, self.out = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
         self.bias = nn.Parameter(torch.zeros(heads, (2 * window - 1) ** 2))
-        place = torch.stack(torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")).flatten(1)
-        apart = place[:, :, None] - place[:, None, :] + window - 1  # 0 … 2 window - 2 along either axis
+        position = torch.stack(torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")).flatten(1)
+        apart = position[:, :, None] - position[:, None, :] + window - 1  # 0 … 2 window - 2 along either axis
         self.register_buffer("bias_index", apart[0] * (2 * window - 1) + apart[1], persistent=False)
 
     def forward(self, t_BNTC: Tensor, mask_NTT: Tensor | None = None) -> Tensor:

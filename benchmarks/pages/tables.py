@@ -42,7 +42,11 @@ METRICS = (
     Metric("lpips", "LPIPS", 3, -1),
 )
 FEW = 6  # images; of fewer, a bootstrap interval is too narrow to decide anything
-DISTANCES = ("fid", "kid", "fd_vgg16", "kd_vgg16")  # between the sets of restored and clean images; less is better
+_COLUMNS = frozenset(  # of `quality_rows`; all others are the settings that an experiment varied
+    ["task", "method", "images", "chain", "nfe", "nfe_max", "seconds", "fallbacks", "failed"]
+    + [metric.name + ending for metric in METRICS for ending in ("", "_low", "_high")]
+    + ["fid", "kid", "fd_vgg16", "kd_vgg16"]  # distances between the sets of restored and clean images
+)
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,8 @@ def column(result: Result, name: str, keys: Sequence[str] | None = None) -> Floa
     values = np.array([np.nan if value is None else value for value in result.rows[name].to_pylist()], np.float64)
     if keys is None:
         return values
-    place = {key: n for n, key in enumerate(result.rows["key"].to_pylist())}
-    return values[[place[key] for key in keys]]
+    index = {key: n for n, key in enumerate(result.rows["key"].to_pylist())}
+    return values[[index[key] for key in keys]]
 
 
 def shared_keys(results: Iterable[Result]) -> list[str]:
@@ -115,22 +119,20 @@ def quality_rows(results: Sequence[Result], keys: Sequence[str] | None = None) -
     return rows
 
 
-def quality_table(results: Sequence[Result], keys: Sequence[str] | None = None) -> str:
-    """Markdown: a row a cell, the axes it was varied along as columns; a column that says nothing is left out."""
-    axes = list(dict.fromkeys(axis for one in results for axis in (*one.cell.task.at, *one.cell.method.at)))
+def quality_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown of `quality_rows`, of one task: means and cost, the varied settings as columns."""
     shown = []
-    for row in quality_rows(results, keys):
+    for row in rows:
+        axes = {name: value for name, value in row.items() if name not in _COLUMNS}
         cells = {
             "method": row["method"],
-            **{_title(axis): "" if row.get(axis) is None else brief(row[axis]) for axis in axes},
+            **{_title(axis): "" if value in (None, "") else brief(value) for axis, value in axes.items()},
+            "images": str(row["images"]),
         }
-        cells["images"] = str(row["images"])
         for metric in METRICS:
-            mean, low, high = (row[metric.name + ending] for ending in ("", "_low", "_high"))
-            cells[metric.heading] = with_interval(mean, low, high, metric.digits)
-        cells |= {name: f"{row[name]:.3g}" for name in DISTANCES if name in row}
-        cells["chain"] = str(row["chain"] or "")
-        cells["mean NFE (most)"] = f"{row['nfe']:.1f} ({row['nfe_max']})" if row["chain"] else ""
+            mean = row[metric.name]
+            cells[metric.heading] = "" if math.isnan(mean) else f"{mean:.{metric.digits}f}"
+        cells["mean NFE (chain)"] = f"{row['nfe']:.1f} ({row['chain']})" if row["chain"] else ""
         cells["s / image"] = f"{row['seconds']:.2g}" if row["seconds"] >= 0.01 else "< 0.01"
         cells["fall-backs"] = str(row["fallbacks"] or "")
         cells["failed"] = str(row["failed"] or "")
@@ -141,14 +143,14 @@ def quality_table(results: Sequence[Result], keys: Sequence[str] | None = None) 
 def differences(results: Sequence[Result], pairs: Sequence[Sequence[str]]) -> list[Difference]:
     """Of each [better, worse] pair, on every task: the difference in every metric that both have.
 
-    A pair names methods as the experiment's file does; varied methods are paired where they stand at the same place.
+    A pair names methods as the experiment's file does; varied methods are paired where their settings are the same.
     """
     found = []
     for better_name, worse_name in pairs:
         for better in _named(better_name, results):
             for worse in _named(worse_name, results):
-                places = worse.cell.method.at, better.cell.method.at
-                if better.cell.task != worse.cell.task or (all(places) and places[0] != places[1]):
+                at = worse.cell.method.at, better.cell.method.at
+                if better.cell.task != worse.cell.task or (all(at) and at[0] != at[1]):
                     continue
                 found += [one for one in (_difference(better, worse, metric) for metric in METRICS) if one]
     return found
@@ -172,22 +174,21 @@ def difference_rows(found: Sequence[Difference]) -> list[dict[str, Any]]:
     ]
 
 
-def difference_table(found: Sequence[Difference]) -> str:
-    """Markdown: a row a pair and task, a column a metric: yes, no or unclear, and the difference."""
+def difference_table(found: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown of `difference_rows`: a row a pair and task, a column a metric with yes, no or unclear and the mean."""
     rows: dict[tuple[str, str, str], dict[str, str]] = {}
     for one in found:
         row = rows.setdefault(
-            (one.task, one.better, one.worse),
+            (one["task"], one["better"], one["worse"]),
             {
-                "task": one.task,
-                "better?": f"{one.better} − {one.worse}",
-                "images": str(one.images),
-                "NFE": f"{one.nfe[0]:.1f} : {one.nfe[1]:.1f}",
+                "task": one["task"],
+                "better?": f"{one['better']} − {one['worse']}",
+                "images": str(one["images"]),
+                "NFE": f"{one['nfe_better']:.1f} : {one['nfe_worse']:.1f}",
             },
         )
-        mean, low, high = one.interval
-        digits = one.metric.digits + 1
-        row[one.metric.heading] = f"{one.holds}: {mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+        metric = next(metric for metric in METRICS if metric.name == one["metric"])
+        row[metric.heading] = f"{one['holds']}: {one['difference']:+.{metric.digits + 1}f}"
     return to_markdown(list(rows.values()))
 
 
@@ -268,11 +269,6 @@ def _agreement(hat: Floats, true: Floats) -> dict[str, str]:
     return {"images": str(len(hat)), **{name: f"{value:.3f}" for name, value in values.items()}}
 
 
-def with_interval(mean: float, low: float, high: float, digits: int) -> str:
-    """`26.63 [26.01, 27.20]`; empty where there is no mean."""
-    return "" if math.isnan(mean) else f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """CSV with the union of the columns; NaN and None are empty."""
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -314,5 +310,5 @@ def _spearman(one: Floats, other: Floats) -> float:
 
 
 def _ranks(values: Floats) -> Floats:
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[place].astype(np.float64)
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse].astype(np.float64)

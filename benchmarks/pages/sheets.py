@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.report.tables import column
+from benchmarks.pages.tables import column
 from benchmarks.results import Result
 from flashray.images import contact_sheet, decode_image
 
