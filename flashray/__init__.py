@@ -1,4 +1,4 @@
-"""flashray restores archives of degraded images with latent-diffusion solvers, each image at the cost of its damage.
+"""flashray restores archives of degraded images with latent-diffusion solvers; an image costs what its damage needs.
 
 import flashray
 

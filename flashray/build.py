@@ -18,7 +18,7 @@ def build(kind: str, registry: Mapping[str, type[T]], name: str, settings: Mappi
     """`registry[name](**settings)` for frozen dataclasses; lists become tuples.
 
     Raises:
-        ConfigError: for an unknown name or setting, with the nearest known ones; for a value that the class refuses.
+        ConfigError: for an unknown name or setting, with the nearest known ones; for a value that the class rejects.
     """
     if name not in registry:
         raise ConfigError(

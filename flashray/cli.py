@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb, *rest = arguments
     if verb not in VERBS:
         print(
-            f"error: {verb!r} is no verb of flashray{nearest(verb, VERBS)}; verbs: {', '.join(VERBS)}", file=sys.stderr
+            f"error: {verb!r} is not a verb of flashray{nearest(verb, VERBS)}; verbs: {', '.join(VERBS)}",
+            file=sys.stderr,
         )
         return 2
     if "-h" in rest or "--help" in rest:
@@ -54,9 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def exit_code(work: Callable[[], int | None]) -> int:
-    """What `work` returns (None: 0); 2 on a bad configuration, 1 on another failure, each named on standard error.
+    """The exit code of `work`: what it returns (None: 0), 2 on a bad configuration, 1 on another failure.
 
-    SIGINT and SIGTERM end the work as cleanly as an error does: 130 and 143, as shells have it.
+    The failure is printed to standard error. SIGINT and SIGTERM end the work as an error does, with the codes that
+    shells use: 130 and 143.
     """
     try:
         with _ended_by_sigterm():
@@ -64,14 +66,14 @@ def exit_code(work: Callable[[], int | None]) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (FlashrayError, OSError) as error:  # a disk that is full, a store that is away: the message names it
+    except (FlashrayError, OSError) as error:  # such as a full disk or a store that does not answer
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 128 + signal.SIGINT
     except SystemExit as error:
-        if error.code not in (_TERMINATED, signal.SIGTERM):  # the second is what Ray makes of it
+        if error.code not in (_TERMINATED, signal.SIGTERM):  # Ray's own handler exits with the second
             raise
         print("terminated; the same command goes on from here", file=sys.stderr)
         return _TERMINATED
@@ -79,7 +81,7 @@ def exit_code(work: Callable[[], int | None]) -> int:
 
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """Raise SystemExit on the first SIGTERM, as an interrupt raises KeyboardInterrupt; the next ones change nothing."""
+    """Raise SystemExit on the first SIGTERM, as an interrupt raises KeyboardInterrupt; later ones are ignored."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -92,5 +94,5 @@ def _ended_by_sigterm() -> Iterator[None]:
     try:
         yield
     finally:
-        if signal.getsignal(signal.SIGTERM) is terminate:  # else the process is about to end, and ends with its code
+        if signal.getsignal(signal.SIGTERM) is terminate:  # otherwise the process is ending: leave SIGTERM ignored
             signal.signal(signal.SIGTERM, before)

@@ -1,4 +1,4 @@
-"""In-one batched reverse diffusion: every slot holds one image at its own step."""
+"""Batched reverse diffusion: every slot holds one image at its own step."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Job:
 class Solved:
     """A finished image: [3, H, W] in [-1, 1], or None with an `error`.
 
-    `seconds` is the image's share of the time of the steps it took part in.
+    `seconds` is the image's share of the time of the batched steps that updated it.
     """
 
     key: str
@@ -69,7 +69,7 @@ class ActiveImage:
 
 @dataclass
 class SlotUtilization:
-    """The share of slots that did useful work; give it to `solve` as `on_step`."""
+    """Counts the share of slots that updated an image; pass it to `solve` as `on_step`."""
 
     slots: int
     useful: int = 0
@@ -80,7 +80,7 @@ class SlotUtilization:
 
     @property
     def share(self) -> float:
-        """Useful slot-steps over all slot-steps."""
+        """Slot-steps that updated an image over all slot-steps."""
         return self.useful / (self.slots * self.steps) if self.steps else 1.0
 
 
@@ -96,10 +96,10 @@ def solve(
 ) -> Iterator[Solved]:
     """Solve the images, `slots` at a time; yields each as it finishes.
 
-    A finished image's slot is refilled at once from `jobs` (give them in descending start step, so that a batch drains
-    evenly). An image takes exactly `start_step` updates, with noise from its own (seed, step) and per-image norms, so
-    its result does not depend on its neighbours beyond the arithmetic's rounding. A step that runs out of memory halves
-    the slots and is taken again; the images that lost theirs wait with the latents that they have reached.
+    A finished image's slot is refilled at once from `jobs` (give them in descending start step, so that few slots are
+    idle at the end). An image takes exactly `start_step` updates, with noise from its own (seed, step) and per-image
+    norms, so its result depends on the other images of the batch by rounding only. If a step runs out of memory, the
+    number of slots is halved and the step is repeated; images without a slot keep their latents and wait.
 
     Args:
         schedule: the respaced schedule that start steps refer to.
@@ -107,11 +107,11 @@ def solve(
         on_step: called after every batched step with the number of images that it advanced.
     """
     queue = deque(jobs)
-    waiting: deque[ActiveImage] = deque()  # begun, and without a slot since memory ran out
+    waiting: deque[ActiveImage] = deque()  # begun, and without a slot because memory ran out
     active: list[ActiveImage] = []
     changed = True
     while queue or waiting or active:
-        final: list[ActiveImage] = []  # nothing to solve: the start latent is what is decoded
+        final: list[ActiveImage] = []  # no updates to make: the start latent is decoded
         while (queue or waiting) and len(active) + len(final) < slots:
             changed = True
             if waiting:
@@ -162,7 +162,7 @@ def advance(
     seed_B: Tensor,
     eta: float = 1.0,
 ) -> Tensor:
-    """One solver update of a batch in which image b is at step `step_B[b]`; no graph outlives it."""
+    """One solver update of a batch in which image b is at step `step_B[b]`; the result has no graph."""
     device = z_BCHW.device
     step_B = step_B.cpu()
     with torch.set_grad_enabled(solver.needs_gradient):
@@ -181,7 +181,7 @@ def advance(
             noise=lambda stream: normal(seed_B, step_B, tuple(z.shape[1:]), stream).to(z),
             eta=eta,
         )
-        return solver(step, problem).detach()  # type: ignore[arg-type]  # no problem: a rule that looks at no data
+        return solver(step, problem).detach()  # type: ignore[arg-type]  # None: a rule that uses no measurement
 
 
 def make_problem(prior: LatentPrior, degradation: Degradation, jobs: list[Job]) -> tuple[Tensor, Problem]:
@@ -201,11 +201,11 @@ def make_problem(prior: LatentPrior, degradation: Degradation, jobs: list[Job]) 
 
 @torch.no_grad()
 def _finish(prior: LatentPrior, active: list[ActiveImage]) -> Iterator[Solved]:
-    """Decode finished latents; a result that is not finite is an error, not an image."""
+    """Decode finished latents; a result that is not finite becomes an error."""
     started = time.perf_counter()
     z_BCHW = torch.stack([one.z for one in active])
     x_BCHW = prior.decode(z_BCHW)
-    # before the clamp, which makes an infinity look like white
+    # checked before the clamp, which turns an infinity into white
     finite_B = torch.isfinite(z_BCHW).flatten(1).all(dim=1) & torch.isfinite(x_BCHW).flatten(1).all(dim=1)
     images = x_BCHW.clamp(-1, 1).cpu()
     share = (time.perf_counter() - started) / len(active)

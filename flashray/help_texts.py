@@ -6,16 +6,16 @@ A test checks that the options exist.
 from __future__ import annotations
 
 OVERVIEW = """\
-flashray restores archives of degraded images, each image at the cost of its damage.
+flashray restores archives of degraded images; each image costs what its damage needs.
 
 usage: flashray VERB …
 
   restore IN OUT    restore the images of a folder, a file or an s3:// prefix
-  plan IN OUT       say what a restoration would cost, and stop
-  verify OUT        prove that an output holds what its run says
-  report OUT        make an output's contact sheet and summary anew
-  compare OUT …     put runs side by side
-  replay OUT        bring to MLflow what it missed of a run
+  plan IN OUT       print what a restoration will cost, and stop
+  verify OUT        check every restored image against the run's records
+  report OUT        make the contact sheet again, and print the summary
+  compare OUT …     print a table of runs
+  replay OUT        send to MLflow what it lacks of a run
   train WHAT …      train a prior or a severity encoder on photos
   register FOLDER   put a severity encoder into MLflow's model registry
 
@@ -27,23 +27,23 @@ _RESTORE = """\
 usage: flashray {verb} IN OUT --recipe NAME [options]
 
 IN is a folder, an image or an s3:// prefix; OUT is a new folder or prefix. A restored
-image is put at its own name below OUT, the run's records below OUT/_flashray. The same
-command again does what is missing, and nothing else.
+image keeps its name below OUT; the run's records go to OUT/_flashray. The same command
+again does what is missing, and nothing else.
 
   --recipe NAME             a shipped recipe or a YAML file: degradation, start, solver
-  --manifest FILE           CSV or Parquet: key, the images' parameters, noise_std
+  --manifest FILE           CSV or Parquet: key, parameters of the images, noise_std
   --references URI          clean images of the same keys, to score against
   --measurement simulated   IN holds clean images: degrade each by its key, and score
-  --fit resize|crop|error   images of another size than the prior's
-  --format png|jpeg|webp|tiff   of the restored images; default each file's own
+  --fit resize|crop|error   what to do with images of another size than the prior's
+  --format png|jpeg|webp|tiff   of the restored images; default: as in IN
   --limit N                 only the first N images
-  --prior FOLDER            another prior than the recipe's
+  --prior FOLDER            use another prior than the recipe's
   --device cpu|cuda         default: cuda where the cluster has GPUs
-  --budget-seconds N        fit the run into N seconds by milder starts
+  --budget-seconds N        fit the run into N seconds: all starts become milder
   --plan-only               print the quote, and stop
-  --retry-failed            take up the images that failed before
+  --retry-failed            try the images again that failed before
   --overwrite NAME          delete the run in OUT first; NAME is OUT's last component
-  --tracking-uri URI        MLflow; --tracking.enabled false runs without
+  --tracking-uri URI        MLflow server or database; --tracking.enabled false: none
   --solver.steps N, --solver.settings.dc_step X, --degradation.settings.std '[1, 1]' …
                             any key of the recipe; --help-all lists everything
 
@@ -59,12 +59,12 @@ HELP = {
     "verify": """\
 usage: flashray verify OUT [--clean]
 
-Reads every restored image and says whether each planned image is there once, with the
-bytes of its commit. Exit code 0: every image is restored; 1: some failed or are pending,
-or a commit is contradicted.
+Reads every restored image and checks that each planned image is there once, with the
+bytes that its commit records. Exit code 0: every image is restored; 1: some failed or
+are pending, or a file contradicts its commit.
 
-  --clean   first delete what killed writers left behind: restored images that the plan
-            names and no commit does, and half-written files. Other files are not touched.
+  --clean   first delete what killed writers left behind: restored images of the plan
+            that no commit names, and half-written files. Other files are not touched.
 
 example:
   flashray verify restored
@@ -72,8 +72,8 @@ example:
     "report": """\
 usage: flashray report OUT
 
-Makes the contact sheet and the summary of a finished run anew, from its records, and
-prints the summary.
+Makes the contact sheet of a finished run again, from its records, and prints the
+run's summary.
 
 example:
   flashray report restored
@@ -82,13 +82,13 @@ example:
 usage: flashray compare OUT OUT … [options]
        flashray compare --experiment NAME [--filter "metrics.psnr > 25"]
 
-A Markdown table: a row a run, the settings that differ, then the numbers.
+Prints a Markdown table: one row a run, the settings that differ, then the numbers.
 
   --metrics '[psnr, lpips]'   what to show
-  --sort METRIC               the highest first; --ascending the lowest first
-  --experiment NAME           ask MLflow, where no output is named
-  --filter TEXT               which of its runs, in MLflow's words
-  --limit N                   only so many of the newest
+  --sort METRIC               the highest first; with --ascending the lowest first
+  --experiment NAME           read runs from MLflow, where no output is named
+  --filter TEXT               which of its runs, in MLflow's filter syntax
+  --limit N                   at most N runs, the newest
   --tracking-uri URI          default MLFLOW_TRACKING_URI, else mlflow.db here
 
 example:
@@ -97,8 +97,8 @@ example:
     "replay": """\
 usage: flashray replay OUT [--tracking-uri URI]
 
-Brings to MLflow what the run's records hold and MLflow does not. Running it again adds
-nothing. With another URI the whole run is made there.
+Sends to MLflow what the run's records hold and MLflow lacks. Running it again adds
+nothing. With another URI the whole run is created there.
 
 example:
   flashray replay restored --tracking-uri http://127.0.0.1:5000
@@ -110,11 +110,12 @@ usage: flashray train prior --photos FOLDER --val-photos FOLDER --output FOLDER 
 Trains a diffusion prior, or a severity encoder for one. The same command resumes from
 the last checkpoint.
 
-  --launch.launcher local|ray   in this process (needs no Ray), or on Ray Train
+  --launch.launcher local|ray   in this process (Ray is not needed), or on Ray Train
   --launch.storage URI          where checkpoints go
   --launch.device cpu|cuda
-  --init FOLDER                 begin with these weights
-  --degradation.name NAME, --degradation.noise-std '[0.01, 0.2]'   of a severity encoder
+  --init FOLDER                 start from these weights
+  --degradation.name NAME       what a severity encoder is trained for
+  --degradation.noise-std '[0.01, 0.2]'   noise of a severity encoder's training
   --help-all                    lists everything
 
 example:
@@ -123,10 +124,10 @@ example:
     "register": """\
 usage: flashray register FOLDER NAME [--alias champion] [--tracking-uri URI]
 
-Makes a severity encoder a new version of the registered model NAME. Recipes then name it
-models:/NAME@champion.
+Registers a severity encoder as a new version of the model NAME. Recipes can then use it
+as models:/NAME@champion.
 
-  --alias NAME         names that version from now on
+  --alias NAME         the alias that points to this version from now on
   --tracking-uri URI   default MLFLOW_TRACKING_URI, else mlflow.db beside the folder
 
 example:

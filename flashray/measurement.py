@@ -1,4 +1,4 @@
-"""From images to measurements y = A(x) + n, the same in every process that asks for them."""
+"""From images to measurements y = A(x) + n; every process computes the same ones."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from flashray.seeding import generator_of, image_seed
 
 @dataclass(frozen=True)
 class Frame:
-    """What images are brought to: squares of `side` pixels.
+    """The form that images are brought to: squares of `side` pixels.
 
-    `resizable` is false for measurements of another size than the image's, whose pixels mean what they mean.
+    `resizable` is false for measurements of another size than the image (super-resolution): resizing one would change
+    what its pixels measure.
     """
 
     side: int
@@ -29,33 +30,33 @@ class Frame:
 
     @classmethod
     def of_measurements(cls, degradation: Degradation, size: int, fit: Fit) -> Frame:
-        """Of observed measurements; `size` is the side of the prior's images."""
+        """The frame of observed measurements; `size` is the side of the prior's images."""
         side, _ = degradation.measurement_size((size, size))
         return cls(side, fit, resizable=side == size)
 
     def take(self, image_CHW: Tensor) -> Tensor:
-        """The image as a square; ImageError where it does not fit."""
+        """The image as a square; ImageError if that is not possible."""
         height, width = image_CHW.shape[1:]
         if not self.resizable and self.fit == "resize" and (height, width) != (self.side, self.side):
             raise ImageError(
                 f"the measurement has {width} x {height} pixels, not {self.side} x {self.side}, and cannot be resized; "
-                "cut it to that size, or let fit: crop take its centre"
+                "cut it to that size, or use fit: crop, which takes its centre"
             )
         return fit_image(image_CHW, self.side, self.fit)
 
     def take_mask(self, mask_CHW: Tensor) -> Tensor:
-        """[1, H, W] known pixels of an image's square: those that no missing pixel has a hundredth part in.
+        """[1, H, W] known pixels of an image's square: those to which missing pixels contribute less than a hundredth.
 
         Args:
             mask_CHW: white (1) where a pixel is known, of the image's own size.
         """
-        half = torch.where(mask_CHW.mean(dim=0, keepdim=True) > 0, 0.5, -0.5)  # so that no overshoot is clamped
+        half = torch.where(mask_CHW.mean(dim=0, keepdim=True) > 0, 0.5, -0.5)  # so that overshoot is not clamped
         return ((self.take(half) - 0.5).abs() < 0.01).float()
 
 
 @dataclass(frozen=True)
 class Photo:
-    """One image about to be measured.
+    """One image to be measured.
 
     Attributes:
         key: its name; all of its noise follows from (run seed, key).
@@ -77,7 +78,7 @@ class Measurement:
     Attributes:
         y_BCHW: in [-1, 1].
         operator: A, bound to the parameters.
-        parameters: [B, …] each, as a solver believes them to be.
+        parameters: [B, …] each, as the solver is given them.
         noise_std_B: on the [0, 1] scale.
         x_BCHW: the clean images in [-1, 1] where the measurements are simulated, else None.
     """
@@ -100,16 +101,16 @@ class Measurement:
 
     @property
     def seen_BCHW(self) -> Tensor:
-        """y at the images' size, as severity encoders look at it."""
+        """y at the images' size, as the input of a severity encoder."""
         return self.operator.pseudo_image(self.y_BCHW)
 
     @property
     def shown_BCHW(self) -> Tensor:
-        """y at the images' size, as people look at it."""
+        """y at the images' size, for display."""
         return self.operator.picture(self.y_BCHW)
 
     def select(self, rows: Tensor) -> Measurement:
-        """Those of some of the images, by their indices."""
+        """The measurements of some of the images, by their indices."""
         chosen = rows.tolist()
         return Measurement(
             [self.keys[n] for n in chosen],
@@ -123,15 +124,15 @@ class Measurement:
 
 
 class Measurer:
-    """Measurements of images: the images themselves when observed, degraded by their keys when simulated.
+    """Measurements of images: the images themselves when observed; when simulated, each is degraded by its key.
 
-    All draws follow from (run seed, key), so whoever asks for a measurement again gets the same.
+    All random draws follow from (run seed, key), so the same image always gives the same measurement.
 
     Args:
         degradation: the family.
         noise_range: (low, high) of noise_std on the [0, 1] scale; equal ends fix it.
-        simulated: whether clean images are degraded, or degraded ones taken as they are.
-        seed: the run's.
+        simulated: whether the images are clean and are degraded here, or are degraded already.
+        seed: the run's seed.
     """
 
     def __init__(
@@ -156,11 +157,11 @@ class Measurer:
             x_CHW: [3, H, W] in [-1, 1].
             given: the operator's parameters, as far as they are known.
             noise_std: on the [0, 1] scale, where it is known.
-            mask_1HW: 1 where a pixel is known; stands in the place of the parameters of inpainting families.
-            severity: simulates at this severity of the family's range, 0 … 1, instead of a drawn one.
+            mask_1HW: 1 where a pixel is known; replaces the parameters of inpainting families.
+            severity: simulate at this severity of the family's range, 0 … 1, instead of a random one.
 
         Raises:
-            ImageError: where nothing tells the parameters or the noise, or they are out of range.
+            ImageError: if parameters or noise are not known, or are out of range.
         """
         if mask_1HW is not None:
             parameters: Parameters = {"mask": mask_1HW[None]}

@@ -20,7 +20,7 @@ class Options:
 
     Attributes:
         full: every accepted name → the full dotted name.
-        flags: full names that may stand without a value.
+        flags: full names of the options that need no value.
         open: prefixes below which any name is accepted, such as solver.settings.
     """
 
@@ -43,21 +43,21 @@ class Options:
         return cls(full, flags, open)
 
     def resolve(self, name: str) -> str:
-        """The full name of an option as it was typed; ConfigError with the nearest ones for an unknown one."""
+        """The full name of an option as the user typed it; ConfigError with the nearest names for an unknown one."""
         plain = name.replace("-", "_")
         if plain in self.full:
             return self.full[plain]
         if plain.startswith(tuple(f"{prefix}." for prefix in self.open)):
             return plain
         hint = nearest(plain, self.full).replace("did you mean ", "did you mean --").replace(" or ", " or --")
-        raise ConfigError(f"--{name} is no option{hint}; --help-all lists them")
+        raise ConfigError(f"--{name} is not an option{hint}; --help-all lists them")
 
     def normalise(self, argv: Sequence[str], positionals: Sequence[str] = (), rest: str | None = None) -> list[str]:
-        """A command line in full names: `--name value` throughout.
+        """A command line in the form `--full_name value …`.
 
         Args:
-            positionals: full names of the arguments that may stand without a name, in their order.
-            rest: full name of a list that takes all further ones.
+            positionals: full names of the positional arguments, in their order.
+            rest: full name of the list that takes all further positional arguments.
         """
         result: list[str] = []
         bare: list[str] = []
@@ -73,11 +73,11 @@ class Options:
                 value = tokens.pop(0) if tokens and tokens[0].lower() in ("true", "false") else "true"
             elif not equals and name != "print_config":
                 if not tokens:
-                    raise ConfigError(f"--{name} has no value; give one behind it")
+                    raise ConfigError(f"--{name} has no value; give one after it")
                 value = tokens.pop(0)
             result += [f"--{full}"] if name == "print_config" else [f"--{full}", value]
         if len(bare) > len(positionals) and rest is None:
-            raise ConfigError(f"{bare[len(positionals)]!r} is an argument too many; options begin with --")
+            raise ConfigError(f"{bare[len(positionals)]!r} is one argument too many; options begin with --")
         for full, value in reversed(list(zip(positionals, bare, strict=False))):
             result = [f"--{full}", value, *result]
         if rest is not None and bare[len(positionals) :]:
@@ -100,7 +100,7 @@ def fields_of(section: type[Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def make_parser(prog: str, sections: Mapping[str, type[Any]], description: str = "") -> Any:
-    """A jsonargparse parser of these sections; what it refuses is raised."""
+    """A jsonargparse parser of these sections; it raises errors instead of ending the process."""
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)

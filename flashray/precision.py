@@ -10,9 +10,9 @@ Precision = Literal["float32", "bf16"]
 
 
 def native_precision(device: str) -> Precision:
-    """bf16 on GPUs since Ampere and on CPUs with AMX or AVX512-BF16: others emulate it, or gain nothing.
+    """bf16 on GPUs since Ampere and on CPUs with AMX or AVX512-BF16; other devices emulate it, or gain nothing.
 
-    There it changes a recipe's mean PSNR by .001 dB and LPIPS by .0002 (`make bench`, part options).
+    On those it changes a recipe's mean PSNR by .001 dB and LPIPS by .0002 (`make bench`, part options).
     """
     if device.startswith("cuda"):
         pays = torch.cuda.get_device_capability() >= (8, 0)

@@ -33,7 +33,7 @@ class DegradationConfig:
         noise_std: standard deviation of the measurement's noise on the [0, 1] scale; [low, high] draws it per image.
 
     Raises:
-        ConfigError: if noise_std is no number ≥ 0 and no such range.
+        ConfigError: if noise_std is neither a number ≥ 0 nor such a range.
     """
 
     name: str = "gaussian_blur"
@@ -61,10 +61,10 @@ class SolverConfig:
 
     Args:
         name: the solver, such as latent_dps.
-        steps: length of the (respaced) chain; the prior's own length is the whole of it.
+        steps: length of the chain; fewer steps than the prior's schedule has respace it.
         eta: DDIM's η of the reverse steps; 1 is ancestral sampling.
-        set_alpha_to_one: whether a respaced chain's last update leads to the data (ᾱ = 1) or, as in LDM's sampler and
-            ReSample's, to ᾱ_0.
+        set_alpha_to_one: whether the last update of a respaced chain ends at the data (ᾱ = 1) or, as in LDM's and
+            ReSample's samplers, at ᾱ_0.
         settings: the solver's own settings, such as its step size.
     """
 
@@ -87,14 +87,14 @@ class SolverConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is done to every image, whatever the archive and the machine.
+    """What is done to every image, independent of the archive and the machine.
 
     Args:
         degradation: the forward operator and the noise.
         start: where the reverse diffusion starts.
         solver: the update rule and its chain.
         prior: bundled, a folder in diffusers' layout, or a hub id.
-        seed: all randomness follows from it and the images' keys.
+        seed: all random numbers follow from it and the images' keys.
     """
 
     degradation: DegradationConfig = field(default_factory=DegradationConfig)
@@ -117,7 +117,7 @@ class Recipe:
         if solver.needs_adjoint and not degradation.linear:
             raise ConfigError(
                 f"solver {self.solver.name} needs an adjoint, and {degradation.name} is nonlinear and has none; "
-                "take a solver that goes by gradients, such as latent_dps"
+                "use a solver that needs none, such as latent_dps"
             )
         if self.start.mode == "fixed" and self.start.step is None:
             raise ConfigError("start.mode is fixed, and start.step is missing; give the step")
@@ -141,7 +141,7 @@ class Recipe:
 
 
 def recipe_names() -> list[str]:
-    """The recipes that come inside the package."""
+    """The names of the recipes inside the package."""
     return sorted(path.stem for path in _SHIPPED.glob("*.yaml"))
 
 

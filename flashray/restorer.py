@@ -1,6 +1,6 @@
 """The one place where images are restored: measure → estimate → start → solve → score.
 
-A notebook, a Ray actor, a quote, a contact sheet and an experiment all call it. Plain torch.
+Notebooks, Ray actors, the quote, the contact sheet and the experiments all call it. It is plain torch.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from flashray.prior import LatentPrior, load_prior
 from flashray.recipe import Recipe, load_recipe
 from flashray.severity import SeverityEncoder, error_std, estimate, load_severity_encoder
 
-BATCH = 16  # images that a network sees at once, outside the solver
+BATCH = 16  # images in one call of a network, outside the solver
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the severity encoder believes of B images.
+    """What the severity encoder predicts for B images.
 
     Attributes:
-        z_hat_BCHW: ẑ, latents of unit variance on the images' device; None where no encoder is asked.
-        sigma_hat_B: σ̂, float64 on the CPU; NaN where no encoder is asked.
+        z_hat_BCHW: ẑ, latents of unit variance on the images' device; None without an encoder.
+        sigma_hat_B: σ̂, float64 on the CPU; NaN without an encoder.
     """
 
     z_hat_BCHW: Tensor | None
@@ -45,13 +45,13 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Restored:
-    """Restored images and what each cost, in the order in which they were given.
+    """Restored images and the cost of each, in the order in which they were given.
 
     Attributes:
         images: [3, H, W] in [-1, 1] on the CPU; None where there is an error.
-        sigma_hat: σ̂ of each image; NaN where no encoder is asked.
+        sigma_hat: σ̂ of each image; NaN without an encoder.
         nfe: denoiser evaluations of each image.
-        fallback: whether σ̂ was beyond what the start can express, so that the image took the full chain.
+        fallback: whether the image took the full chain because σ̂ was too large for the start.
         seconds: each image's share of the solver's time.
         errors: why an image could not be restored, else None.
     """
@@ -77,8 +77,8 @@ class Restorer:
     Args:
         recipe: checked (`Recipe.check`).
         prior, encoder: loaded, on one device; a full chain needs no encoder.
-        measurement: observed takes images as measurements, simulated degrades clean images by their keys.
-        fit: how images of another size than the prior's are brought to it.
+        measurement: observed takes images as measurements; simulated degrades clean images, each by its key.
+        fit: how images of another size are brought to the prior's size.
         slots: images in flight.
 
     Raises:
@@ -139,7 +139,7 @@ class Restorer:
         return self.start.start_step(sigma_hat_B, self.schedule)
 
     def begin(self, measured: Measurement, z_hat_BCHW: Tensor | None, sigma_hat_B: Tensor, step_B: Tensor) -> list[Job]:
-        """The engine's jobs: each image with its start latent at its start step."""
+        """The engine's jobs: each image with its start step and start latent."""
         if z_hat_BCHW is None:
             z_hat_BCHW = torch.zeros(len(measured), *self.latent_shape, device=self.device)
         z_start = self.start.latent(z_hat_BCHW, sigma_hat_B, step_B, self.schedule, measured.seed_B)
@@ -157,7 +157,7 @@ class Restorer:
         ]
 
     def solve(self, jobs: Sequence[Job], on_step: Callable[[int], None] | None = None) -> Iterator[Solved]:
-        """Solve the images, `slots` at a time; yields each as it finishes. Give the hardest first."""
+        """Solve the images, `slots` at a time; yields each as it finishes. Give the images with most steps first."""
         eta = self.recipe.solver.eta
         return solve(self.prior, self.degradation, self.solver, self.schedule, jobs, self.slots, eta, on_step)
 
@@ -198,10 +198,11 @@ class Restorer:
             images: a path, a PIL picture, an array or a tensor, or a list of them. Arrays are uint8 [H, W, 3] or
                 [H, W]; tensors are floating point [3, H, W] (or [B, 3, H, W]) in [-1, 1]. Other sizes than the prior's
                 are fitted to it.
-            keys: names of the images, from which all of their noise follows; default: the path, else the position.
-            noise_std: of the measurements, on the [0, 1] scale; default the recipe's, where that is one number.
-            mask: of inpainting families: white where a pixel is known.
-            parameters: of the degradation, such as blur_std=1.5; the same for all images.
+            keys: names of the images; the noise of an image follows from its name. Default: the path, else the
+                position.
+            noise_std: of the measurements, on the [0, 1] scale; default: the recipe's, if that is one number.
+            mask: for inpainting families: white where a pixel is known.
+            parameters: the degradation's parameters, such as blur_std=1.5; the same for all images.
 
         Raises:
             ValueError: for an image of the wrong shape, range or type, or unknown parameters.
@@ -215,9 +216,9 @@ class Restorer:
         unknown = sorted(set(parameters) - set(self.degradation.parameter_names))
         if unknown:
             known = ", ".join(self.degradation.parameter_names) or "none"
-            raise ValueError(f"{', '.join(unknown)}: no parameter of {self.degradation.name}; it has {known}")
+            raise ValueError(f"{', '.join(unknown)}: not a parameter of {self.degradation.name}; known: {known}")
         if mask is not None and not self.degradation.takes_mask:
-            raise ValueError(f"mask: {self.degradation.name} takes none")
+            raise ValueError(f"mask: {self.degradation.name} does not take a mask")
         errors: dict[str, str] = {}
         photos: list[Photo] = []
         for name, one in zip(names, given, strict=True):
@@ -234,7 +235,7 @@ class Restorer:
     def restore_photos(
         self, photos: Sequence[Photo], names: Sequence[str] | None = None, errors: Mapping[str, str] | None = None
     ) -> Restored:
-        """Restore photos that can be measured; the result is in the order of `names` (default theirs)."""
+        """Restore photos; the result is in the order of `names` (default: the order of the photos)."""
         names = [photo.key for photo in photos] if names is None else names
         parts = [self.measure(photos[first : first + BATCH]) for first in range(0, len(photos), BATCH)]
         return self.restore_measured([(measured, self.estimate(measured)) for measured in parts], names, errors)
@@ -285,12 +286,12 @@ def load(
     Args:
         recipe: a shipped recipe's name, the path of a recipe file, or a Recipe.
         device: cpu, cuda, or auto (cuda where there is one).
-        precision: of the networks; auto takes bf16 where the device is made for it.
+        precision: of the networks; auto is bf16 where the device computes in it natively, else float32.
         measurement: simulated degrades the images that are given, each by its key.
-        changes: keys of the recipe that are changed, such as `seed=1` or `solver={"steps": 50}`.
+        changes: keys of the recipe with new values, such as `seed=1` or `solver={"steps": 50}`.
 
     Raises:
-        ConfigError: when a recipe, a model or a setting is missing or wrong.
+        ConfigError: when the recipe, a model or a setting is missing or wrong.
     """
     if isinstance(recipe, Recipe):
         if changes:
@@ -309,7 +310,7 @@ def load_models(recipe: Recipe, device: str | torch.device = "cpu") -> tuple[Lat
     """(prior, severity encoder or None for a full chain) of a recipe, in float32.
 
     Raises:
-        ConfigError: when one is missing, or the encoder is named by a model registry.
+        ConfigError: when one is missing, or the encoder's name is one of a model registry.
     """
     prior = load_prior(recipe.prior, device)
     if not recipe.start.uses_encoder:
@@ -317,8 +318,8 @@ def load_models(recipe: Recipe, device: str | torch.device = "cpu") -> tuple[Lat
     source = recipe.start.severity_encoder
     if source.startswith("models:/"):
         raise ConfigError(
-            f"severity encoder {source}: only the job asks a model registry; in Python give its folder, as "
-            "flashray.tracking.model_registry.fetch returns it"
+            f"severity encoder {source}: only the job reads from a model registry; in Python give the encoder's "
+            "folder, which flashray.tracking.model_registry.fetch returns"
         )
     return prior, load_severity_encoder(source, device)
 
@@ -328,7 +329,7 @@ def as_image(given: ImageLike) -> Tensor:
 
     Raises:
         ValueError: for a wrong shape, range or type, with what was given and what is expected.
-        ImageError: for a file that is no sound image. OSError: for one that cannot be read.
+        ImageError: for a file that is not a valid image. OSError: for one that cannot be read.
     """
     if isinstance(given, str | Path):
         return decode_image(Path(given).read_bytes())

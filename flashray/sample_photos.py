@@ -1,4 +1,4 @@
-"""Real photos from inside other packages (scikit-image, scikit-learn), cut into a small archive to try things on."""
+"""Real photos from inside other packages (scikit-image, scikit-learn), cut into a small archive for demonstrations."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def sample_crops(count: int, size: int = 128) -> dict[str, Tensor]:
 
 
 def write_sample_archive(folder: Path, count: int, degradation: Degradation, noise_std: float, seed: int = 0) -> None:
-    """Write `degraded/`, `clean/` (same keys) and `manifest.csv`, which tells each image's parameters, under `folder`.
+    """Write `degraded/`, `clean/` (same keys) and `manifest.csv`, with the parameters of each image, under `folder`.
 
     Severities are drawn over the family's range; the files are 8-bit PNG, as real archives are.
     """

@@ -36,7 +36,7 @@ class VerifyConfig:
     """Which output.
 
     Args:
-        output: of flashray restore, a folder or s3:// prefix.
+        output: the output of flashray restore, a folder or s3:// prefix.
         clean: first delete files that killed writers left behind.
     """
 
@@ -54,7 +54,7 @@ def verify(argv: Sequence[str]) -> int:
     refuse_relative(output=config.output)
     if config.clean:
         orphans = clean(config.output)
-        print("\n".join([f"{len(orphans):,} files that no commit names are deleted", *orphans]))
+        print("\n".join([f"{len(orphans):,} files were deleted that no commit names", *orphans]))
     found = verify_output(config.output)
     print("\n".join(found.lines()))
     print("complete" if found.complete else "sound, not complete" if found.sound else "NOT SOUND")
@@ -66,7 +66,7 @@ class ReportConfig:
     """Which output.
 
     Args:
-        output: of flashray restore, a folder or s3:// prefix.
+        output: the output of flashray restore, a folder or s3:// prefix.
     """
 
     output: str
@@ -83,16 +83,16 @@ def report(argv: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Which runs, and what of them.
+    """Which runs, and what to show of them.
 
     Args:
-        outputs: of flashray restore; where none is named, MLflow is asked.
+        outputs: outputs of flashray restore; where none is named, the runs are read from MLflow.
         experiment: the experiment's name in MLflow.
-        filter: which of its runs, in MLflow's words: "metrics.psnr > 25 and params.`recipe.solver.steps` = '1000'".
+        filter: which of its runs, in MLflow's syntax: "metrics.psnr > 25 and params.`recipe.solver.steps` = '1000'".
         sort: a metric; the highest comes first.
         ascending: the lowest comes first.
         metrics: what to show; default the usual ones.
-        limit: of MLflow's runs, only so many of the newest.
+        limit: at most so many of MLflow's runs, the newest.
         tracking_uri: an MLflow server or database; default MLFLOW_TRACKING_URI, else mlflow.db in the working folder.
     """
 
@@ -130,11 +130,11 @@ def compare(argv: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class ReplayConfig:
-    """What to bring where.
+    """What to send where.
 
     Args:
-        output: of flashray restore or of an experiment, a folder or s3:// prefix.
-        tracking_uri: an MLflow server or database; default the one that the run was to be tracked at.
+        output: the output of flashray restore or of an experiment, a folder or s3:// prefix.
+        tracking_uri: an MLflow server or database; default the one that the run named.
     """
 
     output: str
@@ -156,8 +156,8 @@ class RegisterConfig:
 
     Args:
         encoder: folder of a severity encoder, or bundled:NAME.
-        name: of the registered model, which gets a new version.
-        alias: names that version from now on.
+        name: the registered model, which gets a new version.
+        alias: points to that version from now on.
         tracking_uri: an MLflow server or database; default MLFLOW_TRACKING_URI, else mlflow.db beside the folder.
     """
 

@@ -30,7 +30,7 @@ class KernelBlur(AffineOperator):
         if radius >= min(size):
             raise ConfigError(
                 f"a kernel of {kernel_BKK.shape[1]} pixels does not fit an image of {size[1]} x {size[0]}: reflect "
-                "padding has no more than the image; give a smaller kernel"
+                "padding cannot be wider than the image; give a smaller kernel"
             )
         padded = (size[0] + 2 * radius, size[1] + 2 * radius)
         return cls(torch.fft.rfft2(kernel_BKK, s=padded), radius)
@@ -39,7 +39,7 @@ class KernelBlur(AffineOperator):
         height, width = x_BCHW.shape[2:]
         for dim in (2, 3):
             x_BCHW = x_BCHW.index_select(dim, reflection(x_BCHW.shape[dim], self.radius, x_BCHW.device))
-        # the conjugate makes it a correlation, whose first H x W values never wrap around
+        # the conjugate makes it a correlation, whose first H x W values do not wrap around
         blurred = torch.fft.rfft2(x_BCHW) * self.spectrum_BNF[:, None].conj()
         return torch.fft.irfft2(blurred, s=x_BCHW.shape[2:])[..., :height, :width]
 

@@ -19,7 +19,7 @@ class GaussianBlur(Degradation):
 
     Attributes:
         std: the range of the kernel's standard deviation in pixels; equal ends fix it.
-        kernel_size: odd; the kernel is truncated to it, to 6 std, and to what reflect padding of the image allows.
+        kernel_size: odd; the kernel is truncated to it, to 6 std, and to the widest reflect padding of the image.
     """
 
     std: tuple[float, float] = (0.3, 3.0)

@@ -1,4 +1,4 @@
-"""JPEG artefacts: baseline JPEG without its file."""
+"""JPEG artefacts: the arithmetic of baseline JPEG, without a file."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Jpeg(Degradation):
     """Baseline JPEG at a quality of 1 … 100 (libjpeg's scale), as an operator with a gradient.
 
     Forward is the codec's own arithmetic: YCbCr, chroma halved by area means, 8×8 DCT, rounding to multiples of the
-    quantisation table, and back, chroma by linear interpolation; nothing is rounded to 8 bits or clipped. Backward
-    takes the rounding for the identity (straight-through: Bengio et al. 2013), so the gradient is that of the codec
-    with an infinitely fine table. A measurement is made by the same operator that solvers see.
+    quantisation table, and back, chroma by linear interpolation; nothing is rounded to 8 bits or clipped. The backward
+    pass treats rounding as the identity (straight-through: Bengio et al. 2013), so the gradient is that of the codec
+    with an infinitely fine table. Simulated measurements are made with the same operator that solvers use.
 
     Attributes:
         quality: the range, lowest first; the lowest is the hardest.

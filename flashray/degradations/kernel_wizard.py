@@ -42,7 +42,7 @@ class KernelWizard(Degradation):
     multiples of 128; the code has 1/128 of them.
 
     Attributes:
-        weights: the checkpoint's file, at the same place on every machine.
+        weights: the checkpoint's file, at the same path on every machine.
         strength: the range of the code's scale (Flash-Diffusion: 1.2).
         paper: Flash-Diffusion's code brings [0, 1] images to [0.5, 1] before the network, and back after it: it
             blurs an image of half the contrast, clamped. True does so too.

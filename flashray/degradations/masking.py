@@ -1,4 +1,4 @@
-"""What the inpainting families share: an operator that keeps the known pixels."""
+"""The common part of the inpainting families: an operator that keeps the known pixels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FILL_TRUST = 0.02  # share of known pixels at which a weighted mean is half beli
 
 @dataclass(frozen=True)
 class Masking(AffineOperator):
-    """y = m ⊙ x with m 1 where a pixel is known, 0 where it is not, which then is black: A(x) = m ⊙ (x + 1) - 1.
+    """A(x) = m ⊙ (x + 1) - 1: m is 1 where a pixel is known and 0 where it is missing; missing pixels are black.
 
     The measurement's noise is on all pixels, as in Flash-Diffusion, so that its variance is the mean squared residual
     of a perfect reconstruction whatever the mask.
@@ -47,9 +47,9 @@ class Masking(AffineOperator):
 def fill_in(y_BCHW: Tensor, mask_B1HW: Tensor) -> Tensor:
     """y with its missing pixels as weighted means of the known ones around them (Knutsson & Westin 1993).
 
-    From wide to narrow Gaussian weights, each trusted as far as it finds known pixels. An autoencoder's encoder, which
-    is what severity encoders start from, reads such an image nearly as it reads a whole one, and black holes not at
-    all.
+    Three passes from wide to narrow Gaussian weights; each pass has the more weight the more known pixels it covers.
+    Severity encoders start from an autoencoder's encoder, which handles such an image almost like a complete one, and
+    fails on black holes.
     """
     known = mask_B1HW * y_BCHW
     filled = known.sum(dim=(2, 3), keepdim=True) / mask_B1HW.sum(dim=(2, 3), keepdim=True).clamp(min=1)
@@ -66,10 +66,10 @@ def fill_in(y_BCHW: Tensor, mask_B1HW: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class MaskFamily(Degradation):
-    """What is lost is known: the mask comes with the image, or the family draws one.
+    """A family with a known mask, which is given with the image or drawn.
 
     Attributes:
-        fill: severity encoders see y with its holes filled in from around; false shows them y itself, as the paper.
+        fill: the input of severity encoders is y with its holes filled in; false gives them y itself, as in the paper.
     """
 
     fill: bool = field(default=True, kw_only=True)
@@ -99,7 +99,7 @@ class MaskFamily(Degradation):
 
 
 def bind_mask(mask_B1HW: Tensor, size: tuple[int, int], filled: bool) -> Masking:
-    """The operator of given masks; ConfigError names both sizes where they are not of the image's."""
+    """The operator of given masks; ConfigError if mask and image differ in size."""
     height, width = mask_B1HW.shape[2:]
     if (height, width) != size:
         raise ConfigError(

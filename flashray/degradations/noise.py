@@ -19,9 +19,10 @@ def draw_noise_std(noise: tuple[float, float], count: int, generator: torch.Gene
 
 
 def spread_noise_std(noise: tuple[float, float], start: int, count: int) -> Tensor:
-    """[count] standard deviations spread evenly over (low, high), those of images start, start + 1, … of any number.
+    """[count] standard deviations spread evenly over (low, high), for the images start, start + 1, ….
 
-    Steps of the golden ratio: any run of images covers the range, and an image has its own whatever comes with it.
+    Steps of the golden ratio: any range of images covers (low, high), and the value of an image depends only on its
+    number.
     """
     low, high = noise
     return (low + (high - low) * (GOLDEN * torch.arange(start, start + count, dtype=torch.float64) % 1)).float()

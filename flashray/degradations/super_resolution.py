@@ -15,7 +15,7 @@ from flashray.errors import ConfigError
 
 @dataclass(frozen=True)
 class SuperResolution(Degradation):
-    """Each pixel of y is the mean of scale × scale pixels of x, so y is `scale` times smaller; it has no parameters.
+    """Each pixel of y is the mean of scale × scale pixels of x, so y is `scale` times smaller; there are no parameters.
 
     The block averaging of DDRM (Kawar et al., NeurIPS 2022) and of the papers that compare with it.
 

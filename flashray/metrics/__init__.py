@@ -1,4 +1,4 @@
-"""How good images are: PSNR, SSIM and LPIPS of each, distances between sets of them, and intervals for means."""
+"""Quality of images: PSNR, SSIM and LPIPS of each, distances between sets of them, and intervals for means."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = [
 def score(
     x_BCHW: Tensor, ref_BCHW: Tensor, lpips: LPIPS | None = None, metrics: Collection[str] | None = None
 ) -> dict[str, Tensor]:
-    """The metrics that are asked for, all by default, of a batch of images against their references.
+    """The requested metrics (default: all) of a batch of images against their references.
 
     Both are [B, 3, H, W] in [-1, 1]; values outside are clamped, as writing the image would do.
     Returns `{"psnr": [B], "ssim": [B], "lpips": [B]}`; without a network there is no `lpips`.

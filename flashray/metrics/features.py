@@ -1,4 +1,4 @@
-"""What the distances between two sets of images compare: features of a network."""
+"""Features of a network, which the distances between two sets of images compare."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ INCEPTION_VARIABLE = "FLASHRAY_INCEPTION_WEIGHTS"
 
 @dataclass(frozen=True)
 class Features:
-    """A network's features, and the names that distances between them have.
+    """A network's features, and the names of the distances between them.
 
     Attributes:
         extract: [B, 3, H, W] images in [-1, 1] (values outside are clamped) to [B, D].
@@ -103,7 +103,7 @@ def _load_inception() -> nn.Module:
 
         # without anti-aliasing it resizes as the network of published figures does
         network = NoTrainInceptionV3("inception-v3-compat", ["2048"], weights or None, antialias=False)
-    except Exception as error:  # whatever the package, the download or the file does
+    except Exception as error:  # any failure of the package, the download or the file
         raise MetricUnavailable(
             f"FID and KID: Inception could not be loaded ({error}); name its weights with {INCEPTION_VARIABLE}"
         ) from error

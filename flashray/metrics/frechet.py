@@ -1,4 +1,4 @@
-"""Fréchet distance: how far apart two sets of features are when each is taken for a Gaussian."""
+"""Fréchet distance between two sets of features, each modelled as a Gaussian."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def frechet_distance(x_ND: Tensor, y_MD: Tensor) -> float:
 
 
 def bures_distance(covariance_DD: Tensor, other_DD: Tensor) -> float:
-    """tr Σ + tr Σ' - 2 tr (Σ Σ')^½, what two Gaussians' Fréchet distance owes to their covariances; ≥ 0.
+    """tr Σ + tr Σ' - 2 tr (Σ Σ')^½, the part of the Fréchet distance that comes from the covariances; ≥ 0.
 
     Both are symmetric and positive semidefinite, singular ones included.
     """
@@ -46,7 +46,7 @@ def comparable(x_ND: Tensor, y_MD: Tensor) -> tuple[Tensor, Tensor]:
 def _bures(root_KD: Tensor, other_LD: Tensor) -> Tensor:
     """With Σ = RᵀR and Σ' = R'ᵀR', tr (Σ Σ')^½ is the sum of the singular values of R R'ᵀ.
 
-    No root is taken of a product of matrices, which few samples leave singular, and nothing turns complex.
+    This avoids the root of a product of matrices, which few samples leave singular, and complex values.
     """
     overlap = torch.linalg.svdvals(root_KD @ other_LD.T).sum()
     return (root_KD.square().sum() + other_LD.square().sum() - 2 * overlap).clamp(min=0)

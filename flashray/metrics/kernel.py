@@ -1,4 +1,4 @@
-"""Kernel distance: how far apart two sets of features are, without taking them for Gaussians."""
+"""Kernel distance between two sets of features, without a Gaussian model."""
 
 from __future__ import annotations
 

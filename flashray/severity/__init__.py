@@ -1,4 +1,4 @@
-"""Severity: how wrong the latent estimate of an image is, and where its reverse diffusion therefore starts."""
+"""Severity: the predicted error of an image's latent estimate, and the start of its reverse diffusion."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["SeverityEncoder", "Start", "error_std", "estimate", "load_severity_e
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: `Start` is read with every configuration, and the encoder brings diffusers."""
+    """Import on first use: every configuration needs `Start`, and the encoder imports diffusers."""
     from importlib import import_module
 
     if name in ("error_std", "severity_loss"):

@@ -19,14 +19,14 @@ class Start:
     """(ẑ, σ̂) ↦ start step and start latent.
 
     Args:
-        mode: flash starts at the step that σ̂ asks for, full at pure noise, fixed at the same step for every image.
+        mode: flash starts at the step that matches σ̂, full at pure noise, fixed at the same step for every image.
         severity_encoder: bundled:NAME, a folder or s3:// prefix, or models:/NAME@ALIAS (or models:/NAME/VERSION) of
             MLflow's model registry; a full chain needs none.
         formula: the start latent; paper is √(1-cσ̂²) ẑ + √(cσ̂²) ε (Flash-Diffusion, sample-adaptive inference),
-            schedule is √ᾱ ẑ + √(1-ᾱ) ε with the ᾱ of the first update, which is what the denoiser was trained to see
-            there.
-        c: the paper formula's noise correction; the formula schedule has no use for it.
-        sigma_scale: multiplies σ̂ before anything else (its square is the reference code's `var_mult`).
+            schedule is √ᾱ ẑ + √(1-ᾱ) ε with the ᾱ of the first update, which is the noise level that the denoiser was
+            trained on there.
+        c: the paper formula's noise correction; the formula schedule does not use it.
+        sigma_scale: σ̂ is multiplied by it first (its square is the reference code's `var_mult`).
         step: the start step of the mode fixed.
     """
 
@@ -51,11 +51,11 @@ class Start:
 
     @property
     def uses_encoder(self) -> bool:
-        """Whether the severity encoder is asked: a full chain starts from noise alone."""
+        """Whether the severity encoder is needed; a full chain starts from noise alone."""
         return self.mode != "full"
 
     def falls_back(self, sigma_hat_B: Tensor) -> Tensor:
-        """[B] bool: σ̂ beyond what the formula can express (cσ̂² ≥ 1, or not finite): the image takes the full chain."""
+        """[B] bool: σ̂ is too large for the formula (cσ̂² ≥ 1, or not finite), and the image takes the full chain."""
         variance_B = (self.sigma_scale * sigma_hat_B).square()
         limit = self.c if self.formula == "paper" else 1.0
         return ~(limit * variance_B < 1)
@@ -81,7 +81,7 @@ class Start:
     ) -> Tensor:
         """The start latents, with noise of each image's own seed; never NaN.
 
-        An image at the full chain's start gets pure noise; one at start step 0 its ẑ, which is final as it is.
+        An image that takes the full chain gets pure noise; an image with start step 0 gets ẑ, which is its result.
         """
         import torch
 
@@ -91,10 +91,10 @@ class Start:
         start_step_B = start_step_B.cpu()
         if self.formula == "paper":
             variance_B = self.c * (self.sigma_scale * sigma_hat_B.double().cpu()).square()
-        else:  # an update at step s-1 takes a latent of that step's noise
+        else:  # the first update is at step s-1, so the latent has that step's noise
             variance_B = 1 - schedule.alphas_cumprod[(start_step_B - 1).clamp(min=0)]
         variance_B = torch.where(start_step_B == 0, 0.0, variance_B.nan_to_num(nan=1.0).clamp(0, 1))
         variance_B = torch.where(start_step_B == len(schedule), 1.0, variance_B)
         variance = variance_B.to(z_hat_BCHW)[:, None, None, None]
-        z_hat = torch.where(variance < 1, z_hat_BCHW, 0.0)  # keeps a non-finite ẑ out of a full chain
+        z_hat = torch.where(variance < 1, z_hat_BCHW, 0.0)  # a full chain must not contain a ẑ that is not finite
         return (1 - variance).sqrt() * z_hat + variance.sqrt() * noise

@@ -1,4 +1,4 @@
-"""Latent DPS with a goodness term: gradients towards latents that the autoencoder leaves where they are."""
+"""Latent DPS with a goodness term: gradients towards latents that are fixed points of the autoencoder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class GMLDPS:
     one norm over the whole batch.
 
     Attributes:
-        dc_step, ae_weight: ≥ 0, in latents a unit of either norm.
+        dc_step, ae_weight: ≥ 0; step sizes, in units of the latent per unit of either norm.
     """
 
     dc_step: float = 2.0

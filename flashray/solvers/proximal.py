@@ -20,21 +20,21 @@ Linear = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Proximal:
-    """ẑ0 is moved by what agreeing with y changes in its image, and re-noised to the next step.
+    """ẑ0 is corrected by the change that brings its image closer to y, and re-noised to the next step.
 
     x̂0 = D(ẑ0);  x* = argmin_x ‖y - A(x)‖² + ρ ‖x - x̂0‖²;  z* = ẑ0 + relax (E(x*) - E(x̂0));
     z_prev = reverse_step with z* for ẑ0 and (z - √ᾱ z*)/√(1-ᾱ) for ε.
 
-    Half-quadratic splitting with a diffusion denoiser (DiffPIR, Zhu et al. 2023, Algorithm 1) carried to latents. Only
-    the *change* is encoded, so that what the autoencoder cannot express is not lost again at every step. A
+    Half-quadratic splitting with a diffusion denoiser (DiffPIR, Zhu et al. 2023, Algorithm 1) applied to latents. Only
+    the *change* is encoded, so that the autoencoder's own error is not added again at every step. A
     step costs a denoiser, a decoder and two encoder evaluations, all forward. The proximal problem is solved by
-    conjugate gradients on (JᵀJ + ρ) d = Jᵀ(y - A(x̂0)), x* = x̂0 + d: exactly for a linear A, whose J is A itself, and as
-    Gauss-Newton steps, each linearised anew, for another one.
+    conjugate gradients on (JᵀJ + ρ) d = Jᵀ(y - A(x̂0)), x* = x̂0 + d: exactly for a linear A, whose J is A itself, and by
+    Gauss-Newton steps with a new linearisation each for a nonlinear A.
 
     Attributes:
         rho: weight of staying near x̂0: ρ = rho (2 noise_std)² (ᾱ/(1-ᾱ))^anneal. Bayes' rule for Gaussian errors gives
             σ_y²/σ_x², the variance of the measurement's noise over that of x̂0's error; with anneal 1 the latter is
-            taken to be (1-ᾱ)/ᾱ over rho, so that y counts less and less as the noise goes (DiffPIR, equation 11).
+            assumed to be (1-ᾱ)/ᾱ over rho, so that y has less weight at lower noise (DiffPIR, equation 11).
         anneal: 0 keeps ρ the same at every step.
         iterations: conjugate-gradient steps, at most.
         linearisations: Gauss-Newton steps for a nonlinear A.
@@ -76,7 +76,7 @@ class Proximal:
         for _ in range(1 if isinstance(problem.operator, AffineOperator) else self.linearisations):
             jacobian, transpose = linearise(problem.operator, x)
             residual = problem.y_BCHW - problem.operator.A(x)
-            # (x + d) - x̂0 is what ρ weighs, not d alone
+            # ρ penalises (x + d) - x̂0, not d alone
             target = transpose(residual) + rho * (x0_BCHW - x)
             x = x + conjugate_gradients(normal_matrix(jacobian, transpose, rho), target, self.iterations)
         return x

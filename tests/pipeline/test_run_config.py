@@ -112,7 +112,7 @@ def test_an_unknown_recipe_lists_the_shipped_ones() -> None:
     [
         (["--solver.stepz", "3"], ["--solver.stepz is no option", "did you mean --solver.steps"]),
         (["--limt", "3"], ["--limt is no option", "did you mean --limit"]),
-        (["third"], ["'third' is an argument too many"]),
+        (["third"], ["'third' is one argument too many"]),
         (["--limit"], ["--limit has no value"]),
         (["--limit", "many"], ["limit", "many"]),
         (["--solver.name", "magic"], ["magic", "latent_dps"]),
