@@ -16,6 +16,7 @@ from flashray import storage
 from flashray.degradations.noise import noise_range
 from flashray.errors import ConfigError
 from flashray.storage.working_folder import in_submitted_job, refuse_relative
+from flashray.tracking.tracking_config import TrackingConfig as TrackingConfig
 
 if TYPE_CHECKING:  # torch is slow to import, and whoever only reads a configuration does without
     from flashray.schedule import NoiseSchedule
@@ -92,23 +93,6 @@ class SolverConfig:
     def chain(self, schedule: NoiseSchedule) -> NoiseSchedule:
         """The prior's schedule respaced for this solver; ConfigError where it has fewer steps."""
         return schedule.respaced(self.steps, self.set_alpha_to_one)
-
-
-@dataclass(frozen=True)
-class TrackingConfig:
-    """MLflow.
-
-    Args:
-        enabled: false runs without tracking.
-        experiment: the experiment's name.
-        tracking_uri: an MLflow server or database; default MLFLOW_TRACKING_URI, else mlflow.db beside the output.
-        patience: seconds that the job waits for MLflow, in all; what has not arrived by then is sent by the next start.
-    """
-
-    enabled: bool = True
-    experiment: str = "flashray"
-    tracking_uri: str | None = None
-    patience: float = 10.0
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from typing import Any, Concatenate, ParamSpec
 
 from flashray import storage
-from flashray.pipeline.run_config import TrackingConfig
 from flashray.tracking.client import brief, default_uri, load_mlflow, lost_with_the_job
 from flashray.tracking.sender import Sender
 from flashray.tracking.spool import Spool
+from flashray.tracking.tracking_config import TrackingConfig
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")

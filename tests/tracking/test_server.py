@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from flashray.pipeline.run_config import TrackingConfig
 from flashray.tracking import Tracker
 from flashray.tracking.replay import replay
+from flashray.tracking.tracking_config import TrackingConfig
 from tests.support.mlflow_server import MlflowServer
 from tests.tracking.test_tracker import START, told
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from flashray.errors import ConfigError, FlashrayError
-from flashray.pipeline.run_config import TrackingConfig
 from flashray.tracking import Tracker, default_uri
-from flashray.tracking.client import experiment_id, lost_with_the_job, uri_again
+from flashray.tracking.client import connect, experiment_id, lost_with_the_job, uri_again
 from flashray.tracking.replay import replay
+from flashray.tracking.tracking_config import TrackingConfig
 
 START: dict[str, Any] = {
     "name": "a run",
