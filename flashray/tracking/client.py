@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def uri_again(shown: str, given: str | None = None) -> str:
     environment = os.environ.get("MLFLOW_TRACKING_URI")
     if given or environment is None or storage.redact(environment) != shown:
         uri = given or shown
-        if "//***@" in uri:
+        if "***" in uri:
             raise ConfigError(f"tracking_uri {uri}: its password is not kept; give the address by MLFLOW_TRACKING_URI")
         return uri
     return environment
@@ -64,9 +65,20 @@ def load_mlflow() -> None:
 
 
 def connect(uri: str) -> Any:
-    """A client; nothing is asked of the server yet."""
+    """A client; nothing is asked of the server yet.
+
+    Raises:
+        ConfigError: when a part of the password would be taken for the host's name or the path, which error messages
+            show.
+    """
     from mlflow import MlflowClient
 
+    rest = uri.partition("://")[2]
+    authority = re.split("[/?#]", rest)[0]
+    if (":" in authority and "@" in rest[len(authority) :]) or (not is_server(uri) and authority.count("@") > 1):
+        raise ConfigError(
+            f"tracking_uri {storage.redact(uri)}: the password holds '/', '?', '#' or '@'; write %2F, %3F, %23, %40"
+        )
     return MlflowClient(tracking_uri=uri)
 
 

@@ -312,6 +312,31 @@ def test_a_password_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
     assert uri_again(shown) == whole
 
 
+@pytest.mark.parametrize(
+    "uri", ["https://me:12/hunter2@host", "https://me:12?hunter2@host", "mysql://me:1@hunter2@host"]
+)
+def test_a_password_that_would_be_read_as_host_or_path_is_refused(uri: str) -> None:
+    with pytest.raises(ConfigError, match="write %2F") as caught:
+        connect(uri)
+    assert "hunter2" not in str(caught.value)
+    connect("https://me:hunter%2F2@host:5000/path")
+
+
+@pytest.mark.parametrize(
+    "uri", ["https://me:12/hunter2@localhost:1", "http://me:hunter2@127.0.0.1:1"], ids=["ambiguous", "plain"]
+)
+def test_no_secret_is_kept_or_shown(output: str, uri: str, caplog: pytest.LogCaptureFixture) -> None:
+    one = Tracker(TrackingConfig(tracking_uri=uri, patience=10), output)
+    secret = {"archive": "http://me:hunter2@host/photos", "references": "https://host/x?X-Amz-Signature=hunter2"}
+    one.start("a run", secret, secret, "archive: http://me:hunter2@host/photos\n")
+    one.child("a", "cell a", secret, {})
+    one.end("FAILED")
+    assert "tracking" in caplog.text
+    kept = [path.read_text() for path in Path(output).rglob("*.json")]
+    assert kept
+    assert not any("hunter2" in text for text in [*kept, caplog.text, str(one.record)])
+
+
 def test_a_database_that_ends_with_a_submitted_job_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
