@@ -48,9 +48,10 @@ def _hide_user(rest: str) -> str:
 
 
 def _hide_plain_user(text: str) -> str:
-    """`user:password@host` without a scheme, as in RAY_ADDRESS; `models:/NAME@ALIAS` is none."""
+    """`user:password@host` without a scheme, as in RAY_ADDRESS; paths and `models:/NAME@ALIAS` have no user."""
     start, _, host = text.rpartition("@")
-    return f"{_HIDDEN}@{host}" if ":" in start and "models:/" not in start else text
+    has_user = ":" in start and not start.lstrip("\"'`<([{").startswith(("/", "models:/"))
+    return f"{_HIDDEN}@{host}" if has_user else text
 
 
 def _hide_parameters(uri: str) -> str:

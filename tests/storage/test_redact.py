@@ -75,6 +75,7 @@ def test_no_part_of_a_parameter_is_shown(value: str, uri: str) -> None:
         "https://host/photo@2x.png?width=3&email=a@b",
         "sqlite:////data/my runs/mlflow.db",
         "/data/photo@2x.png",
+        "cannot read '/data/12:30/photo@2x.png'",
         "models:/encoder@production",
         "severity encoder models:/encoder@production: not in the registry at http://host:5000; there are a, b",
         "http://[::1]:5000/x",
