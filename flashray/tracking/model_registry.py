@@ -88,12 +88,12 @@ def fetch(source: str, uri: str) -> Registered:
     try:
         try:
             version = match["version"] or client.get_model_version_by_alias(name, match["alias"]).version
-            place = client.get_model_version_download_uri(name, version)
+            files = client.get_model_version_download_uri(name, version)
         except MlflowException as error:
             if error.error_code in _UNKNOWN:
                 raise _unknown(source, name, client, uri) from error
             raise
-        found = Path(download_artifacts(artifact_uri=place, dst_path=folder, tracking_uri=uri))
+        found = Path(download_artifacts(artifact_uri=files, dst_path=folder, tracking_uri=uri))
     except ConfigError:
         raise
     except Exception as error:
