@@ -64,7 +64,7 @@ def register(
     except Exception as error:
         raise FlashrayError(
             f"severity encoder {folder} is saved, and MLflow at {storage.redact(uri)} did not register it: "
-            f"{brief(error)}. python jobs/register.py --encoder {folder} --name {name} registers it"
+            f"{brief(error)}. flashray register {folder} {name} registers it"
         ) from error
 
 
@@ -99,7 +99,7 @@ def fetch(source: str, uri: str) -> Registered:
     except Exception as error:
         raise _unreachable(uri, error, source) from error
     if not (found / _FOLDER / "config.json").is_file():
-        raise ConfigError(f"severity encoder {source} is no severity encoder; jobs/register.py registers one")
+        raise ConfigError(f"severity encoder {source} is no severity encoder; flashray register registers one")
     return Registered(f"{SCHEME}{name}/{version}", found / _FOLDER)
 
 

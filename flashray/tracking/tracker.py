@@ -37,7 +37,7 @@ class Tracker:
 
     A call is kept as an event in the run's folder first (`Spool`); a thread sends it and tries again while MLflow does
     not answer. What MLflow lacks at the end of the job is sent by the next start or by
-    jobs/replay_tracking.py.
+    `flashray replay`.
 
     Args:
         config: the settings.
@@ -140,8 +140,8 @@ class Tracker:
         if lost_with_the_job(self._uri):
             log.warning(
                 "MLflow's database %s is in the temporary folder of this submitted job, and ends with it: name a "
-                "server by --mlflow.tracking_uri or MLFLOW_TRACKING_URI. %s/tracking keeps the run, and "
-                "jobs/replay_tracking.py sends it to a server later",
+                "server by --tracking-uri or MLFLOW_TRACKING_URI. %s/tracking keeps the run, and "
+                "flashray replay sends it to a server later",
                 *(self._uri, self._folder),
             )
         self._sender = Sender(self._uri, self._spool)
@@ -167,7 +167,7 @@ class Tracker:
         if pending:
             log.warning(
                 "tracking: %d events are not in MLflow yet. %s/tracking keeps them; the next start of the same command "
-                "sends them, or python jobs/replay_tracking.py --output %s",
+                "sends them, or flashray replay %s",
                 *(pending, self._folder, self._output),
             )
 

@@ -19,7 +19,7 @@ from tests.conftest import TinyModels
 from tests.support.experiments import GRID
 from tests.support.fault_harness import IMAGES, ROOT, arguments
 from tests.support.ray_nodes import RAY, Cluster, cluster
-from tests.support.runs import restored
+from tests.support.runs import record, restored
 
 pytestmark = pytest.mark.fault
 ALONE = {"unit_images": 1, "slots": 1}
@@ -79,9 +79,9 @@ def test_a_submitted_run_and_one_that_was_stopped_and_submitted_again(
     lease = latest(str(stopped))
     assert lease is not None
     assert lease.ended
-    run_id = json.loads((stopped / "run.json").read_text())["mlflow"]["run_id"]
+    run_id = json.loads((record(stopped) / "run.json").read_text())["mlflow"]["run_id"]
     assert MlflowClient(store).get_run(run_id).info.status == "KILLED"
-    committed = {path: path.stat().st_mtime_ns for path in (stopped / "commits").iterdir()}
+    committed = {path: path.stat().st_mtime_ns for path in (record(stopped) / "commits").iterdir()}
     assert 0 < len(committed) < IMAGES
 
     again = submit(head, "again", "jobs/reconstruct.py", *argv)
@@ -95,7 +95,7 @@ def test_a_submitted_run_and_one_that_was_stopped_and_submitted_again(
 def wait_for_a_commit(head: Cluster, name: str, output: Path) -> None:
     deadline = time.monotonic() + 300
     client = JobSubmissionClient(head.dashboard)
-    while not any((output / "commits").glob("*.parquet")):
+    while not any((record(output) / "commits").glob("*.parquet")):
         assert client.get_job_status(name) in (JobStatus.PENDING, JobStatus.RUNNING), logs(head, name)
         assert time.monotonic() < deadline, logs(head, name)
         time.sleep(0.05)

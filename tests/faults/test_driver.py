@@ -16,7 +16,8 @@ from flashray.pipeline.run_status import RunStatus
 from flashray.pipeline.verify import Verified
 from tests.conftest import TinyModels
 from tests.faults.conftest import Told
-from tests.support.fault_harness import IMAGES, Fault, Job
+from tests.support.fault_harness import IMAGES, Fault, Job, kept, stamps
+from tests.support.runs import record
 
 WHOLE = Verified(images=IMAGES, restored=IMAGES)
 MOMENTS = {
@@ -24,16 +25,6 @@ MOMENTS = {
     "mid-solve": Fault("solve", victim="driver", call=4),
     "between the last put and the commit": Fault("commit", victim="driver", call=5),
 }
-
-
-def stamps(job: Job, *folders: str) -> dict[Path, int]:
-    """When the files of these folders were written."""
-    return {path: path.stat().st_mtime_ns for name in folders for path in Path(job.output, name).rglob("*.*")}
-
-
-def kept(before: dict[Path, int]) -> bool:
-    """Whether none of them was written again."""
-    return all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
 
 
 def test_a_driver_killed_midway_in_short(
@@ -78,7 +69,7 @@ def test_a_stopped_driver(job: Job, undisturbed: Job, tell: Told, name: str) -> 
     assert found.sound
     assert 0 < len(found.pending) < IMAGES
     assert not list(Path(job.output).rglob(".flashray-*"))
-    begun = {path.stem for path in Path(job.output).glob("attempts/*")}
+    begun = {path.stem for path in record(job.output).glob("attempts/*")}
     assert not begun & set(RunStatus.read(job.output).pending["unit_id"].to_pylist())
     lease = latest(job.output)
     assert lease is not None

@@ -16,7 +16,7 @@ POISON = "07.png"
 def restored_but_poison(job: Job, undisturbed: Job) -> None:
     """All others are there, and as good as the same: alone, the arithmetic rounds differently."""
     found, whole = job.reconstructions(), undisturbed.reconstructions()
-    del whole[POISON + ".png"]
+    del whole[POISON]
     assert found.keys() == whole.keys()
     changed = [key for key in found if found[key] != whole[key]]
     neighbours = 3  # the others of its unit, or of its chunk

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import logging
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,41 +17,18 @@ from flashray.cli import main
 from flashray.errors import ConfigError, FlashrayError
 from flashray.images import decode_image, encode_png, to_uint8
 from flashray.pipeline.run import restore_archive
-from flashray.pipeline.run_config import RunConfig, check
+from flashray.pipeline.run_config import RunConfig
 from flashray.pipeline.run_status import RunStatus
 from flashray.recipe import DegradationConfig, SolverConfig
 from flashray.severity import Start
 from flashray.tracking.tracking_config import TrackingConfig
 from tests.conftest import TinyModels
 from tests.support.models import SIDE
-from tests.support.runs import changed, config_of, flat_numbers, record, restored, summary_of
-
-Make = Callable[..., RunConfig]
+from tests.support.runs import MakeConfig, changed, flat_numbers, record, restored, summary_of
 
 
 @pytest.fixture(scope="module")
-def make(tiny_models: TinyModels, ray_cluster: None) -> Make:
-    """Configurations of the tiny models: small batches and units, so that there are several of each."""
-
-    def make(archive: Path, output: Path, **values: Any) -> RunConfig:
-        settings: dict[str, Any] = {
-            "measurement": "simulated",
-            "prior": tiny_models.prior,
-            "start": Start(severity_encoder=tiny_models.encoder),
-            "solver": SolverConfig(steps=20, settings={"dc_step": 0.1}),
-            "metrics": ["psnr", "ssim"],
-            "slots": 2,
-            "severity_batch": 4,
-            "unit_images": 3,
-            "tracking": TrackingConfig(enabled=False),
-        }
-        return check(config_of(str(archive), str(output), **settings | values))
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def done(make: Make, archive: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+def done(make: MakeConfig, archive: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """A finished run, tracked."""
     output = tmp_path_factory.mktemp("runs") / "done"
     tracking = TrackingConfig(tracking_uri=f"sqlite:///{output.parent}/mlflow.db", patience=60)
@@ -158,7 +134,7 @@ def test_a_second_start_tells_what_tracking_lacks(done: RunConfig, tmp_path: Pat
 
 
 def test_a_quote_then_the_run_gives_the_same_bytes(
-    done: RunConfig, make: Make, archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    done: RunConfig, make: MakeConfig, archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = make(archive, tmp_path / "again")
     assert restore_archive(changed(config, plan_only=True)) == 0
@@ -215,7 +191,7 @@ def test_a_run_that_is_overwritten_by_name_begins_anew(done: RunConfig, tmp_path
 
 
 def test_broken_images_are_rows_and_can_be_retried(
-    make: Make, photo: torch.Tensor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make: MakeConfig, photo: torch.Tensor, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     archive, references = tmp_path / "degraded", tmp_path / "clean"
     for folder in (archive, references):
@@ -261,7 +237,7 @@ def test_broken_images_are_rows_and_can_be_retried(
     assert all(second[name] == data for name, data in first.items())
 
 
-def test_full_chains_on_photos_of_other_sizes(make: Make, photo: torch.Tensor, tmp_path: Path) -> None:
+def test_full_chains_on_photos_of_other_sizes(make: MakeConfig, photo: torch.Tensor, tmp_path: Path) -> None:
     archive = tmp_path / "large"
     archive.mkdir()
     (archive / "wide.png").write_bytes(encode_png(photo[:, :64, :96]))
@@ -275,14 +251,14 @@ def test_full_chains_on_photos_of_other_sizes(make: Make, photo: torch.Tensor, t
     assert result["measurement_psnr"] > 0
 
 
-def test_a_chain_longer_than_the_priors_is_refused(make: Make, archive: Path, tmp_path: Path) -> None:
+def test_a_chain_longer_than_the_priors_is_refused(make: MakeConfig, archive: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="21"):
         restore_archive(make(archive, tmp_path / "run", solver=SolverConfig(steps=21)))
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("empty", [True, False])
-def test_missing_and_empty_archives(make: Make, tmp_path: Path, empty: bool) -> None:
+def test_missing_and_empty_archives(make: MakeConfig, tmp_path: Path, empty: bool) -> None:
     if empty:
         (tmp_path / "archive").mkdir()
     with pytest.raises(ConfigError, match="holds no images" if empty else "does not exist"):
@@ -309,7 +285,7 @@ def test_what_stops_a_run_is_named_and_the_run_can_go_on(done: RunConfig, tmp_pa
     assert restored(output) == restored(done.io.output)
 
 
-def test_one_image_is_an_archive(make: Make, archive: Path, tmp_path: Path) -> None:
+def test_one_image_is_an_archive(make: MakeConfig, archive: Path, tmp_path: Path) -> None:
     source = archive / "crop 3.png"
     config = make(source, tmp_path / "run")
     assert restore_archive(config) == 0
@@ -318,7 +294,7 @@ def test_one_image_is_an_archive(make: Make, archive: Path, tmp_path: Path) -> N
         make(source, archive)  # it would be replaced by its restoration
 
 
-def test_an_output_is_an_archive_without_its_records(done: RunConfig, make: Make, tmp_path: Path) -> None:
+def test_an_output_is_an_archive_without_its_records(done: RunConfig, make: MakeConfig, tmp_path: Path) -> None:
     from flashray.pipeline.archive import list_archive
 
     listing = list_archive(make(Path(done.io.output), tmp_path / "again"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from flashray.pipeline.run_config import IoConfig, PolicyConfig, ResourcesConfig
 from flashray.pipeline.run_folder import is_run_file, run_uri
 from flashray.recipe import Recipe
 
+MakeConfig = Callable[..., RunConfig]  # (archive, output, **fields)
 _SECTIONS = {"io": IoConfig, "recipe": Recipe, "resources": ResourcesConfig, "policy": PolicyConfig}
 _SECTION_OF = {field.name: name for name, cls in _SECTIONS.items() for field in dataclasses.fields(cls)}
 

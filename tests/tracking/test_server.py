@@ -13,7 +13,7 @@ from flashray.tracking import Tracker
 from flashray.tracking.replay import replay
 from flashray.tracking.tracking_config import TrackingConfig
 from tests.support.mlflow_server import MlflowServer
-from tests.tracking.test_tracker import START, events
+from tests.support.tracked import START, events
 
 
 def tracker(server: MlflowServer, output: Path, patience: float = 60) -> Tracker:

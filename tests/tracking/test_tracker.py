@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from pathlib import Path
@@ -15,13 +14,8 @@ from flashray.tracking import Tracker, default_uri
 from flashray.tracking.client import connect, experiment_id, lost_with_the_job, uri_again
 from flashray.tracking.replay import replay
 from flashray.tracking.tracking_config import TrackingConfig
+from tests.support.tracked import START, events
 
-START: dict[str, Any] = {
-    "name": "a run",
-    "params": {"solver.steps": 20, "degradation.settings.std": [0.3, 3.0]},
-    "tags": {"flashray.method": "flash(latent_dps)"},
-    "config_yaml": "seed: 0\n",
-}
 NOWHERE = "http://127.0.0.1:1"  # nobody listens there
 
 
@@ -75,10 +69,6 @@ def runs(output: str) -> list[Any]:
     found = client(output).search_runs([experiment.experiment_id])
     ids = {run.info.run_id for run in found if run.data.tags["flashray.run"] in named}
     return [run for run in found if run.info.run_id in ids or run.data.tags.get("mlflow.parentRunId") in ids]
-
-
-def events(output: str) -> list[dict[str, Any]]:
-    return [json.loads(path.read_text()) for path in sorted(Path(output, "tracking").glob("0*.json"))]
 
 
 def test_a_run_is_recorded(output: str) -> None:
@@ -173,7 +163,7 @@ def test_what_no_server_took_is_replayed_and_replaying_again_adds_nothing(
     away.file("summary.json")
     away.end("FINISHED")
     assert "6 events are not in MLflow yet" in caplog.text
-    assert f"jobs/replay_tracking.py --output {output}" in caplog.text
+    assert f"flashray replay {output}" in caplog.text
     with pytest.raises(FlashrayError, match=r"127.0.0.1:1 took 0 of 6 events: .*refused"):
         replay(output)
 
