@@ -29,7 +29,7 @@ LISTING = pa.schema(
         ("mask_size", pa.int64()),  # of the mask's file, null without
     ]
 )
-_COMPARED = ["size", "given", "noise_std", "mask_size"]  # what tells an image from another of the same key
+_COMPARED = ["size", "given", "noise_std", "mask_size"]  # an image with the same key and another of these has changed
 log = logging.getLogger(__name__)
 
 
@@ -58,9 +58,9 @@ def list_archive(config: RunConfig) -> pa.Table:
             f"archive {archive} holds no images ({len(entries)} files; known: {', '.join(IMAGE_SUFFIXES)})"
         )
     if len(images) < len(entries):
-        log.warning("%d files of the archive are no images by their names and are left out", len(entries) - len(images))
+        log.warning("%d files of the archive do not have an image's name and are left out", len(entries) - len(images))
     images = images[: config.policy.limit]
-    # a name that is not UTF-8 cannot be written down; its row fails when it is read, and says which it was
+    # a name that is not UTF-8 cannot be stored; its row fails when the file is read, and the error names it
     keys = [entry.key.encode(errors="surrogateescape").decode(errors="replace") for entry in images]
     refuse_clashes(keys, config.io.format)
     table = pa.table(

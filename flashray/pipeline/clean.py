@@ -1,4 +1,4 @@
-"""Orphans of a run: what killed writers left behind, and no commit will ever name."""
+"""Orphans of a run: files that killed writers left behind and that no commit names."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from flashray.pipeline.verify import read_run, restored_files
 def clean(output: str) -> list[str]:
     """Delete the orphans; returns their URIs.
 
-    They are restored images that the plan names and no commit does, but for those of pending units, which the same
-    command puts again, and files that are half-written (on local disks; an object is put whole or not at all). A file
-    that the plan does not name is never touched: no run wrote it. A run does not look for orphans by itself: they do no
-    harm, and on a disk it would cost every resume a walk through all of the output.
+    Orphans are restored images that the plan names and no commit does, and half-written files (on local disks only; an
+    object is written completely or not at all). Images of pending units are kept, because the same command writes them
+    again. A file that the plan does not name is never deleted: no run wrote it. A run does not search for orphans: they
+    do no harm, and on a disk the search would read the whole output at each resume.
 
     Raises:
         ConfigError: when it holds no run with a plan.

@@ -1,4 +1,4 @@
-"""Commit markers: the only truth about which images are done."""
+"""Commit markers: the only record of which images are done."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _READERS = 16
 
 
 def write_commit(output: str, unit_id: str, rows: Iterable[Mapping[str, Any]]) -> bool:
-    """Create the marker of a unit whose images are all in place; False when another writer was first."""
+    """Create the marker of a unit whose images are all written; False when another writer was first."""
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(list(rows), schema=COMMIT), sink)
     return storage.create_if_absent(run_uri(output, "commits", f"{unit_id}.parquet"), sink.getvalue())

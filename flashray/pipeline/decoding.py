@@ -20,10 +20,10 @@ def decode_photo(
     """(the photo, (width, height) of the file, upright).
 
     Args:
-        given: JSON of the operator's parameters, or of its mask's URI, as a manifest or a plan has it.
+        given: JSON of the operator's parameters, or of its mask's URI, from the manifest or the plan.
 
     Raises:
-        ImageError: with the reason, where it is no sound image, does not fit, or its parameters are not known.
+        ImageError: with the reason, where it is not a valid image, does not fit, or its parameters are not known.
     """
     image = decode_image(data)
     height, width = image.shape[1:]

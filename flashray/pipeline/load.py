@@ -1,4 +1,4 @@
-"""The load stage of both passes: plain tasks that read files, so that no actor waits for a disk.
+"""The load stage of both passes: tasks that read files, so that no actor waits for a disk.
 
 Images travel as the files' own bytes; the actors decode them.
 """
@@ -17,7 +17,7 @@ from flashray import storage
 from flashray.pipeline.quarantine import watched
 from flashray.pipeline.worker_settings import WorkerSettings
 
-READERS = 8  # reads in flight of one load task
+READERS = 8  # concurrent reads of one load task
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Loaded:
 def load(table: pa.Table, work: WorkerSettings, board: Any) -> pa.Table:
     """Add to one row (a unit, or a chunk of the plan pass) the lists data, mask_data and error of its images.
 
-    The row has the lists key and uri, and what is given of each image in `given` or `parameters`; with a list
-    reference_uri it also gets `reference_data`, null where a reference cannot be read.
+    The row has the lists key and uri, and each image's parameters in `given` or `parameters`. If it has a list
+    reference_uri, it also gets `reference_data`, null where a reference cannot be read.
     """
     wanted = ("unit_id", "uri", "reference_uri", "given", "parameters")
     (row,) = table.select([name for name in wanted if name in table.column_names]).to_pylist()
@@ -71,22 +71,22 @@ def read_images(uris: Sequence[str]) -> list[Loaded]:
 
 
 def read_files(uris: Sequence[str | None]) -> list[Loaded]:
-    """Each file, several at once; whatever is wrong with one becomes its error. None reads nothing."""
+    """Each file, several at once; a failure becomes the file's error. None reads nothing."""
     with ThreadPoolExecutor(READERS) as readers:
         return list(readers.map(read_file, uris))
 
 
 def read_file(uri: str | None) -> Loaded:
-    """One file; a store that does not answer at all is raised (`storage.Unavailable`): it says nothing of the file."""
+    """One file. A store that does not answer raises `storage.Unavailable`: that is not a failure of the file."""
     if uri is None:
         return Loaded()
     try:
         return Loaded(storage.read_bytes(uri))
     except FileNotFoundError:
-        return Loaded(error="there is no such file any more, or its name cannot be written")
+        return Loaded(error="the file is no longer there, or its name is not valid UTF-8")
     except storage.Unavailable:
         raise
-    except Exception as error:  # an archive is full of surprises, and none of them may end the job
+    except Exception as error:  # no bad file may end the job
         return Loaded(error=f"it cannot be read: {type(error).__name__}: {error}")
 
 
@@ -98,5 +98,5 @@ def with_mask(image: Loaded, mask: Loaded, mask_uri: str | None) -> Loaded:
 
 
 def mask_uri_of(given: str | None) -> str | None:
-    """The URI of an image's mask, of what a manifest or plan gives."""
+    """The URI of an image's mask, from the parameters in a manifest or plan."""
     return json.loads(given or "{}").get("mask")

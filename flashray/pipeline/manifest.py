@@ -1,4 +1,4 @@
-"""What a manifest says of each image: the operator's parameters or a mask, and the noise."""
+"""The manifest: for each image the operator's parameters or a mask, and the noise."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _READERS = 16
 
 
 def manifest_columns(config: RunConfig, keys: pa.ChunkedArray) -> dict[str, pa.Array]:
-    """given (as JSON), noise_std and mask_size of each key, null where the manifest says nothing."""
+    """given (as JSON), noise_std and mask_size of each key, null where the manifest has no value."""
     degradation = config.recipe.degradation.make()
     observed = not config.io.simulated
     needed = degradation.parameter_names if observed and degradation.fixed_parameters() is None else ()
@@ -34,8 +34,8 @@ def manifest_columns(config: RunConfig, keys: pa.ChunkedArray) -> dict[str, pa.A
     if config.io.manifest is None:
         if needed:
             raise ConfigError(
-                f"the degradation leaves {', '.join(needed)}{or_mask} open, and observed measurements need each "
-                "image's own: name a --manifest (CSV or Parquet) with a column key and these, or fix them in the recipe"
+                f"the recipe leaves {', '.join(needed)}{or_mask} open, and observed measurements need a value for each "
+                "image: give a --manifest (CSV or Parquet) with a column key and these, or fix them in the recipe"
             )
         return {name: pa.nulls(len(keys)) for name in ("given", "noise_std", "mask_size")}
     manifest = _read_manifest(config.io.manifest)
@@ -73,7 +73,7 @@ def manifest_columns(config: RunConfig, keys: pa.ChunkedArray) -> dict[str, pa.A
 
 
 def _mask_sizes(masks: list[str | None]) -> pa.Array:
-    """Bytes of the masks that are named; null where none is, or none is there."""
+    """Sizes in bytes of the masks that are named; null where none is named or the file is missing."""
 
     def size(mask: str | None) -> int | None:
         return storage.file_size(mask) if mask else None

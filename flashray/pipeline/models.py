@@ -1,4 +1,4 @@
-"""The driver's own copies of the models: for their hashes, the schedule, and the contact sheet."""
+"""The driver's copies of the models: for their hashes, the schedule, and the contact sheet."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Models:
     """Prior and severity encoder (None for full chains) of a configuration, on the CPU.
 
     Attributes:
-        registered: where the encoder was fetched from a model registry.
+        registered: the encoder's version in a model registry, if it was fetched from one.
     """
 
     config: RunConfig
@@ -37,12 +37,12 @@ class Models:
 
     @property
     def encoder_source(self) -> str:
-        """Where workers load the severity encoder from: of a registered one, the run folder has a copy (`share`)."""
+        """Where workers load the severity encoder from; for a registered one, a copy in the run folder (`share`)."""
         source = self.config.recipe.start.severity_encoder
         return _copy_of(self.config) if source.startswith(SCHEME) else source
 
     def share(self) -> None:
-        """Put a registered encoder where every worker can read it; only the driver asks the registry."""
+        """Copy a registered encoder to where every worker can read it; only the driver reads from the registry."""
         copy = _copy_of(self.config)
         if self.registered is None or storage.exists(storage.join(copy, "config.json")):
             return
@@ -58,7 +58,7 @@ class Models:
 
     @property
     def weights(self) -> int:
-        """Bytes of the parameters of both, as an actor holds them."""
+        """Bytes of the parameters of both models in an actor."""
         return sum(
             parameter.nbytes
             for model in (self.prior.autoencoder, self.prior.denoiser, self.encoder)
@@ -67,14 +67,14 @@ class Models:
         )
 
     def identity(self) -> dict[str, Any]:
-        """What the bytes of a run with these models depend on (`run_record.identity`)."""
+        """Everything that the bytes of a run with these models depend on (`run_record.identity`)."""
         weights = {"prior": self.prior.sha256, "severity_encoder": self.encoder.sha256 if self.encoder else None}
         operator = self.config.recipe.degradation.make().weights_sha256()
         return run_record.identity(self.config, weights if operator is None else weights | {"degradation": operator})
 
     @cached_property
     def unavailable(self) -> dict[str, str]:
-        """The metrics that are asked for and cannot be computed, and why."""
+        """The requested metrics that cannot be computed, and why."""
         scored = self.config.io.simulated or self.config.io.references is not None
         if scored and "lpips" in self.config.io.metrics:
             try:
@@ -85,18 +85,18 @@ class Models:
 
     @property
     def lpips(self) -> bool:
-        """Whether LPIPS is asked for and can be computed."""
+        """Whether LPIPS is requested and can be computed."""
         return "lpips" in self.config.io.metrics and "lpips" not in self.unavailable
 
 
 def load_models(config: RunConfig) -> Models:
-    """Load them, and check them against each other and against the recipe.
+    """Load the models, and check them against each other and against the recipe.
 
-    A severity encoder of another degradation, or of much other noise, is a warning that names both.
+    A severity encoder of another degradation, or trained with very different noise, causes a warning.
 
     Raises:
         ConfigError: when one is missing, the chain is longer than the prior's, the degradation does not fit the prior's
-            images, the encoder speaks of other latents, or its registry does not answer.
+            images, the encoder belongs to other latents, or its registry does not answer.
     """
     recipe = config.recipe
     prior = load_prior(recipe.prior)
@@ -108,12 +108,12 @@ def load_models(config: RunConfig) -> Models:
         encoder = load_severity_encoder(str(registered.folder) if registered else folder)
         warn_of_another_family(f"severity encoder {source}", encoder.degradation, recipe.degradation.name)
         warn_of_another_noise(f"severity encoder {source}", encoder.noise_range, recipe.degradation.noise_range)
-    Restorer(recipe, prior, encoder, config.io.measurement, config.io.fit)  # they fit each other, or it says why not
+    Restorer(recipe, prior, encoder, config.io.measurement, config.io.fit)  # raises where they do not fit
     return Models(config, prior, encoder, registered)
 
 
 def _fetch(config: RunConfig) -> Registered | None:
-    """The registered encoder; None where the registry is away and an earlier start has left a copy."""
+    """The registered encoder; None if the registry does not answer and an earlier start has left a copy."""
     try:
         uri = config.tracking.tracking_uri or default_uri(config.io.output)
         return fetch(config.recipe.start.severity_encoder, uri)

@@ -1,4 +1,4 @@
-"""The first phase of a start: read what is there, refuse what does not fit, and decide what is left to do."""
+"""The first phase of a start: read the output, refuse what does not fit, and decide what is left to do."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from flashray.schedule import NoiseSchedule
 from flashray.tracking import Tracker, TrackingConfig
 
 log = logging.getLogger(__name__)
-_TRACKED_FILES = ("contact_sheet.png", "summary.json")  # what tracking keeps of the run folder
+_TRACKED_FILES = ("contact_sheet.png", "summary.json")  # files of the run folder that are artifacts in tracking
 
 
 def open_run(config: RunConfig) -> Run:
-    """Everything that a start needs, read and checked; writes nothing (but for `overwrite`, which deletes).
+    """Everything that a start needs, read and checked; writes nothing (`overwrite` deletes the old run).
 
     Raises:
         ConfigError: when the models, the archive or the output do not fit the configuration.
@@ -70,14 +70,14 @@ class Run:
     """One start of a run.
 
     Args:
-        requested: the configuration as it was asked for.
+        requested: the configuration as the user gave it.
         record: run.json, or None where the output holds no run yet.
         started: when this start began, on the monotonic clock.
 
     Attributes:
-        config: what was requested, with the choices that run.json keeps and the starts that its budget leaves.
+        config: the effective one: `requested` with the choices in run.json and the starts that fit the budget.
         unplanned: rows of the listing that this start has to plan.
-        rebudgeted: whether the plan was made for another budget, and has to be made anew.
+        rebudgeted: whether the plan was made for another budget, and has to be made again.
         unpriced: whether the plan's cost has to be measured for a quote.
     """
 
@@ -117,17 +117,17 @@ class Run:
 
     @property
     def nothing_to_do(self) -> bool:
-        """Whether earlier starts did all that is asked for."""
+        """Whether earlier starts did everything that is requested."""
         unsolved = not self.requested.policy.plan_only and (len(self.status.pending) or not self._finished)
         return not (len(self.unplanned) or self.rebudgeted or unsolved or self.unpriced)
 
     @property
     def needs_cluster(self) -> bool:
-        """Whether there is anything to plan or to solve; else only the end is missing."""
+        """Whether there is anything to plan or to solve; otherwise only the last phase is missing."""
         return bool(len(self.unplanned) or len(self.status.pending))
 
     def take_choices(self) -> None:
-        """What was left to the machine is what run.json says of it, if it does."""
+        """Replace automatic choices (precision, slots) by those in run.json, where it has them."""
         self.requested = run_record.with_choices(self.requested, self.record)
 
     def open_record(self) -> None:
@@ -144,21 +144,21 @@ class Run:
         run_record.write_record(self.output, self.record)
 
     def read_status(self) -> None:
-        """Look again what is planned and committed."""
+        """Read again what is planned and committed."""
         self.status = RunStatus.read(self.output)
 
     def worker_settings(self, pools: Pools) -> WorkerSettings:
-        """What travels to the workers of these pools."""
+        """The settings that are sent to the workers of these pools."""
         return self._settings(pools.device, pools.threads)
 
     def local_restorer(self) -> Restorer:
-        """The run's restorer in the driver, on the CPU."""
+        """A restorer of this run in the driver, on the CPU."""
         settings = self._settings("cpu", self.record.get("threads", 1))
         return settings.restorer(self.models.prior, self.models.encoder)
 
     @contextmanager
     def tracked(self) -> Iterator[None]:
-        """Track this start, and truthfully how it ended; a quote is not tracked."""
+        """Track this start and how it ended; a quote is not tracked."""
         config = self.config
         recipe = config.recipe
         weights = {name: value for name, value in self.record["fingerprint"].items() if name.startswith("weights.")}
@@ -177,14 +177,14 @@ class Run:
         self.keep_tracked()
 
     def settle_tracking(self) -> None:
-        """Bring what the run folder holds to MLflow, as far as its patience goes."""
+        """Send the run folder's events to MLflow, within the configured patience."""
         for name in _TRACKED_FILES:
             self.tracker.file(name)
         self.tracker.settle()
         self.keep_tracked()
 
     def catch_up(self) -> None:
-        """Tell MLflow what it missed of a run that is done: it was away, or the driver was killed at the very end."""
+        """Send to MLflow what it lacks of a finished run, because it was away or the driver was killed at the end."""
         if self.tracker.behind():
             with held(self.output):
                 self.tracker.catch_up(_TRACKED_FILES, "FINISHED")
@@ -201,7 +201,7 @@ class Run:
 
     @property
     def _finished(self) -> bool:
-        """Whether an earlier start came as far as the summary."""
+        """Whether an earlier start wrote the summary."""
         return storage.exists(run_uri(self.output, "summary.json"))
 
     def _unplanned(self) -> pa.Table:
@@ -211,7 +211,7 @@ class Run:
         return self.listing.filter(pc.is_in(self.listing["key"], pa.array(again, pa.string())))
 
     def _rebudgeted(self) -> bool:
-        """ConfigError when a unit is committed that keeps to the other budget."""
+        """Whether the budget has changed since the plan; ConfigError if a unit of that plan is committed already."""
         here, there = budget.requested(self.requested), (self.record.get("budget") or {}).get("requested", {})
         if not self.status.attempts or here == there:
             return False

@@ -27,12 +27,12 @@ _SHORT = [
 
 @dataclasses.dataclass(frozen=True)
 class _Top:
-    """What stands at the top level.
+    """The options of the top level.
 
     Args:
         recipe: a shipped recipe's name, or the path of a recipe file.
         prior: bundled, a folder in diffusers' layout, or a hub id.
-        seed: all randomness follows from it and the images' keys.
+        seed: all random numbers follow from it and the images' keys.
     """
 
     recipe: str | None = None
@@ -107,7 +107,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def _text(value: Any) -> str:
-    """A value as a command line would have it."""
+    """A value in the form of a command line."""
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -38,7 +38,7 @@ def output_name(key: str, format: str = "same") -> str:
     """The name of a restored image below the output.
 
     It is the image's key. Where the format changes, its suffix is appended (`a.jpg` as PNG is `a.jpg.png`), so that
-    `a.jpg` beside `a.png` stay two outputs.
+    `a.jpg` and `a.png` stay two outputs.
     """
     if format == "same" or _format(key) == _FORMAT_OF[_SUFFIX_OF[format]]:
         return key

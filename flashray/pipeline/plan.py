@@ -1,4 +1,4 @@
-"""The plan pass: the severity encoder sees each image once; σ̂, start step and cost are kept as Parquet."""
+"""The plan pass: the severity encoder runs once on each image; σ̂, start step and cost are stored as Parquet."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ PLAN = pa.schema(
         ("error", pa.string()),
     ]
 )
-# What the severity pass finds of one image
+# The result of the severity pass for one image
 SEVERITY = pa.schema(
     [
         ("index", pa.int64()),
@@ -80,7 +80,7 @@ class SeverityActor:
                     if given_up:
                         raise given_up
                     self.estimate(chunk, rows, part)
-                except Exception as error:  # the part's own loss, and its rows say so
+                except Exception as error:  # becomes the error of the part's rows
                     log.exception("%s", chunk["unit_id"])
                     why = reason(error)
                     for i in part:
@@ -119,7 +119,7 @@ class SeverityActor:
 
 
 def chunks(listing: pa.Table, size: int) -> pa.Table:
-    """One row a chunk of `size` images, fixed by the listing alone, so that σ̂ is the same however often it is asked."""
+    """One row a chunk of `size` images. Chunks depend on the listing alone, so that σ̂ is the same in each pass."""
     listing = listing.combine_chunks()
     offsets = pa.array(np.append(np.arange(0, len(listing), size), len(listing)), pa.int32())
     names = pa.array([f"chunk-{number:08d}" for number in range(len(offsets) - 1)], pa.string())
@@ -135,7 +135,7 @@ def severities(
 ) -> pa.Table:
     """The severity pass over a listing: a table of `SEVERITY` in the listing's order.
 
-    What is known is kept as shards in `folder` about once a minute, and an interrupted pass goes on from there.
+    Results are stored as shards in `folder` about once a minute, and an interrupted pass continues from there.
     """
     todo = chunks(listing, work.config.resources.severity_batch)
     shards = [_read_parquet(storage.join(folder, entry.key)) for entry in storage.list_files(folder)]
@@ -187,7 +187,7 @@ def finish_plan(found: pa.Table, schedule: NoiseSchedule, config: RunConfig, att
     Args:
         found: rows of `SEVERITY`.
         schedule: the recipe's (respaced) chain.
-        actors: how many will share the units.
+        actors: number of actors that will share the units.
     """
     sound = found.filter(pc.equal(found["status"], "ok"))
     broken = found.filter(pc.equal(found["status"], "error"))
@@ -203,19 +203,19 @@ def finish_plan(found: pa.Table, schedule: NoiseSchedule, config: RunConfig, att
 def chain_lengths(
     sound: pa.Table, schedule: NoiseSchedule, start: Start
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """(start steps, whether the full chain is a fall-back) of readable images, each [n] in their order."""
+    """(start steps, whether the full chain is a fallback) of readable images, each [n] in their order."""
     sigma_hat = torch.from_numpy(sound["sigma_hat"].cast(pa.float64()).to_numpy().copy())
     step, fallback = start.start_step(sigma_hat, schedule)
     return step.numpy(), fallback.numpy()
 
 
 def packing_of(config: RunConfig, actors: int) -> Packing:
-    """How a run packs."""
+    """The packing of a run."""
     return Packing(config.resources.unit_images, config.resources.slots, actors)
 
 
 def found_again(plan: pa.Table, listing: pa.Table) -> pa.Table:
-    """What the severity pass found, out of a plan that was made of it: rows of `SEVERITY` in the listing's order."""
+    """The severity pass's results, taken from a plan that was made from them: rows of `SEVERITY` in listing order."""
     rows = plan.append_column("index", pc.index_in(plan["key"], listing["key"].combine_chunks()).cast(pa.int64()))
     return rows.select(SEVERITY.names).cast(SEVERITY).sort_by("index")
 
@@ -236,7 +236,7 @@ def plan_path(output: str, attempt: int) -> str:
 
 
 def write_plan(output: str, attempt: int, plan: pa.Table) -> None:
-    """Keep the plan of an attempt; it is never changed once one of its units is committed."""
+    """Store the plan of an attempt; it is not changed once one of its units is committed."""
     _write_parquet(plan_path(output, attempt), plan)
 
 

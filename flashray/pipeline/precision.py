@@ -1,4 +1,4 @@
-"""In what precision a run's networks run, where that is left to the machine."""
+"""The precision of a run's networks, where the configuration says `auto`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from flashray.precision import Precision, native_precision
 
 
 def choose_precision(pools: Pools) -> Precision:
-    """What a pool's devices are for. Of a CPU pool it is the driver's machine that is asked."""
+    """The precision that suits a pool's devices. For a CPU pool, the driver's machine decides."""
     if pools.device == "cpu":
         return native_precision("cpu")
     asked = ray.remote(native_precision).options(num_gpus=pools.solver["num_gpus"]).remote("cuda")

@@ -1,4 +1,4 @@
-"""A Ray cluster for the length of a start: connected, pools sized, and what the machine decides written down."""
+"""A Ray cluster for the duration of a start: connect, size the pools, and record automatic choices."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STOPPED = "the run stopped: {}. What is committed stays, and the same command go
 
 @dataclass(frozen=True)
 class RaySession:
-    """The actor pools' sizes, and the board on which workers note what they are at."""
+    """The actor pools' sizes, and the board on which workers record what they are doing."""
 
     pools: Pools
     board: Any
@@ -30,7 +30,7 @@ class RaySession:
 
 @contextmanager
 def ray_session(run: Run) -> Iterator[RaySession]:
-    """A Ray cluster, pools that fit it, and a board; what stops the work becomes a message on how to go on."""
+    """A Ray cluster, pools that fit it, and a board; an error of Ray becomes a message that says how to continue."""
     own = connect()
     try:
         await_nodes(run.config)
@@ -44,7 +44,7 @@ def ray_session(run: Run) -> Iterator[RaySession]:
         with data_settings():
             yield RaySession(pools, start_board())
     except ray.exceptions.RayError as error:
-        # the frames of the error hold the actor pools, and those their CPUs, for as long as anybody holds the error
+        # the error's frames refer to the actor pools, which keep their CPUs until the error is released
         error.__cause__ = error.__context__ = error.__traceback__ = None
         gc.collect()
         raise FlashrayError(STOPPED.format(cause_of(error))) from error
@@ -54,7 +54,7 @@ def ray_session(run: Run) -> Iterator[RaySession]:
 
 
 def _note_choices(run: Run, pools: Pools) -> None:
-    """Keep device, threads, precision and slots in run.json: an image's last digits depend on them."""
+    """Record device, threads, precision and slots in run.json: an image's last digits depend on them."""
     asked = run.requested.resources
     run.record |= {"device": pools.device, "threads": pools.threads}
     if asked.precision == "auto":

@@ -1,4 +1,4 @@
-"""Bring to MLflow what a run folder keeps for it."""
+"""Send the events in a run folder to MLflow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flashray.tracking.replay import replay
 
 
 def replay_output(output: str, tracking_uri: str | None = None) -> str:
-    """Send what MLflow lacks of a run; a line for people. Running it again adds nothing.
+    """Send what MLflow lacks of a run; returns a line to print. Running it again adds nothing.
 
     Raises:
         ConfigError: when the output holds no run, or MLflow does not answer.
@@ -21,7 +21,7 @@ def replay_output(output: str, tracking_uri: str | None = None) -> str:
     record = read_record(output)
     if record is None:
         raise ConfigError(f"output {output} holds no run; name the output of flashray restore")
-    with held(output):  # so no driver is at work: one that did not tell its end was killed
+    with held(output):  # so no driver is working: a run without a recorded end was killed
         sent, tracked = replay(run_uri(output), tracking_uri)
         note_tracked(output, record, tracked)
     return f"{sent} events sent: {tracked.get('serve') or tracked['url']}"

@@ -1,4 +1,4 @@
-"""A finished run's contact sheet and summary, made anew from its records."""
+"""The contact sheet of a finished run, made again from its records, and its summary as text."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from flashray.pipeline.worker_settings import WorkerSettings
 
 
 def report_output(output: str) -> str:
-    """Make the contact sheet anew, and say what summary.json says.
+    """Make the contact sheet again; returns the content of summary.json as text.
 
     Raises:
-        ConfigError: when the output holds no finished run, or its models are not there any more.
+        ConfigError: when the output holds no finished run, or its models are no longer there.
     """
     record, status = read_run(output)
     output = status.output

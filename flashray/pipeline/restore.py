@@ -16,17 +16,17 @@ def restore(archive: str, output: str, recipe: str, **options: Any) -> dict[str,
 
     Args:
         archive: folder or s3:// prefix of images, or one image.
-        output: a new folder or s3:// prefix; a restored image is put at its key below it.
+        output: a new folder or s3:// prefix; a restored image is written to its key below it.
         recipe: a shipped recipe's name, or the path of a recipe file.
-        options: the command line's, with underscores: `manifest="blur.csv"`, `limit=10`, `device="cpu"`; keys of the
-            recipe as nested values or with dots: `**{"solver.steps": 50}`.
+        options: options of the command line, with underscores: `manifest="blur.csv"`, `limit=10`, `device="cpu"`; keys
+            of the recipe as nested values or with dots: `**{"solver.steps": 50}`.
 
     Returns:
         The content of summary.json (`restored`, `failed`, `failures`, `mean_nfe`, …); empty with `plan_only=True`.
 
     Raises:
-        ConfigError: before any work, when something is wrong with what was asked.
-        FlashrayError: when the run had to stop; the same call goes on from there.
+        ConfigError: before any work, when an argument is wrong.
+        FlashrayError: when the run had to stop; the same call continues from there.
     """
     config = run_config({"archive": archive, "output": output, "recipe": recipe, **options})
     restore_archive(config)

@@ -41,8 +41,8 @@ def restore_archive(config: RunConfig) -> int:
         0 when every image is restored (or, with plan_only, quoted); 1 when failed images remain.
 
     Raises:
-        ConfigError: before any work, when something is wrong with what was asked (exit code 2).
-        FlashrayError: when the run had to stop; the same command goes on from there (exit code 1).
+        ConfigError: before any work, when the configuration is wrong (exit code 2).
+        FlashrayError: when the run had to stop; the same command continues from there (exit code 1).
     """
     run = open_run(config)
     if run.nothing_to_do:
@@ -62,7 +62,7 @@ def restore_archive(config: RunConfig) -> int:
 
 
 def plan(run: Run, session: RaySession) -> None:
-    """σ̂, start step and unit of every image that has none; where a budget is asked for, starts that keep to it."""
+    """σ̂, start step and unit of every image that has none; with a budget, starts that fit it."""
     run.models.share()
     if run.rebudgeted:
         _write_plan(run, session, found_again(run.status.plan, run.listing), attempt=0)
@@ -73,13 +73,15 @@ def plan(run: Run, session: RaySession) -> None:
         with Progress("plan", len(run.unplanned)) as progress:
             found = severities(run.unplanned, folder, work, session.pools, session.board, progress)
         if not found["key"].equals(run.unplanned["key"]):
-            raise FlashrayError(f"the plan pass lost or doubled images; delete {folder} and run the same command again")
+            raise FlashrayError(
+                f"the plan pass lost or duplicated images; delete {folder} and run the same command again"
+            )
         _write_plan(run, session, found, attempt)
         storage.delete(folder)
 
 
 def quote(run: Run, session: RaySession) -> None:
-    """Say what the plan costs, where it is new or a quote is all that is asked for."""
+    """Print what the plan costs, if it is new or only a quote is requested."""
     if run.unpriced:
         price(run, session, run.status.planned)
     if len(run.unplanned) or run.rebudgeted or run.unpriced:
@@ -89,13 +91,13 @@ def quote(run: Run, session: RaySession) -> None:
 
 def solve(run: Run, session: RaySession) -> None:
     """Restore and commit the pending units."""
-    storage.delete(run_uri(run.output, "summary.json"))  # until it is true again
+    storage.delete(run_uri(run.output, "summary.json"))  # it is written again at the end
     run.keep_tracked()
     pending, began = run.status.pending, time.monotonic()
     if not len(pending):
         return
     if run.quoted is not None and run.quoted.key != cost_key(run.record["fingerprint"], session.pools):
-        run.quoted = None  # of another machine
+        run.quoted = None  # measured on another machine
     totals = pending.group_by("unit_id").aggregate([("nfe", "sum")])
     nfe_of = dict(zip(totals["unit_id"].to_pylist(), totals["nfe_sum"].to_pylist(), strict=True))
     planned, board = run.status.planned, session.board
@@ -108,7 +110,7 @@ def solve(run: Run, session: RaySession) -> None:
 
 
 def finish(run: Run) -> None:
-    """Contact sheet, summary.json, and the same numbers into tracking."""
+    """Write the contact sheet and summary.json, and send the same numbers to tracking."""
     status = run.status
     if len(status.pending):
         raise FlashrayError(f"{len(status.pending)} images are not committed; run the same command again")
@@ -120,14 +122,14 @@ def finish(run: Run) -> None:
     sheet = make_sheet(run.local_restorer(), run.config.io, status)
     if sheet is not None:
         storage.put_bytes(run_uri(run.output, "contact_sheet.png"), to_png(sheet))
-    run.tracker.metrics(summary.numbers(found))  # first, since with a summary the run counts as told
+    run.tracker.metrics(summary.numbers(found))  # first, because a run with a summary counts as tracked
     storage.put_bytes(run_uri(run.output, "summary.json"), run_record.dump(found))
     run.settle_tracking()
     _print_summary(run, found)
 
 
 def verdict(run: Run) -> int:
-    """The exit code, with a word on what failed and how to retry it."""
+    """The exit code; logs what failed and how to retry it."""
     failures = run.status.failures
     if not len(failures):
         return 0
@@ -136,12 +138,12 @@ def verdict(run: Run) -> int:
         log.error("  %s: %s", row["key"], row["error"])
     if len(failures) > _NAMED:
         log.error("  … and %d more: %s names them", len(failures) - _NAMED, run_uri(run.output, "summary.json"))
-    log.error("repair or replace them in the archive, and run the same command with --retry-failed")
+    log.error("repair or replace them in the archive and run the same command with --retry-failed")
     return 1
 
 
 def price(run: Run, session: RaySession, units: pa.Table) -> None:
-    """Measure what a step and an image cost on this pool, if that is not known from an earlier start."""
+    """Measure the cost of a step and of an image on this pool, if an earlier start has not measured it."""
     key = cost_key(run.record["fingerprint"], session.pools)
     cost: CostModel | None
     if run.quoted is not None and run.quoted.key == key:
@@ -154,10 +156,10 @@ def price(run: Run, session: RaySession, units: pa.Table) -> None:
 
 
 def _write_plan(run: Run, session: RaySession, found: pa.Table, attempt: int) -> None:
-    """Write the plan of an attempt; where a quote or a budget is asked for, what it costs is measured first."""
+    """Write the plan of an attempt; for a quote or a budget, its cost is measured first."""
     if attempt == 0:
         run.record.pop("budget", None)
-        attempt_markers.forget(run.output)  # of units of other images, in a plan for another budget
+        attempt_markers.forget(run.output)  # they belong to other units, of a plan for another budget
     actors = session.pools.solver_actors
 
     def planned() -> pa.Table:
@@ -179,7 +181,7 @@ def _write_plan(run: Run, session: RaySession, found: pa.Table, attempt: int) ->
         run.record["budget"] = budget.entry(run.requested, fitted)
         rows = planned()
     write_plan(run.output, attempt, rows)
-    run.write_record()  # after the plan: a budget without its plan would be believed
+    run.write_record()  # after the plan: a budget in run.json says that its plan is there
     run.read_status()
 
 
@@ -194,7 +196,7 @@ def _nothing_to_do(run: Run) -> int:
 
 @contextmanager
 def _named_stop() -> Iterator[None]:
-    """An error of the store that the driver itself runs into says what to do next."""
+    """Add to an error of the store in the driver what to do next."""
     try:
         yield
     except ConfigError:

@@ -1,4 +1,4 @@
-"""The configuration of a run: the recipe, and how and where it is carried out; checked before any work."""
+"""The configuration of a run: the recipe, and how and where it is carried out; it is checked before any work."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ class IoConfig:
 
     Args:
         archive: folder or s3:// prefix of images, or one image; an image's key is its path below it.
-        output: a new folder or s3:// prefix outside the archive; a restored image is put at its key below it.
-        measurement: observed (the archive holds degraded images) or simulated (it holds clean ones, which the run
-            degrades, each by its key, and scores against).
-        manifest: CSV or Parquet with a column key, the degradation's parameters (for inpainting, or mask: the path of
-            an image of the same size, white where pixels are known) and perhaps noise_std.
+        output: a new folder or s3:// prefix outside the archive; a restored image is written to its key below it.
+        measurement: observed (the archive holds degraded images) or simulated (it holds clean images; the run degrades
+            each by its key and scores the result against it).
+        manifest: CSV or Parquet with the columns key, the degradation's parameters, and optionally noise_std; for
+            inpainting, a column mask may replace the parameters (the path of an image of the same size, white where
+            pixels are known).
         references: folder or prefix of clean images with the archive's keys, to score observed measurements against.
-        fit: photos of another size than the prior's; resize (shorter side, then centre crop), crop, or error.
-        format: of the restored images; same keeps each file's own, another one appends its suffix to the name.
-        metrics: what to compute where a reference exists, of psnr, ssim and lpips.
+        fit: for photos of another size than the prior's; resize (shorter side, then centre crop), crop, or error.
+        format: of the restored images; same keeps each file's format, any other appends its suffix to the name.
+        metrics: metrics to compute where a reference exists, of psnr, ssim and lpips.
     """
 
     archive: str
@@ -53,19 +54,19 @@ class IoConfig:
 
 @dataclass(frozen=True)
 class ResourcesConfig:
-    """On what the work is done.
+    """The machines and processes of a run.
 
     Args:
         device: cpu, cuda, or auto (cuda where the cluster has GPUs).
-        precision: bf16 runs the networks under autocast; latents, norms and the operator stay in float32. auto takes it
-            where the device is made for it.
-        solver_actors: default one a GPU; on CPUs one a core, or fewer of more threads where memory is short.
+        precision: bf16 runs the networks under autocast; latents, norms and the operator stay in float32. auto is bf16
+            where the device computes in it natively, else float32.
+        solver_actors: default one a GPU; on CPUs one a core, or fewer with more threads where memory is short.
         severity_actors: default two a GPU; on CPUs as many as solver actors.
-        slots: images that one solver actor has in flight; 0 chooses: what a GPU's memory takes, 8 on CPUs.
-        severity_batch: images that the severity encoder sees at once.
-        unit_images: mean number of images of a unit, the grain of dispatch, retry and resume; default by archive and
-            pool.
-        autoscale_seconds: ask an autoscaling cluster for room for solver_actors, and wait for it so long.
+        slots: images that one solver actor has in flight; 0 is automatic (as many as a GPU's memory allows, 8 on CPUs).
+        severity_batch: images in one call of the severity encoder.
+        unit_images: mean number of images of a unit, the grain of dispatch, retry and resume; the default depends on
+            archive and pool.
+        autoscale_seconds: request nodes for solver_actors from an autoscaling cluster, and wait this long for them.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -80,16 +81,16 @@ class ResourcesConfig:
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """How much is done, and what happens to what is there.
+    """How much is done, and what happens to an earlier run in the output.
 
     Args:
-        limit: only the first so many images, in the order of their keys.
-        budget_seconds: fit the solve pass into so much time by starting every chain milder than σ̂ asks.
+        limit: at most this many images, the first in the order of their keys.
+        budget_seconds: limit of the solve pass's time; all chains start milder than σ̂ requires, by one factor.
         budget_gpu_hours: the same, in hours of the pool's devices (on CPUs: of its actors).
         plan_only: print the quote (images, steps, share saved, time) and stop.
-        retry_failed: take up the images that failed before.
-        overwrite: begin anew where the output holds a run, and delete that one first; give the output's last component,
-            so that no other run is deleted by mistake.
+        retry_failed: try the images again that failed before.
+        overwrite: delete the run that the output holds, and start again; give the output's last component, so that no
+            other run is deleted by mistake.
     """
 
     limit: int | None = None
@@ -147,7 +148,7 @@ def check(config: RunConfig) -> RunConfig:
     _require(resources.autoscale_seconds >= 0, "autoscale_seconds is negative; give seconds, 0 or more")
     _require(
         not resources.autoscale_seconds or (resources.solver_actors is not None and resources.device != "auto"),
-        "autoscale_seconds asks for the nodes of solver_actors on a device; give both, --device cpu or cuda",
+        "autoscale_seconds requests nodes for solver_actors on a device; give both, --device cpu or cuda",
     )
     _require(config.tracking.patience >= 0, f"tracking.patience is {config.tracking.patience}; give seconds, 0 or more")
     unknown = sorted(set(io.metrics) - set(METRICS))

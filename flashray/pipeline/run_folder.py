@@ -1,4 +1,4 @@
-"""Where a run keeps its own files: `<output>/_flashray`, beside the restored images."""
+"""The folder of a run's own files: `<output>/_flashray`, next to the restored images."""
 
 from __future__ import annotations
 

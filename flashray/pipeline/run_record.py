@@ -1,4 +1,4 @@
-"""The run's identity: run.json, the listing it was made from, and whether this start belongs to it."""
+"""The run's identity: run.json, the archive's listing, and the check that a start belongs to the run."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from flashray.pipeline.archive import differences, listing_hash
 from flashray.pipeline.run_config import RunConfig, flatten, to_dict
 from flashray.pipeline.run_folder import is_run_file, refuse_old_layout, run_uri
 
-# What a run's results do not depend on: where it is written, how many actors share the work, the weights' folders (the
-# weights' hashes stand for them), and the manifest's path (the listing holds what it says of each image). A budget has
-# its own entry in run.json, because it may change until something is committed.
+# Settings that a run's results do not depend on: the output, the number of actors, the weights' folders (their hashes
+# count instead), and the manifest's path (the listing holds its values for each image). A budget has its own entry in
+# run.json, because it may change until something is committed.
 _FREE = {
     *("io.output", "io.manifest", "policy.plan_only", "policy.retry_failed", "policy.overwrite"),
     *("policy.budget_seconds", "policy.budget_gpu_hours"),
@@ -42,10 +42,10 @@ log = logging.getLogger(__name__)
 
 
 def identity(config: RunConfig, weights: Mapping[str, str | None]) -> dict[str, Any]:
-    """Everything but the listing that a run's bytes depend on, as one flat dict."""
+    """Everything that a run's bytes depend on, except the listing, as one flat dict."""
     flat = flatten(to_dict(config))
     flat = {n: value for n, value in flat.items() if n not in _FREE and not n.startswith("tracking.")}
-    if not config.recipe.start.uses_encoder:  # a full chain has no use for the rest of the start
+    if not config.recipe.start.uses_encoder:  # a full chain does not depend on the rest of the start
         unused = {name for name in flat if name.startswith("recipe.start.") and name != "recipe.start.mode"}
         flat = {name: value for name, value in flat.items() if name not in unused}
     flat |= {f"weights.{name}": digest for name, digest in weights.items()}
@@ -59,7 +59,7 @@ def examine(
 
     Args:
         found: `identity` of this start.
-        failed: keys that failed before; a retry lets these change in the archive.
+        failed: keys that failed before; with a retry these may have changed in the archive.
 
     Raises:
         ConfigError: when the output holds a run of another configuration, archive or layout (the difference is named),
@@ -117,13 +117,13 @@ def open_record(
 
 
 def erase(output: str, names: Iterable[str], *others: str) -> None:
-    """Delete the run that an output holds: these restored images, its own files, and these other parts of it.
+    """Delete the run that an output holds: these restored images, its records, and these other parts of it.
 
-    What else lies in the output stays, leases too. run.json goes last: a run that is half deleted is still one, of its
-    own configuration.
+    Everything else in the output stays, leases too. run.json is deleted last, so that a half-deleted run is still
+    recognised as a run of its configuration.
 
     Args:
-        names: of the restored images that the run's plan promises, below the output.
+        names: of the restored images that the run's plan names, below the output.
     """
     if not storage.exists(run_uri(output, "run.json")):
         return
@@ -153,7 +153,7 @@ def read_record(output: str) -> dict[str, Any] | None:
     except ValueError as error:
         raise ConfigError(f"{run_uri(output, 'run.json')} is damaged ({error}); choose another output") from error
     if not isinstance(record, dict) or "created" not in record:
-        raise ConfigError(f"{run_uri(output, 'run.json')} is no record of a run; choose another output")
+        raise ConfigError(f"{run_uri(output, 'run.json')} is not the record of a run; choose another output")
     return record
 
 
@@ -163,7 +163,7 @@ def write_record(output: str, record: Mapping[str, Any]) -> None:
 
 
 def note_tracked(output: str, record: dict[str, Any], tracked: Mapping[str, Any]) -> None:
-    """Note in run.json (`record`) which MLflow run it is, where that is news."""
+    """Record the MLflow run in run.json (`record`), if it has changed."""
     if record.get("mlflow") != tracked:
         record["mlflow"] = dict(tracked)
         write_record(output, record)

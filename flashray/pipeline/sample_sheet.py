@@ -1,4 +1,4 @@
-"""The contact sheet of a run: a dozen images from the easiest to the hardest, before and after."""
+"""The contact sheet of a run: up to a dozen images from the easiest to the hardest, before and after."""
 
 from __future__ import annotations
 

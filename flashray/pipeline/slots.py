@@ -1,4 +1,4 @@
-"""How many images a solver actor has in flight: as many as the device's memory takes, measured once a run."""
+"""The number of images that a solver actor has in flight: as many as memory allows, measured once for each run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MARGIN = 0.8  # of the free memory: others may want some of it later
 
 
 def choose_slots(work: WorkerSettings, pools: Pools) -> int:
-    """The slots of every actor of the pool; on a GPU an actor of its own measures an update's memory."""
+    """The slots of every actor of the pool; on a GPU a separate actor measures the memory of an update."""
     if pools.device == "cpu":
         return CPU_SLOTS
     actor = ray.remote(Prober).options(**pools.solver).remote(work)
@@ -32,9 +32,9 @@ def slots_that_fit(peak: Callable[[int], int], free: int, most: int = MOST) -> i
     """The largest power of two of images whose update stays within `_MARGIN` of the free memory; at least 1.
 
     Args:
-        peak: bytes that an update of so many images takes beside what is there before it; it is asked for 1 and for 2,
-            and what more images take is a straight line through both.
-        free: bytes.
+        peak: returns the additional bytes of an update of a number of images; it is called with 1 and 2, and larger
+            numbers are extrapolated linearly.
+        free: free bytes.
     """
     one, two = peak(1), peak(2)
     each = max(two - one, 1)
@@ -52,7 +52,7 @@ class Prober:
         self.restorer = work.restorer()  # prior and encoder are in memory, as when the run solves
 
     def slots(self) -> int:
-        """What fits this device now."""
+        """The number of images that fits this device now."""
         self.peak(1)  # the first of everything allocates more
         torch.cuda.empty_cache()
         return slots_that_fit(self.peak, torch.cuda.mem_get_info(self.restorer.device)[0])

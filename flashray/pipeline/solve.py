@@ -41,12 +41,12 @@ SOLVED = pa.schema(
     ]
 )
 _REPORT_EVERY = 2.0  # seconds
-_WORK = "solving "  # and a unit's id: a piece of work on the board
+_WORK = "solving "  # followed by a unit's id: the name of a piece of work on the board
 log = logging.getLogger(__name__)
 
 
 class Prepared(NamedTuple):
-    """An image that is ready to be solved: its position in the unit, its commit row, and what it is scored by."""
+    """An image that is ready to be solved: its position in the unit, its commit row, and what its score needs."""
 
     position: int
     row: dict[str, Any]
@@ -57,10 +57,10 @@ class Prepared(NamedTuple):
 
 
 class SolverActor:
-    """An actor of the solver pool: one loaded unit in, one row of `SOLVED` out. Nothing that an image does stops it.
+    """An actor of the solver pool: one loaded unit in, one row of `SOLVED` out. No failure of an image stops it.
 
     Args:
-        durable: whether its attempts are noted in the run folder.
+        durable: whether its attempts are recorded in the run folder.
     """
 
     def __init__(self, work: WorkerSettings, board: Any, durable: bool = True) -> None:
@@ -70,7 +70,7 @@ class SolverActor:
         if work.lpips:
             try:
                 self.lpips = load_lpips("vgg").to(self.restorer.device)
-            except MetricUnavailable as error:  # the driver has the weights and this machine has not
+            except MetricUnavailable as error:  # the driver has the weights, and this machine does not
                 log.warning("%s", error)
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -87,7 +87,7 @@ class SolverActor:
                     if given_up:
                         raise given_up
                     self.restore(unit, rows, indices, images)
-                except Exception as error:  # out of memory, a broken operator: the part's own loss, and its rows say so
+                except Exception as error:  # such as out of memory or a broken operator: an error of the part's rows
                     log.exception("unit %s", unit["unit_id"])
                     why = reason(error)
                     for i in indices:
@@ -151,7 +151,7 @@ class SolverActor:
     def score(self, batch: Sequence[Prepared], images: dict[int, Tensor]) -> None:
         """Metrics of restored images, measurements and decoded estimates against the references, into the rows."""
         restorer, metrics = self.restorer, self.work.config.io.metrics
-        # the plan of observed images does not know σ̄
+        # the plan has no σ̄ where the images are observed
         unknown = any(one.z_hat is not None and one.row["sigma_true"] is None for one in batch)
         if not metrics and not unknown:
             return
@@ -173,7 +173,7 @@ class SolverActor:
                 one.row[name] = value
 
     def _reporter(self, unit_id: str) -> Callable[[int], None]:
-        """An engine callback that tells the board now and then how many NFE the unit has behind it."""
+        """An engine callback that reports the unit's NFE so far to the board every few seconds."""
         done, last = 0, time.monotonic()
 
         def on_step(count: int) -> None:
@@ -193,7 +193,7 @@ def as_pixels(image_CHW: Tensor) -> dict[str, Any]:
 
 
 def solve_units(plan: pa.Table, work: WorkerSettings, pools: Pools, board: Any) -> Iterator[dict[str, Any]]:
-    """Solve the units of these plan rows, dearest first; yields a row of `WRITTEN` as each is committed."""
+    """Solve the units of these plan rows, most expensive first; yields a row of `WRITTEN` as each is committed."""
     output, units = work.config.io.output, index(plan)
     past = markers.read(output, set(units["unit_id"].to_pylist()))
     recall(board, {_WORK + unit_id: one for unit_id, one in past.items()})
@@ -204,14 +204,14 @@ def solve_units(plan: pa.Table, work: WorkerSettings, pools: Pools, board: Any) 
                 committed.add(unit["unit_id"])
                 yield unit
     except BaseException:
-        # what is under way, or solved and not yet committed, ends with this driver by no fault of its own
+        # the units under way, and those solved and not yet committed, end because of this driver and did not fail
         begun = {name.removeprefix(_WORK): number for name, number in close(board).items() if name.startswith(_WORK)}
         markers.forgive(output, {unit: number for unit, number in begun.items() if unit not in committed})
         raise
 
 
 def rows_of(plan: pa.Table, units: pa.Table, work: WorkerSettings) -> pa.Table:
-    """These units of `index(plan)` with all that the load stage asks for."""
+    """These units of `index(plan)` with all columns that the load stage needs."""
     units = gather(plan, units, UNIT_COLUMNS)
     if work.config.io.references is not None:
         units = units.append_column("reference_uri", _reference_uris(units["key"], work.config.io.references))

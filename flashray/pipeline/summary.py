@@ -1,4 +1,4 @@
-"""The numbers of a run: summary.json, what of it goes to tracking, and the quote."""
+"""The numbers of a run: summary.json, its metrics for tracking, and the quote."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _FAILURES = 20  # listed in summary.json; the plan and the commits hold them all
 def summarise(
     state: RunStatus, chain: int, unavailable: dict[str, str], slots: int = 1, quoted: Quoted | None = None
 ) -> dict[str, Any]:
-    """The content of summary.json but for the times of this start.
+    """The content of summary.json, without the times of this start.
 
     Args:
         chain: length of the full chain in NFE.
         unavailable: metrics that could not be computed, and why.
         slots: images that a solver actor has in flight.
-        quoted: what was measured for a quote, if one was asked for.
+        quoted: the measurements for a quote, if there are any.
 
     Means are over the images that have the value; a metric without any value is null.
     """
@@ -82,7 +82,7 @@ def distributions(state: RunStatus) -> dict[str, dict[str, Any]]:
 
 
 def numbers(summary: Mapping[str, Any]) -> dict[str, float | None]:
-    """What tracking keeps as metrics: every number of summary.json, ends of intervals and quantiles included.
+    """The metrics for tracking: every number of summary.json, including ends of intervals and quantiles.
 
     None where there is no value.
     """
@@ -105,13 +105,13 @@ def quote(
     quoted: Quoted | None = None,
     budget: Mapping[str, Any] | None = None,
 ) -> str:
-    """What the plan costs, for people: images, histogram of NFE, total, share saved, and time where it was measured.
+    """The plan's cost as text: images, histogram of NFE, total, share saved, and time if it was measured.
 
     Args:
         chain: length of the full chain in NFE.
         slots: images that a solver actor has in flight.
         quoted: the measured cost model.
-        budget: what run.json keeps of one.
+        budget: the budget's entry in run.json.
     """
     planned = state.planned
     nfe = _numbers(planned, "nfe").astype(np.int64)
@@ -144,7 +144,7 @@ def _histogram(nfe: npt.NDArray[np.int64]) -> list[str]:
 
 
 def _coverage(budget: Mapping[str, Any]) -> str:
-    """What a budget costs: how much of σ̂ the starts still cover."""
+    """The effect of a budget: the factor on σ̂ that is left."""
     ((name, value),) = budget["requested"].items()
     if budget["scale"] == 1:
         return f"{name} {value:g} is enough: every chain starts where σ̂ asks"
@@ -175,7 +175,7 @@ def _price(planned: pa.Table, chain: int, slots: int, quoted: Quoted) -> list[st
 
 
 def table(summary: Mapping[str, Any]) -> str:
-    """The quality table of a summary, for people; empty where nothing was scored."""
+    """The quality table of a summary as text; empty if nothing was scored."""
     lines = []
     for prefix, name in (("measurement_", "degraded"), ("estimate_", "ẑ decoded"), ("", "restored")):
         values = {metric: summary[prefix + metric] for metric in METRICS}

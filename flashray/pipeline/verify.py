@@ -1,4 +1,4 @@
-"""Proof that an output holds what its run says: every planned image once, each with the bytes of its commit."""
+"""Check that an output holds what its run records: every planned image once, each with the bytes of its commit."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _NAMED = 5  # keys a line
 
 @dataclass(frozen=True)
 class Verified:
-    """What was found; the lists hold keys, but `strangers` names of files.
+    """What was found; the lists hold keys, except `strangers`, which holds names of files.
 
     Attributes:
-        images: planned.
-        restored: images whose bytes are their commit's.
-        failed: with an error in the plan or in their commit; `--retry-failed` takes them up.
-        pending: of units that are not committed: the same command goes on with them.
-        duplicated: with more than one row in the plan, or committed by more than one unit that counts.
-        missing: committed, and the restored image is not there.
-        changed: restored images whose bytes are others than their commit's.
-        strangers: files that no commit and no pending unit knows.
-        unplanned: how many images of the archive no plan names.
+        images: number of planned images.
+        restored: number of images with the bytes that their commits record.
+        failed: images with an error in the plan or in their commit; `--retry-failed` tries them again.
+        pending: images of units that are not committed; the same command restores them.
+        duplicated: images with more than one row in the plan, or committed by more than one valid unit.
+        missing: committed images whose file is not there.
+        changed: committed images whose file has other bytes.
+        strangers: files that no commit and no pending unit names.
+        unplanned: number of images of the archive that no plan names.
     """
 
     images: int
@@ -49,16 +49,16 @@ class Verified:
 
     @property
     def sound(self) -> bool:
-        """Whether nothing contradicts a commit. Failed and pending images do not: the run says so itself."""
+        """Whether nothing contradicts a commit. Failed and pending images do not, because the run records them."""
         return not (self.duplicated or self.missing or self.changed or self.strangers)
 
     @property
     def complete(self) -> bool:
-        """Whether besides every planned image is restored."""
+        """Whether it is sound and every planned image is restored."""
         return self.sound and not (self.failed or self.pending or self.unplanned)
 
     def lines(self) -> list[str]:
-        """The findings, for people."""
+        """The findings as lines of text."""
         found = [f"{self.images:,} images planned, {self.restored:,} restored images match their commits"]
         for name, keys in asdict(self).items():
             if isinstance(keys, list) and keys:
@@ -94,7 +94,7 @@ def verify(output: str) -> Verified:
             key for key, found in zip(present, readers.map(digest, present), strict=True) if found != promised[key]
         ]
     failed, pending = (sorted(table["key"].to_pylist()) for table in (status.failures, status.pending))
-    # of a failed or pending image an earlier attempt, or one that was cut short, may have left something
+    # an earlier or interrupted attempt may have left a file of a failed or pending image
     known = promised.keys() | set(failed) | set(pending)
     return Verified(
         images=len(status.plan),
@@ -115,7 +115,7 @@ def restored_files(output: str) -> list[str]:
 
 
 def read_run(output: str) -> tuple[dict[str, Any], RunStatus]:
-    """run.json, and what became of the images.
+    """run.json, and the status of the images.
 
     Raises:
         ConfigError: when the output holds no run with a plan.
@@ -127,7 +127,7 @@ def read_run(output: str) -> tuple[dict[str, Any], RunStatus]:
         raise ConfigError(f"{output} holds no run; name the output of flashray restore")
     status = RunStatus.read(output)
     if not status.attempts:
-        raise ConfigError(f"{output} has no plan yet: nothing is promised, so there is nothing to verify")
+        raise ConfigError(f"{output} has no plan yet, so there is nothing to verify")
     return record, status
 
 

@@ -1,4 +1,4 @@
-"""What every worker of a run needs to know. Light to import: read and write tasks start without the models."""
+"""The settings that every worker of a run needs. Light to import: load and write tasks start without the models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """What travels to the workers: settings and names, no filesystem and no secret.
+    """Settings and names that are sent to the workers; no filesystem and no secret.
 
     Attributes:
         lpips: whether LPIPS can be computed.
@@ -36,7 +36,7 @@ class WorkerSettings:
         """The run's restorer in this process, which computes with `threads` threads from now on.
 
         Args:
-            prior, encoder: loaded already, perhaps.
+            prior, encoder: the models, if they are loaded already.
         """
         import torch
 

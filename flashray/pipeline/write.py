@@ -1,4 +1,4 @@
-"""The write stage: plain tasks that put restored images in place, and then the commit marker of their unit."""
+"""The write stage: tasks that write restored images, and then the commit marker of their unit."""
 
 from __future__ import annotations
 
