@@ -43,14 +43,23 @@ def colour_space(kind: str, depth: int, icc: bytes | None) -> tuple[ColourSpace,
     if icc[16:20] != _SIGNATURES[kind]:
         return plain, f"the colour profile is broken or not made for {kind} images: taken as sRGB"
     if depth > 8 and (parsed := curves_and_matrix(icc)) is not None:
-        return parsed, None
+        return (plain if kind == "rgb" and _is_srgb(parsed) else parsed), None
     try:
         space = _Managed(kind, icc)
+        if kind == "rgb" and _is_srgb(space):
+            return plain, None
     except Exception as error:  # littlecms and Pillow's binding raise various types
         return plain, f"the colour profile is broken ({str(error)[:80]}): taken as sRGB"
     if depth > 8:
         return space, "the colour profile is built of tables: colours were converted with 8 bits"
     return space, None
+
+
+def _is_srgb(space: ColourSpace) -> bool:
+    """Whether a profile moves no colour by more than one 8-bit level: then it is sRGB, as most profiles are."""
+    places = np.linspace(0, 1, 16, dtype=np.float32)  # whole levels: multiples of 17
+    probe = np.stack(np.meshgrid(places, places, places, indexing="ij"), axis=-1).reshape(1, -1, 3)
+    return bool(np.abs(space.to_srgb(probe) - probe).max() <= 1.01 / 255)
 
 
 class _Plain:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from flashray.errors import ImageError
 from flashray.images import ifd, metadata, png
@@ -41,8 +41,12 @@ def read_header(data: bytes, max_megapixels: float = MAX_MEGAPIXELS) -> ImageHea
     """
     with opened(data, max_megapixels) as (image, format):
         width, height = image.size
-        if format != "TIFF" and metadata.orientation(exif_of(data, image, format)) >= 5:
-            width, height = height, width  # Pillow turns TIFF itself
+        if format == "TIFF":  # Pillow gives the upright size where the tag says so, but not where only XMP does
+            turned = quarter_turn_of_tiff(image) and metadata.ORIENTATION not in ifd.read_first(data).entries
+        else:
+            turned = metadata.orientation(exif_of(data, image, format)) >= 5
+        if turned:
+            width, height = height, width
         return ImageHeader(format, width, height)
 
 
@@ -61,7 +65,7 @@ def opened(data: bytes, max_megapixels: float) -> Iterator[tuple[ImageFile.Image
     except Image.DecompressionBombError as error:
         raise ImageError(f"the image is too large; the limit is {max_megapixels:g} megapixels") from error
     except Exception as error:  # damaged headers raise whatever the parsers stumble on
-        raise ImageError(_why_unknown(data)) from error
+        raise ImageError(_why_unknown(data, error)) from error
     with image:
         _check_size(*image.size, max_megapixels)
         format = "JPEG" if image.format == "MPO" else str(image.format)
@@ -80,6 +84,14 @@ def exif_of(data: bytes, image: Image.Image, format: str) -> bytes | None:
         return metadata.bare_exif(next((body for kind, body in png.chunks(data) if kind == b"eXIf"), None))
     exif = image.info.get("exif")
     return metadata.bare_exif(exif if isinstance(exif, bytes) else None)
+
+
+def quarter_turn_of_tiff(image: Image.Image) -> bool:
+    """Whether Pillow will exchange width and height of a TIFF, which it turns upright itself, when it loads it."""
+    try:
+        return image.getexif().get(metadata.ORIENTATION, 1) in (5, 6, 7, 8)
+    except Exception:  # broken metadata is no reason to lose a photo
+        return False
 
 
 def has_previews(main: ifd.Directory) -> bool:
@@ -116,7 +128,7 @@ def _check_tiff(data: bytes) -> None:
             raise ImageError("the file is a TIFF of several pages; split it into one file a page")
 
 
-def _why_unknown(data: bytes) -> str:
+def _why_unknown(data: bytes, error: Exception) -> str:
     if data[:2] in (b"II", b"MM"):
         try:
             main = ifd.read_first(data)
@@ -129,7 +141,8 @@ def _why_unknown(data: bytes) -> str:
             f"{', floating point' if 3 in kinds else ''}); save it as RGB or grey with 8 or 16 bits"
         )
     formats = ", ".join(readable_formats())
-    return f"this is not an image of a known format ({formats}), or its header is damaged"
+    detail = "" if isinstance(error, UnidentifiedImageError) else f": {error}"
+    return f"this is not an image of a known format ({formats}), or its header is damaged{detail}"
 
 
 def _webp_size(data: bytes) -> tuple[int, int] | None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # by the number of samples a pixel
+_MOST_TEXT = 1 << 24  # bytes that a compressed text may unpack to
 _ROWS_AT_ONCE = 64  # filtered together: bounds the memory
 
 Chunk = tuple[bytes, bytes]
@@ -48,6 +49,20 @@ def with_chunks(data: bytes, more: Sequence[Chunk]) -> bytes:
 def text_chunk(keyword: str, text: str) -> Chunk:
     """International text (UTF-8, not compressed)."""
     return b"iTXt", keyword.encode("latin-1") + b"\0\0\0\0\0" + text.encode()
+
+
+def international_text(body: bytes) -> bytes:
+    """The text of an iTXt chunk, UTF-8; empty when it is malformed or unpacks to more than 16 MiB."""
+    _, _, rest = body.partition(b"\0")
+    compressed, text = rest[:1], rest[2:].split(b"\0", 2)[-1]
+    if compressed != b"\1":
+        return text
+    unpacker = zlib.decompressobj()
+    try:
+        text = unpacker.decompress(text, _MOST_TEXT)
+    except zlib.error:
+        return b""
+    return b"" if unpacker.unconsumed_tail else text
 
 
 def icc_chunk(profile: bytes) -> Chunk:

@@ -15,7 +15,7 @@ from torch import Tensor
 from flashray.errors import ImageError
 from flashray.images import ifd, metadata, png
 from flashray.images.colour import ColourSpace, colour_space
-from flashray.images.header import MAX_MEGAPIXELS, exif_of, has_previews, opened
+from flashray.images.header import MAX_MEGAPIXELS, exif_of, has_previews, opened, quarter_turn_of_tiff
 from flashray.images.icc import Floats
 from flashray.images.samples import Samples, read_samples
 from flashray.images.tiff import ICC, XMP
@@ -85,6 +85,7 @@ def open_image(data: bytes, max_megapixels: float = MAX_MEGAPIXELS) -> SourceIma
         private = _private(data, image, format)
         xmp, icc = _xmp(data, image, format), _icc(data, image, format)
         main = ifd.read_first(data) if format == "TIFF" else None
+        turned = turn >= 5 if main is None else quarter_turn_of_tiff(image)
         try:
             read = read_samples(image, data)
         except ImageError:
@@ -96,7 +97,6 @@ def open_image(data: bytes, max_megapixels: float = MAX_MEGAPIXELS) -> SourceIma
     samples = np.ascontiguousarray(_turned(read.colours, turn))
     depth = samples.dtype.itemsize * 8
     space, warning = colour_space(read.kind, depth, icc)
-    turned = turn >= 5 or (main is not None and main.number(metadata.ORIENTATION, 1) >= 5)
     return SourceImage(
         pixels=_pixels(samples, space),
         samples=samples,
@@ -108,7 +108,7 @@ def open_image(data: bytes, max_megapixels: float = MAX_MEGAPIXELS) -> SourceIma
         lossless=_lossless(data, format, main),
         icc=icc if "Lab" not in "".join(read.dropped) else None,
         exif=metadata.upright_exif(exif, turned) if exif else None,
-        xmp=metadata.upright_xmp(xmp) if xmp else None,
+        xmp=metadata.upright_xmp(xmp) if xmp and (turn > 1 or format == "TIFF") else xmp,
         dpi=_dpi(info, format, main, turned),
         private=private,
         dropped=(*read.dropped, *_dropped(data, format, has_more, main, read)),
@@ -198,10 +198,9 @@ def _xmp(data: bytes, image: Image.Image, format: str) -> bytes | None:
     if format == "TIFF":
         entry = ifd.read_first(data).entries.get(XMP)
         return entry.data if entry else None
-    if format == "PNG":  # uncompressed text is what XMP's specification asks for
+    if format == "PNG":
         texts = (body for kind, body in png.chunks(data) if kind == b"iTXt" and body.startswith(_PNG_XMP))
-        parts = next(texts, b"").removeprefix(_PNG_XMP)
-        return parts[2:].split(b"\0", 2)[-1] if parts[:1] == b"\0" else None
+        return png.international_text(next(texts, b"")) or None
     xmp = image.info.get("xmp")
     return xmp if isinstance(xmp, bytes) and xmp else None
 

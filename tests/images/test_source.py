@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import pickle
 import struct
+import subprocess
+import sys
 import tracemalloc
 import zlib
 from typing import Any
@@ -330,6 +333,47 @@ def test_turned_photos_have_upright_metadata() -> None:
     assert changed.get_ifd(0x8769)[0xA003] == WIDTH
     assert changed.get_ifd(0x8769)[0x927C] == b"private notes with offsets" * 3
     assert not changed.get_ifd(1)  # the preview
+
+
+def test_an_orientation_that_only_xmp_names() -> None:
+    """Pillow obeys it in TIFF; elsewhere the pixels, and what XMP says of them, stay as they are."""
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    data = saved_tiff(deep(colour_photo()), photometric="rgb", extratags=[(700, 1, len(xmp), xmp, True)])
+    source = open_image(data)
+    header = read_header(data)
+    assert source.size == (header.width, header.height) == (HEIGHT, WIDTH)
+    assert source.xmp == xmp.replace(b'"6"', b'"1"')
+    jpeg = open_image(saved(colour_photo(), "JPEG", xmp=xmp))
+    assert (jpeg.size, jpeg.xmp) == ((WIDTH, HEIGHT), xmp)
+
+
+def test_compressed_xmp_of_a_png() -> None:
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"></x:xmpmeta>'
+    packed = b"XML:com.adobe.xmp\0\1\0\0\0"
+    source = open_image(png_by_hand(colour_photo(), 8, 2, (b"iTXt", packed + zlib.compress(xmp))))
+    assert source.xmp == xmp
+    bomb = png_by_hand(colour_photo(), 8, 2, (b"iTXt", packed + zlib.compress(bytes(20 << 20))))
+    with pytest.raises(ImageError, match="header is damaged: Decompressed data too large"):
+        open_image(bomb)
+
+
+def test_a_profile_that_is_srgb_changes_nothing() -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    source = open_image(saved(colour_photo(), icc_profile=profile))
+    assert source.icc == profile
+    np.testing.assert_array_equal(levels(source.pixels), colour_photo())
+
+
+def test_a_source_travels_between_processes() -> None:
+    source = open_image(saved(colour_photo(), "JPEG", icc_profile=profiles.display_p3()))
+    again = pickle.loads(pickle.dumps(source))
+    assert encode_like(again.pixels, again) == encode_like(source.pixels, source)
+
+
+def test_the_room_needs_nothing_of_ray_mlflow_or_fsspec() -> None:
+    code = "import sys, flashray.images; print(sorted({'ray', 'mlflow', 'fsspec', 'diffusers'} & sys.modules.keys()))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert result.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("exif", [b"", b"garbage", b"MM\0*\0\0\xff\xff", b"II*\0\x08\0\0\0\xff\xff"])
