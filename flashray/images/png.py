@@ -43,7 +43,8 @@ def pixels_match_their_checksums(data: bytes) -> bool:
 def with_chunks(data: bytes, more: Sequence[Chunk]) -> bytes:
     """The file with further chunks behind its header, where colour information has to stand."""
     end_of_header = len(SIGNATURE) + 12 + 13
-    return data[:end_of_header] + b"".join(_chunk(kind, body) for kind, body in more) + data[end_of_header:]
+    view = memoryview(data)
+    return b"".join([view[:end_of_header], *(_chunk(kind, body) for kind, body in more), view[end_of_header:]])
 
 
 def text_chunk(keyword: str, text: str) -> Chunk:
@@ -79,16 +80,17 @@ def encode_16_bit(samples_HWC: NDArray[np.uint16]) -> bytes:
     height, width, count = samples_HWC.shape
     header = struct.pack(">IIBBBBB", width, height, 16, _COLOUR_TYPES[count], 0, 0, 0)
     packer = zlib.compressobj(6)
-    body = bytearray()
+    pieces = [SIGNATURE, _chunk(b"IHDR", header)]
     step = 2 * count  # bytes a pixel
     above = np.zeros((1, width * step), np.uint8)
     for top in range(0, height, _ROWS_AT_ONCE):
         big_endian = samples_HWC[top : top + _ROWS_AT_ONCE].astype(">u2", order="C")
         rows = big_endian.view(np.uint8).reshape(len(big_endian), -1)
-        body += packer.compress(_filtered(rows, np.concatenate([above, rows[:-1]]), step))
+        packed = packer.compress(_filtered(rows, np.concatenate([above, rows[:-1]]), step))
+        if packed:
+            pieces.append(_chunk(b"IDAT", packed))
         above = rows[-1:]
-    body += packer.flush()
-    return SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", bytes(body)) + _chunk(b"IEND", b"")
+    return b"".join([*pieces, _chunk(b"IDAT", packer.flush()), _chunk(b"IEND", b"")])
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:
