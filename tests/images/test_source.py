@@ -96,6 +96,7 @@ def test_interlaced_png_of_sixteen_bits() -> None:
     np.testing.assert_array_equal(open_image(data).samples, values)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")  # what Pillow says of a BigTIFF that it does not read
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("compression", [None, "zlib"])
 @pytest.mark.parametrize("layout", ["grey", "rgb", "rgba", "tiles", "predictor", "planes", "big"])
@@ -468,6 +469,7 @@ def test_formats_without_a_plugin_name_the_package(monkeypatch: pytest.MonkeyPat
         open_image(struct.pack(">I", 24) + b"ftypavif\0\0\0\0mif1miaf" + bytes(64))
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
