@@ -12,6 +12,7 @@ from torch import Tensor
 from flashray.errors import ConfigError
 
 MOST_STEPS = 10_000  # of a whole chain
+_BETAS = {"beta_start", "beta_end", "beta_schedule", "trained_betas"}
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ class NoiseSchedule:
         """
         if is_flow(config):
             return FlowSchedule.from_scheduler_config(config)
+        if "_class_name" in config and not _BETAS & set(config):
+            raise ConfigError(
+                f"scheduler: a {config['_class_name']} says nothing of β; flashray takes variance-preserving noise "
+                "(DDPM, DDIM and their like) and flow matching"
+            )
         steps = _step_count(config)
         start, end = finite_number(config, "beta_start", 1e-4), finite_number(config, "beta_end", 0.02)
         kind = config.get("beta_schedule", "linear")

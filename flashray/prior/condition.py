@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from flashray.prior.folder import Pipeline
+from flashray.prior.folder import PipelineFolder
 
 
 class NullCondition(nn.Module):
@@ -53,18 +53,18 @@ class Family:
     name: ClassVar[str]  # what the documentation calls it
     classes: ClassVar[tuple[str, ...]]  # the denoiser classes of diffusers that may belong to it
 
-    def fits(self, pipeline: Pipeline) -> bool:
+    def fits(self, pipeline: PipelineFolder) -> bool:
         """Whether a pipeline whose denoiser is of one of the classes is of this kind."""
         return True
 
-    def refuse(self, pipeline: Pipeline) -> None:
+    def refuse(self, pipeline: PipelineFolder) -> None:
         """Raise ConfigError where the denoiser asks for what cannot be left out. No weight is read."""
 
-    def condition(self, pipeline: Pipeline) -> dict[str, Tensor]:
+    def condition(self, pipeline: PipelineFolder) -> dict[str, Tensor]:
         """The constants that the denoiser is given, from a file or a text encoder; ConfigError where neither is."""
         return {}
 
-    def files(self, pipeline: Pipeline) -> list[Path]:
+    def files(self, pipeline: PipelineFolder) -> list[Path]:
         """The files that `condition` reads."""
         return []
 

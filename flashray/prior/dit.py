@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from flashray.errors import ConfigError
 from flashray.prior.condition import Family, NullCondition
-from flashray.prior.folder import Pipeline
+from flashray.prior.folder import PipelineFolder
 
 
 class DiT(Family):
@@ -18,14 +18,14 @@ class DiT(Family):
     name: ClassVar[str] = "DiT"
     classes: ClassVar[tuple[str, ...]] = ("DiTTransformer2DModel",)
 
-    def refuse(self, pipeline: Pipeline) -> None:
+    def refuse(self, pipeline: PipelineFolder) -> None:
         classes = pipeline.config.get("num_embeds_ada_norm", 1000)
         if not isinstance(classes, int) or classes < 1:
             raise ConfigError(
                 f"prior {pipeline.source}: the denoiser's num_embeds_ada_norm is {classes!r}; give how many classes"
             )
 
-    def condition(self, pipeline: Pipeline) -> dict[str, Tensor]:
+    def condition(self, pipeline: PipelineFolder) -> dict[str, Tensor]:
         return {"class_labels": torch.tensor([pipeline.config.get("num_embeds_ada_norm", 1000)])}
 
     def wrap(self, denoiser: nn.Module, constants: dict[str, Tensor]) -> nn.Module:

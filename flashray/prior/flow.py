@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from flashray.errors import ConfigError
 from flashray.prior.condition import Family, NullCondition
-from flashray.prior.folder import Pipeline
+from flashray.prior.folder import PipelineFolder
 from flashray.prior.null_prompt import POOLED, PROMPT, condition_files, null_prompt
 from flashray.prior.weights import read_json
 from flashray.schedule import is_flow
@@ -32,7 +32,7 @@ class EmptyPromptOfSana(NullCondition):
         return {"encoder_hidden_states": constants[PROMPT]}
 
 
-def _width(pipeline: Pipeline, key: str, default: int) -> int:
+def _width(pipeline: PipelineFolder, key: str, default: int) -> int:
     width = pipeline.config.get(key, default)
     if not isinstance(width, int):
         raise ConfigError(f"prior {pipeline.source}: the denoiser's {key} is {width!r}; give an integer")
@@ -42,7 +42,7 @@ def _width(pipeline: Pipeline, key: str, default: int) -> int:
 class _Flow(Family):
     """What the two kinds have in common: velocities, and an empty prompt."""
 
-    def refuse(self, pipeline: Pipeline) -> None:
+    def refuse(self, pipeline: PipelineFolder) -> None:
         if not is_flow(read_json(pipeline.scheduler)):
             raise ConfigError(
                 f"prior {pipeline.source}: a {pipeline.denoiser_class} predicts velocities, and "
@@ -51,7 +51,7 @@ class _Flow(Family):
         if pipeline.config.get("guidance_embeds"):
             raise ConfigError(f"prior {pipeline.source}: a distilled model that takes a guidance scale is no prior")
 
-    def files(self, pipeline: Pipeline) -> list[Path]:
+    def files(self, pipeline: PipelineFolder) -> list[Path]:
         return condition_files(pipeline)
 
 
@@ -61,7 +61,7 @@ class SD3(_Flow):
     name: ClassVar[str] = "SD3"
     classes: ClassVar[tuple[str, ...]] = ("SD3Transformer2DModel",)
 
-    def condition(self, pipeline: Pipeline) -> dict[str, Tensor]:
+    def condition(self, pipeline: PipelineFolder) -> dict[str, Tensor]:
         prompt = _width(pipeline, "joint_attention_dim", 4096)
         pooled = _width(pipeline, "pooled_projection_dim", 2048)
         return null_prompt(pipeline, {PROMPT: prompt, POOLED: pooled})
@@ -76,7 +76,7 @@ class Sana(_Flow):
     name: ClassVar[str] = "SANA"
     classes: ClassVar[tuple[str, ...]] = ("SanaTransformer2DModel",)
 
-    def condition(self, pipeline: Pipeline) -> dict[str, Tensor]:
+    def condition(self, pipeline: PipelineFolder) -> dict[str, Tensor]:
         return null_prompt(pipeline, {PROMPT: _width(pipeline, "caption_channels", 2304)})
 
     def wrap(self, denoiser: nn.Module, constants: dict[str, Tensor]) -> nn.Module:

@@ -29,7 +29,7 @@ _WANTED = (
 
 
 @dataclass(frozen=True)
-class Pipeline:
+class PipelineFolder:
     """What a folder says of itself.
 
     Attributes:
@@ -59,7 +59,7 @@ class Pipeline:
         return "DiTTransformer2DModel" if legacy else name
 
 
-def open_pipeline(source: str) -> Pipeline:
+def open_pipeline(source: str) -> PipelineFolder:
     """Find a pipeline's components.
 
     Args:
@@ -76,7 +76,7 @@ def open_pipeline(source: str) -> Pipeline:
     found = [path for path in (root / "scheduler" / SCHEDULER, root / SCHEDULER) if path.is_file()]
     if not found:
         raise ConfigError(f"prior {root}: scheduler/{SCHEDULER} is missing; a pipeline saved by diffusers has it")
-    return Pipeline(source, root, index, autoencoder, denoiser, read_json(denoiser / "config.json"), found[0])
+    return PipelineFolder(source, root, index, autoencoder, denoiser, read_json(denoiser / "config.json"), found[0])
 
 
 def read_index(root: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from flashray.errors import ConfigError
 from flashray.prior.condition import Family
-from flashray.prior.folder import Pipeline
+from flashray.prior.folder import PipelineFolder
 
 
 class LDM(Family):
@@ -15,7 +15,7 @@ class LDM(Family):
     name: ClassVar[str] = "LDM"
     classes: ClassVar[tuple[str, ...]] = ("UNet2DModel",)
 
-    def refuse(self, pipeline: Pipeline) -> None:
+    def refuse(self, pipeline: PipelineFolder) -> None:
         for key in ("class_embed_type", "num_class_embeds"):
             if pipeline.config.get(key) is not None:
                 raise ConfigError(

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from flashray.errors import ConfigError
+from flashray.prior.check import check_prior
 from flashray.prior.condition import Family
 from flashray.prior.dit import DiT
 from flashray.prior.flow import SD3, Sana
-from flashray.prior.folder import INDEX, STATISTICS, Pipeline, find_autoencoder, open_pipeline, read_index
+from flashray.prior.folder import INDEX, STATISTICS, PipelineFolder, find_autoencoder, open_pipeline, read_index
 from flashray.prior.latent_prior import LatentPrior
 from flashray.prior.ldm import LDM
 from flashray.prior.pixel_space import SpaceToDepth
@@ -51,9 +52,9 @@ def load_prior(
             of another shape, NaN or infinite. Weights are read from safetensors files only.
     """
     pipeline, family = open_family(source)
+    files = _files(pipeline, family)
     schedule, prediction = _schedule(pipeline)
-    _check_denoiser(pipeline)
-    constants = family.condition(pipeline)
+    side = _size(pipeline, "sample_size", 8192)
     autoencoder, scale, shift = load_autoencoder(pipeline.root, dtype)
     channels, factor = latent_geometry(autoencoder)
     taken, given = (_size(pipeline, key, 65536) for key in ("in_channels", "out_channels"))
@@ -61,27 +62,29 @@ def load_prior(
         raise ConfigError(f"prior {source}: the denoiser takes {taken} channels, and the latents have {channels}")
     if given not in (channels, 2 * channels):  # twice, where it also predicts variances
         raise ConfigError(f"prior {source}: the denoiser gives {given} channels, and the latents have {channels}")
+    constants = {
+        name: value.to(dtype) if value.is_floating_point() else value
+        for name, value in family.condition(pipeline).items()
+    }
     denoiser = family.wrap(load_model(_class(pipeline.denoiser_class), pipeline.denoiser, dtype), constants)
     prior = LatentPrior(
         autoencoder,
         denoiser,
         schedule,
-        sample_size=_size(pipeline, "sample_size", 8192) * factor,
+        sample_size=side * factor,
         scale=scale,
         shift=shift,
         prediction_type=prediction,
         name=source,
-        sha256=hash_files(pipeline.root, _files(pipeline, family)),
+        sha256=hash_files(pipeline.root, files),
     )
     prior = prior.to(device).eval().requires_grad_(False)
     if check:
-        from flashray.prior.check import check_prior
-
         check_prior(prior)
     return prior
 
 
-def open_family(source: str) -> tuple[Pipeline, Family]:
+def open_family(source: str) -> tuple[PipelineFolder, Family]:
     """What a source is, before any weight is read.
 
     Raises:
@@ -151,8 +154,8 @@ def hash_weights(folder: Path) -> str:
     return hash_files(folder, _files(*open_family(str(folder))))
 
 
-def _files(pipeline: Pipeline, family: Family) -> list[Path]:
-    """Every file that `load_prior` reads."""
+def _files(pipeline: PipelineFolder, family: Family) -> list[Path]:
+    """Every file that `load_prior` reads; ConfigError where one is missing."""
     root = pipeline.root
     files = [path for path in (root / INDEX, root / STATISTICS) if path.is_file()]
     files += [pipeline.scheduler, pipeline.denoiser / "config.json", *weight_files(pipeline.denoiser)]
@@ -163,19 +166,18 @@ def _files(pipeline: Pipeline, family: Family) -> list[Path]:
     return files + family.files(pipeline)
 
 
-def _schedule(pipeline: Pipeline) -> tuple[NoiseSchedule, str]:
+def _schedule(pipeline: PipelineFolder) -> tuple[NoiseSchedule, str]:
     """The whole schedule, and what the denoiser predicts."""
     config = read_json(pipeline.scheduler)
-    prediction = "flow_prediction" if is_flow(config) else config.get("prediction_type", "epsilon")
+    if is_flow(config):
+        return NoiseSchedule.from_scheduler_config(config), "flow_prediction"
+    prediction = config.get("prediction_type", "epsilon")
+    if prediction == "flow_prediction":
+        raise ConfigError(f"prior {pipeline.source}: {pipeline.scheduler.name} predicts a flow without use_flow_sigmas")
     return NoiseSchedule.from_scheduler_config(config), str(prediction)
 
 
-def _check_denoiser(pipeline: Pipeline) -> None:
-    weight_files(pipeline.denoiser)  # missing ones are named before anything is read
-    _size(pipeline, "sample_size", 8192)
-
-
-def _size(pipeline: Pipeline, key: str, largest: int) -> int:
+def _size(pipeline: PipelineFolder, key: str, largest: int) -> int:
     """A positive integer of the denoiser's config; diffusers' default where it says nothing."""
     value = pipeline.config.get(key, _default(pipeline.denoiser_class, key))
     if value is None and key == "out_channels":

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flashray.errors import ConfigError
-from flashray.prior.folder import INDEX, Pipeline
+from flashray.prior.folder import INDEX, PipelineFolder
 from flashray.prior.weights import check_finite, read_json, read_tensors, weight_files
 
 FILE = "null_prompt.safetensors"
@@ -19,7 +19,7 @@ _ENCODER = "model"  # transformers' name of the weights, without its ending
 _TOKENIZER_ENDINGS = (".json", ".txt", ".model")
 
 
-def null_prompt(pipeline: Pipeline, widths: dict[str, int]) -> dict[str, Tensor]:
+def null_prompt(pipeline: PipelineFolder, widths: dict[str, int]) -> dict[str, Tensor]:
     """The embeddings of the empty prompt in single precision, by name.
 
     The file null_prompt.safetensors comes before the text encoders, so that a run does not depend on what is installed.
@@ -47,7 +47,7 @@ def null_prompt(pipeline: Pipeline, widths: dict[str, int]) -> dict[str, Tensor]
     return chosen
 
 
-def condition_files(pipeline: Pipeline) -> list[Path]:
+def condition_files(pipeline: PipelineFolder) -> list[Path]:
     """The files that `null_prompt` reads.
 
     Raises:
@@ -65,35 +65,7 @@ def condition_files(pipeline: Pipeline) -> list[Path]:
     return files
 
 
-def export_null_prompt(folder: str | Path) -> Path:
-    """Write null_prompt.safetensors into a pipeline's folder, with the pipeline's own text encoders.
-
-    Afterwards the prior loads without `transformers` and without its text encoders. Its hash is another then: export
-    before the first run.
-
-    Returns:
-        The file's path.
-
-    Raises:
-        ConfigError: if the folder is no pipeline, its denoiser takes no prompt, or its text encoders cannot be used.
-    """
-    from safetensors.torch import save_file
-
-    from flashray.prior.loading import open_family
-
-    pipeline, family = open_family(str(folder))
-    if not family.files(pipeline):
-        raise ConfigError(f"prior {folder}: a {family.name} takes no prompt; there is nothing to export")
-    path = pipeline.root / FILE
-    if path.is_file():
-        raise ConfigError(f"{path}: is there already; delete it to make it again")
-    constants = family.condition(pipeline)
-    tensors = {name: value.contiguous() for name, value in constants.items() if name in (PROMPT, POOLED)}
-    save_file(tensors, path)
-    return path
-
-
-def _components(pipeline: Pipeline) -> list[str]:
+def _components(pipeline: PipelineFolder) -> list[str]:
     """The names of the text encoders and tokenizers that the pipeline says it has, each of them there."""
     names = [
         name
@@ -116,7 +88,7 @@ def _components(pipeline: Pipeline) -> list[str]:
 
 
 @torch.no_grad()
-def _encode(pipeline: Pipeline) -> dict[str, Tensor]:
+def _encode(pipeline: PipelineFolder) -> dict[str, Tensor]:
     """What the pipeline's own `encode_prompt` says of an empty prompt."""
     names = _components(pipeline)
     encoders = {name: _text_encoder(pipeline, name) for name in names if name.startswith("text_encoder")}
@@ -141,7 +113,7 @@ def _encode(pipeline: Pipeline) -> dict[str, Tensor]:
         ) from error
 
 
-def _text_encoder(pipeline: Pipeline, name: str) -> Any:
+def _text_encoder(pipeline: PipelineFolder, name: str) -> Any:
     """A text encoder with exactly the weights of its folder."""
     try:
         import transformers

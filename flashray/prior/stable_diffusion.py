@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from flashray.errors import ConfigError
 from flashray.prior.condition import Family, NullCondition
-from flashray.prior.folder import Pipeline
+from flashray.prior.folder import PipelineFolder
 from flashray.prior.null_prompt import PROMPT, condition_files, null_prompt
 
 
@@ -23,7 +23,7 @@ class EmptyPrompt(NullCondition):
 CONDITIONS = ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "time_cond_proj_dim")
 
 
-def refuse_conditions(pipeline: Pipeline, without: tuple[str, ...]) -> None:
+def refuse_conditions(pipeline: PipelineFolder, without: tuple[str, ...]) -> None:
     """Raise ConfigError where one of these keys of the UNet's config asks for a condition."""
     for key in without:
         if pipeline.config.get(key) is not None:
@@ -33,7 +33,7 @@ def refuse_conditions(pipeline: Pipeline, without: tuple[str, ...]) -> None:
             )
 
 
-def width_of_prompt(pipeline: Pipeline) -> int:
+def width_of_prompt(pipeline: PipelineFolder) -> int:
     """The width of the embeddings that the UNet attends to.
 
     Raises:
@@ -52,16 +52,16 @@ class StableDiffusion(Family):
     name: ClassVar[str] = "Stable Diffusion"
     classes: ClassVar[tuple[str, ...]] = ("UNet2DConditionModel",)
 
-    def fits(self, pipeline: Pipeline) -> bool:
+    def fits(self, pipeline: PipelineFolder) -> bool:
         return pipeline.config.get("addition_embed_type") != "text_time"
 
-    def refuse(self, pipeline: Pipeline) -> None:
+    def refuse(self, pipeline: PipelineFolder) -> None:
         refuse_conditions(pipeline, (*CONDITIONS, "addition_embed_type"))
 
-    def condition(self, pipeline: Pipeline) -> dict[str, Tensor]:
+    def condition(self, pipeline: PipelineFolder) -> dict[str, Tensor]:
         return null_prompt(pipeline, {PROMPT: width_of_prompt(pipeline)})
 
-    def files(self, pipeline: Pipeline) -> list[Path]:
+    def files(self, pipeline: PipelineFolder) -> list[Path]:
         return condition_files(pipeline)
 
     def wrap(self, denoiser: nn.Module, constants: dict[str, Tensor]) -> nn.Module:

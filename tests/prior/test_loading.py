@@ -184,6 +184,14 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "scale": (config_of("vqvae", scaling_factor=-1.0), "scaling_factor is -1; give a number above 0"),
     "scale of text": (config_of("vqvae", scaling_factor="large"), "scaling_factor is 'large'; give a finite number"),
     "NaN scale": (config_of("vqvae", scaling_factor=float("nan")), "scaling_factor (is|holds) nan"),
+    "no betas at all": (
+        text_of("scheduler/scheduler_config.json", '{"_class_name": "EDMEulerScheduler", "sigma_max": 80}'),
+        "a EDMEulerScheduler says nothing of β",
+    ),
+    "a flow without times": (
+        config_of("scheduler", prediction_type="flow_prediction"),
+        "predicts a flow without use_flow_sigmas",
+    ),
     "NaN betas": (config_of("scheduler", beta_start=float("nan")), "beta_start is nan; give a finite number"),
     "betas of text": (config_of("scheduler", beta_end="much"), "beta_end is 'much'; give a finite number"),
     "betas above 1": (config_of("scheduler", beta_end=2.0), r"must lie in \(0, 1\)"),

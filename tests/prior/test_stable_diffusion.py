@@ -289,5 +289,5 @@ def test_the_refiner_is_refused(tmp_path: Path):
 
 
 def test_what_takes_no_prompt_has_none_to_export(tmp_path: Path):
-    with pytest.raises(ConfigError, match="a LDM takes no prompt"):
+    with pytest.raises(ConfigError, match="this LDM needs no text encoder"):
         export_null_prompt(save_pipeline(tmp_path, dc()))
