@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -105,6 +106,8 @@ def _encode(pipeline: PipelineFolder) -> dict[str, Tensor]:
     }
     try:
         whole = cls.from_pretrained(pipeline.root, local_files_only=True, **others, **encoders)
+        if "transformer" in others:  # SD3 asks its transformer for the width of an encoder that was left out
+            vars(whole)["transformer"] = SimpleNamespace(config=SimpleNamespace(**pipeline.config))
         return _EMPTY.get(kind, _of_stable_diffusion)(whole)
     except Exception as error:  # tokenizers, encoders and pipelines raise many kinds
         raise ConfigError(

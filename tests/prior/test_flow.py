@@ -13,19 +13,22 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flashray.errors import ConfigError
-from flashray.prior import LatentPrior, load_prior
+from flashray.prior import LatentPrior, export_null_prompt, load_prior
 from flashray.prior.flow import EmptyPromptOfSana
 from flashray.sampling import sample
 from flashray.schedule import FlowSchedule
 from flashray.solvers import SOLVERS
 from tests.prior.chains import STEPS, Answer, compare, our_step, restored, start, trained_encoder
-from tests.prior.layouts import sana, sd3
+from tests.prior.layouts import POOLED, TOKENS, WIDTH, edit_index, sana, sd3
+from tests.prior.text_encoders import save_clip, save_gemma, save_t5
 from tests.support.models import edit_json
+
+NULL = "null_prompt.safetensors"
 
 
 def sd3_of_diffusers(folder: Path) -> Answer:
     model = SD3Transformer2DModel.from_pretrained(folder / "transformer").eval()
-    null = load_file(folder / "null_prompt.safetensors")
+    null = load_file(folder / NULL)
 
     def answer(x: Tensor, t: Tensor) -> Tensor:
         prompt, pooled = null["null_prompt"].repeat(len(x), 1, 1), null["null_pooled"].repeat(len(x), 1)
@@ -37,7 +40,7 @@ def sd3_of_diffusers(folder: Path) -> Answer:
 def sana_of_diffusers(folder: Path) -> Answer:
     """With padding and its mask, as the pipeline calls it."""
     model = SanaTransformer2DModel.from_pretrained(folder / "transformer").eval()
-    null = load_file(folder / "null_prompt.safetensors")["null_prompt"]
+    null = load_file(folder / NULL)["null_prompt"]
     padded = torch.cat([null, torch.full((1, 4, null.shape[2]), 3.0)], dim=1)
     mask = torch.cat([torch.ones(1, null.shape[1]), torch.zeros(1, 4)], dim=1)
 
@@ -160,7 +163,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         "shift is -1; give a number above 0",
     ),
     "pooled": (
-        lambda folder: save_file({"null_prompt": torch.zeros(1, 7, 12)}, folder / "null_prompt.safetensors"),
+        lambda folder: save_file({"null_prompt": torch.zeros(1, 7, 12)}, folder / NULL),
         "the tensor null_pooled is missing",
     ),
 }
@@ -185,3 +188,30 @@ def test_a_flow_needs_its_velocity_named():
         LatentPrior(
             torch.nn.Identity(), torch.nn.Identity(), FlowSchedule.from_scheduler_config({}), 8, 1.0, 0.0, "flow"
         )
+
+
+@pytest.mark.parametrize("t5", [True, False])
+def test_sd3_computes_the_empty_prompt_with_and_without_its_largest_encoder(t5: bool, tmp_path: Path):
+    """Users leave T5 out for its size: zeros stand in for it, as in the pipeline."""
+    sd3(tmp_path)
+    (tmp_path / NULL).unlink()
+    save_clip(tmp_path, width=4, projection=True)
+    save_clip(tmp_path, "_2", width=POOLED - 4, projection=True)
+    edit_index(tmp_path, text_encoder_3=[None, None], tokenizer_3=[None, None])
+    if t5:
+        save_t5(tmp_path, "_3")
+    prompt = load_prior(str(tmp_path)).denoiser.null_prompt
+    assert prompt.shape == (1, TOKENS + 256, WIDTH)
+    assert bool(prompt[:, TOKENS:].abs().sum() > 0) is t5
+    assert torch.equal(load_file(export_null_prompt(tmp_path))["null_prompt"], prompt)
+    assert torch.equal(load_prior(str(tmp_path)).denoiser.null_prompt, prompt)
+
+
+def test_sana_computes_the_empty_prompt_without_its_padding(tmp_path: Path):
+    sana(tmp_path)
+    (tmp_path / NULL).unlink()
+    save_gemma(tmp_path)
+    prompt = load_prior(str(tmp_path)).denoiser.null_prompt
+    assert prompt.shape == (1, 1, WIDTH)  # the token that begins every text
+    assert prompt.abs().sum() > 0
+    assert torch.equal(load_file(export_null_prompt(tmp_path))["null_prompt"], prompt)

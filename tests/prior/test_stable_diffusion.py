@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from flashray.errors import ConfigError
 from flashray.prior import export_null_prompt, hash_weights, load_prior
 from tests.prior.chains import STEPS, Answer, compare, our_chain, our_schedule, restored, sampler_of, trained_encoder
 from tests.prior.layouts import LAYOUTS, POOLED, TOKENS, WIDTH, edit_index, save_null_prompt, sdxl, stable_diffusion
+from tests.prior.text_encoders import save_clip
 from tests.support.models import SIDE, dc, edit_json, save_pipeline
 
 NULL = "null_prompt.safetensors"
@@ -91,47 +91,11 @@ def test_half_precision_weights_of_a_variant_open(tmp_path: Path):
     torch.testing.assert_close(after.epsilon(z, t), before.epsilon(z, t), rtol=0, atol=0.02)
 
 
-def save_text_encoder(folder: Path, number: str = "", width: int = WIDTH, projection: bool = False) -> None:
-    """A CLIP of two layers whose vocabulary is the alphabet, as the pipeline's own."""
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(11)
-    config = transformers.CLIPTextConfig(
-        vocab_size=30,
-        hidden_size=width,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=TOKENS,
-        projection_dim=width,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
-    cls = transformers.CLIPTextModelWithProjection if projection else transformers.CLIPTextModel
-    cls(config).save_pretrained(folder / f"text_encoder{number}")
-    words = ["<|startoftext|>", "<|endoftext|>", *"abcdefghijklm", *(f"{letter}</w>" for letter in "abcdefghijklm")]
-    place = folder / f"tokenizer{number}"
-    place.mkdir()
-    (place / "vocab.json").write_text(json.dumps({word: n for n, word in enumerate(words)}))
-    (place / "merges.txt").write_text("#version: 0.2\n")
-    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": TOKENS, "pad_token": "<|endoftext|>"}
-    (place / "tokenizer_config.json").write_text(json.dumps(settings))
-    edit_index(
-        folder,
-        **{
-            f"text_encoder{number}": ["transformers", cls.__name__],
-            f"tokenizer{number}": ["transformers", "CLIPTokenizer"],
-        },
-        feature_extractor=[None, None],
-        safety_checker=[None, None],
-    )
-
-
 @pytest.fixture
 def with_encoder(tmp_path: Path) -> Path:
     stable_diffusion(tmp_path)
     (tmp_path / NULL).unlink()
-    save_text_encoder(tmp_path)
+    save_clip(tmp_path)
     return tmp_path
 
 
@@ -171,8 +135,8 @@ def test_the_exported_prompt_is_the_encoders(with_encoder: Path, monkeypatch: py
 def test_xl_computes_both_embeddings_where_it_was_not_trained_with_zeros(tmp_path: Path):
     sdxl(tmp_path, zeros=False)
     (tmp_path / NULL).unlink()
-    save_text_encoder(tmp_path, width=WIDTH - POOLED)
-    save_text_encoder(tmp_path, "_2", width=POOLED, projection=True)
+    save_clip(tmp_path, width=WIDTH - POOLED)
+    save_clip(tmp_path, "_2", width=POOLED, projection=True)
     prior = load_prior(str(tmp_path))
     assert prior.denoiser.null_prompt.shape == (1, TOKENS, WIDTH)
     assert prior.denoiser.null_pooled.shape == (1, POOLED)
