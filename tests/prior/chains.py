@@ -132,7 +132,7 @@ def restored(
     y = BLUR.bind(parameters, (side, side)).measure(toys(prior, 1))
     z_hat, sigma_hat = estimate(encoder, prior, y)
     schedule = prior.schedule.respaced(STEPS)
-    rule = Start(mode, sigma_scale=3.0)  # random autoencoders have small latents
+    rule = Start(mode, sigma_scale=0.5 / sigma_hat.item())  # whatever a random autoencoder's latents are
     step, _ = rule.start_step(sigma_hat, schedule)
     z = rule.latent(z_hat, sigma_hat, step, schedule, torch.tensor([5]))
     alone = {name: value[0] for name, value in parameters.items()}
