@@ -138,15 +138,16 @@ def _refuse_other_kinds(root: Path, source: str) -> None:
     whole = "name the pipeline's folder, the one with model_index.json"
     if any((root / name).is_file() for name in ("pytorch_lora_weights.safetensors", "adapter_config.json")):
         raise ConfigError(f"prior {source}: a LoRA, which is no model by itself; fuse it into its pipeline and {whole}")
-    if (root / "config.json").is_file():
-        kind = str(read_json(root / "config.json").get("_class_name"))
-        if any(word in kind for word in ("ControlNet", "T2IAdapter", "MotionAdapter")):
-            raise ConfigError(f"prior {source}: a {kind}, which steers another model and is no prior; {whole}")
-        if kind.startswith(("Autoencoder", "VQModel")):
-            raise ConfigError(f"prior {source}: an autoencoder alone ({kind}); {whole}")
+    if any((root / name).is_dir() for name in (*AUTOENCODER_NAMES, *DENOISER_NAMES[:-1])):
         return
+    if (root / "config.json").is_file():
+        config = read_json(root / "config.json")
+        kind = config.get("_class_name") or config.get("architectures")
+        if any(word in str(kind) for word in ("ControlNet", "T2IAdapter", "MotionAdapter")):
+            raise ConfigError(f"prior {source}: a {kind}, which steers another model and is no prior; {whole}")
+        raise ConfigError(f"prior {source}: one model alone ({kind}) and no pipeline; {whole}")
     loose = [path for path in sorted(root.iterdir()) if path.suffix in (".safetensors", ".ckpt")]
-    if loose and not any((root / name).is_dir() for name in (*AUTOENCODER_NAMES, *DENOISER_NAMES[:-1])):
+    if loose:
         raise ConfigError(f"prior {source}: {_of_single_file(loose[0])}")
 
 

@@ -18,7 +18,7 @@ from flashray.prior import bundled, check_prior, hash_weights, load_prior
 from flashray.prior.check import picture
 from flashray.severity import SeverityEncoder, load_severity_encoder
 from tests.prior.layouts import LAYOUTS
-from tests.support.models import dc, edit_json, kl, save_pipeline
+from tests.support.models import dc, edit_json, kl, save_pipeline, unet
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 BUNDLED_HASH = "5bc8445afb8df50245b81d7ddd557ca1f6125a88efeb538099bc20a37f7695e9"
@@ -254,7 +254,15 @@ OTHERS: dict[str, tuple[Callable[[Path], Any], str]] = {
         r"v1-5\.safetensors is a single-file checkpoint; convert it once .*from_single_file\('v1-5\.safetensors'\)",
     ),
     "pickled single file": (text_of("v1-5.ckpt", b"x"), r"v1-5\.ckpt is a single-file checkpoint"),
-    "autoencoder alone": (lambda folder: kl().save_pretrained(folder), r"an autoencoder alone \(AutoencoderKL\)"),
+    "autoencoder alone": (lambda folder: kl().save_pretrained(folder), r"one model alone \(AutoencoderKL\)"),
+    "denoiser alone": (
+        lambda folder: unet().save_pretrained(folder),
+        r"one model alone \(UNet2DModel\) .* name the pip",
+    ),
+    "text encoder alone": (
+        text_of("config.json", '{"architectures": ["CLIPTextModel"]}'),
+        r"alone \(\['CLIPTextModel'\]\)",
+    ),
     "nothing": (lambda folder: None, r"none of vqvae/config\.json"),
 }
 
