@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 
 from flashray.errors import ConfigError
 from flashray.prior import bundled, hash_weights
+from flashray.prior.weights import load_model, read_json
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,8 @@ def load_saved(cls: type[M], source: str, device: str | torch.device, *, kind: s
         job: the command that trains one, for errors.
 
     Raises:
-        ConfigError: if there is none, with the bundled ones listed; if the folder holds another model or no weights.
+        ConfigError: if there is none, with the bundled ones listed; if the folder holds something else or no weights;
+            if tensors are missing, unexpected, of another shape, NaN or infinite.
     """
     with _folder(source, room) as folder:
         model = _load(cls, source, folder, kind=kind, room=room, job=job)
@@ -56,16 +57,15 @@ def _folder(source: str, room: str) -> Iterator[Path]:
 
 
 def _load(cls: type[M], source: str, folder: Path, *, kind: str, room: str, job: str) -> Any:
-    model: Any = cls
     if not (folder / "config.json").is_file():
         known = ", ".join(sorted(f"bundled:{path.parent.name}" for path in bundled(room).glob("*/config.json")))
         raise ConfigError(f"{kind} {source}: not found; bundled are {known or 'none'}, or name a saved folder")
-    found = json.loads((folder / "config.json").read_text()).get("_class_name")
+    found = read_json(folder / "config.json").get("_class_name")
     if found != cls.__name__:
         raise ConfigError(f"{kind} {source}: the folder holds a {found}; train one with {job}")
     if not (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
         raise ConfigError(f"{kind} {source}: {SAFETENSORS_WEIGHTS_NAME} is missing; save_pretrained writes it")
-    model = model.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True, low_cpu_mem_usage=False)
+    model = load_model(cls, folder)
     model.sha256 = hash_weights(folder)
     return model
 

@@ -15,7 +15,7 @@ from flashray.degradations.base import Degradation, Parameters
 from flashray.prior import LatentPrior
 from flashray.schedule import NoiseSchedule
 from flashray.seeding import normal
-from flashray.solvers.base import Problem, Solver, Step, predict_z0
+from flashray.solvers.base import Problem, Solver, Step
 
 log = logging.getLogger(__name__)
 
@@ -169,10 +169,10 @@ def advance(
         z = z_BCHW.detach().requires_grad_(solver.needs_gradient)
         timestep_B = schedule.timesteps[step_B].to(device)
         alpha_B = schedule.alphas_cumprod[step_B].to(device, z.dtype)
-        epsilon = prior.epsilon(z, timestep_B)
+        z0, epsilon = prior.predict(z, timestep_B, alpha_B)
         step = Step(
             z_BCHW=z,
-            z0_BCHW=predict_z0(z, epsilon, alpha_B),
+            z0_BCHW=z0,
             epsilon_BCHW=epsilon,
             alpha_B=alpha_B,
             alpha_prev_B=schedule.alphas_cumprod_prev[step_B].to(device, z.dtype),
