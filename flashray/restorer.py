@@ -1,4 +1,4 @@
-"""The one place where images are restored: measure → estimate → start → solve → score.
+"""The restoration of images, composed once: measure → estimate → start → solve → score.
 
 Notebooks, Ray actors, the quote, the contact sheet and the experiments all call it. It is plain torch.
 """
