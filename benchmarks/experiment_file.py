@@ -14,6 +14,7 @@ import yaml
 from flashray.build import mapping, strict
 from flashray.errors import ConfigError
 from flashray.recipe import DegradationConfig, SolverConfig
+from flashray.severity import Start
 
 Kind = Literal["comparison", "severity", "adaptivity", "robustness", "ablation", "pareto"]
 
@@ -27,7 +28,7 @@ class Task:
             model here was trained on.
         severity: all photos at this severity of the family's range, 0 … 1; by default each draws its own.
         believed_times: the solver takes these parameters of the operator to be so many times what they are.
-        base, at: the name before, and where the task stands on the axes that `vary` took it along; filled in by it.
+        base, at: the name before `vary`, and the values that `vary` gave this one; `vary` fills them in.
     """
 
     name: str
@@ -40,31 +41,15 @@ class Task:
 
 
 @dataclass(frozen=True)
-class StartSpec:
-    """Where the reverse diffusion starts: `severity.Start`, or at the same step for every image.
-
-    Attributes:
-        mode: flash, full, or fixed.
-        sigma: where σ̂ comes from: the severity encoder, the true error, or a cheap severity calibrated on photos that
-            are not reported (`benchmark.sigma.SIGMAS`).
-        step: of a fixed start; by default the mean step, rounded up, that a flash start with the same settings takes
-            on these images: as many evaluations, spent on every image alike.
-    """
-
-    mode: Literal["flash", "full", "fixed"] = "flash"
-    formula: Literal["paper", "schedule"] = "schedule"
-    c: float = 1.0
-    sigma_scale: float = 1.0
-    sigma: str = "encoder"
-    step: int | None = None
-
-
-@dataclass(frozen=True)
 class Method:
     """How an image is restored: a solver from a start, or a baseline in one pass.
 
     Attributes:
-        baseline: one of `benchmark.methods.BASELINES`, with its `settings`.
+        baseline: one of `benchmarks.one_pass.BASELINES`, with its `settings`.
+        start: where the reverse diffusion starts. A fixed start without a step takes the mean step, rounded up, of a
+            flash start with the same settings on these images: as many evaluations, spent on every image alike.
+        sigma: where σ̂ comes from: the severity encoder, the true error, or a cheap severity calibrated on photos that
+            are not reported (`benchmarks.sigma_sources.SIGMAS`).
         prior: another prior than the command line's.
         severity_encoder: another one than the command line's for the task's family.
         tasks: only these; default all.
@@ -75,7 +60,8 @@ class Method:
     baseline: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     solver: SolverConfig | None = None
-    start: StartSpec = field(default_factory=StartSpec)
+    start: Start = field(default_factory=Start)
+    sigma: str = "encoder"
     prior: str | None = None
     severity_encoder: str | None = None
     tasks: list[str] | None = None
@@ -86,12 +72,13 @@ class Method:
         if (self.baseline is None) == (self.solver is None):
             raise ConfigError(f"method {self.name!r}: give either a solver or a baseline")
 
+        if self.start.severity_encoder != Start().severity_encoder:
+            raise ConfigError(f"method {self.name!r}: severity_encoder stands beside start, not in it")
+
     @property
-    def looks(self) -> bool:
+    def uses_encoder(self) -> bool:
         """Whether the severity encoder is asked."""
-        if self.solver is not None:
-            return self.start.mode != "full" and not (self.start.mode == "fixed" and self.start.step == 0)
-        return self.baseline == "autoencoder"
+        return self.baseline == "autoencoder" if self.solver is None else self.start.uses_encoder
 
 
 @dataclass(frozen=True)

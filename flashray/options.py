@@ -78,8 +78,8 @@ class Options:
             result += [f"--{full}"] if name == "print_config" else [f"--{full}", value]
         if len(bare) > len(positionals) and rest is None:
             raise ConfigError(f"{bare[len(positionals)]!r} is one argument too many; options begin with --")
-        for full, value in zip(positionals, bare, strict=False):
-            result += [f"--{full}", value]
+        for full, value in reversed(list(zip(positionals, bare, strict=False))):
+            result = [f"--{full}", value, *result]
         if rest is not None and bare[len(positionals) :]:
             result += [f"--{rest}", repr(bare[len(positionals) :])]
         return result

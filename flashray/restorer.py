@@ -237,13 +237,23 @@ class Restorer:
     ) -> Restored:
         """Restore photos; the result is in the order of `names` (default: the order of the photos)."""
         names = [photo.key for photo in photos] if names is None else names
+        parts = [self.measure(photos[first : first + BATCH]) for first in range(0, len(photos), BATCH)]
+        return self.restore_measured([(measured, self.estimate(measured)) for measured in parts], names, errors)
+
+    @torch.no_grad()
+    def restore_measured(
+        self,
+        parts: Sequence[tuple[Measurement, Estimate]],
+        names: Sequence[str] | None = None,
+        errors: Mapping[str, str] | None = None,
+    ) -> Restored:
+        """Restore batches of measurements with what is believed of them; the result is in the order of `names`."""
+        names = [key for measured, _ in parts for key in measured.keys] if names is None else names
         failed = dict(errors or {})
         jobs: list[Job] = []
         sigma: dict[str, float] = {}
         fallback: dict[str, bool] = {}
-        for first in range(0, len(photos), BATCH):
-            measured = self.measure(photos[first : first + BATCH])
-            found = self.estimate(measured)
+        for measured, found in parts:
             step_B, fallback_B = self.start_steps(found.sigma_hat_B)
             jobs += self.begin(measured, found.z_hat_BCHW, found.sigma_hat_B, step_B)
             sigma |= dict(zip(measured.keys, found.sigma_hat_B.tolist(), strict=True))

@@ -16,30 +16,14 @@ from flashray.degradations import make_degradation
 from flashray.engine import Job, SlotUtilization, Solved, solve
 from flashray.prior import LatentPrior
 from flashray.schedule import NoiseSchedule
-from flashray.seeding import image_seed
 from flashray.solvers import SOLVERS, make_solver
+from tests.support.engine_jobs import jobs_of
 from tests.support.golden import ToyAutoencoder, ToyDenoiser, toy_prior
 from tests.support.models import SIDE, dc, unet
 
 BLUR = make_degradation("gaussian_blur")
 DPS = make_solver("latent_dps", {"dc_step": 0.5})
 STARTS = (31, 12, 1, 0, 25, 7, 31, 2, 18, 0, 9)
-
-
-def jobs_of(starts: Sequence[int], dtype: torch.dtype = torch.float64, channels: int = 4) -> list[Job]:
-    generator = torch.Generator().manual_seed(0)
-    return [
-        Job(
-            key=f"{n}.png",
-            seed=image_seed(0, f"{n}.png"),
-            y=torch.rand(3, 32, 32, generator=generator, dtype=dtype) * 2 - 1,
-            parameters={"blur_std": 0.3 + 2.7 * torch.rand((), generator=generator, dtype=dtype)},
-            noise_std=0.05,
-            z_start=torch.randn(channels, 8, 8, generator=generator, dtype=dtype),
-            start_step=start,
-        )
-        for n, start in enumerate(starts)
-    ]
 
 
 @pytest.fixture

@@ -44,14 +44,14 @@ def kernel_distance(
 def _discrepancy(x_ND: Tensor, y_ND: Tensor) -> float:
     """The unbiased estimate: no image is paired with itself (Gretton et al. 2012, Lemma 6)."""
     within = _mean_of_pairs(x_ND) + _mean_of_pairs(y_ND)
-    return float(within - 2 * _kernel(x_ND, y_ND).mean())
+    return float(within - 2 * polynomial_kernel(x_ND, y_ND).mean())
 
 
 def _mean_of_pairs(x_ND: Tensor) -> Tensor:
-    kernel_NN = _kernel(x_ND, x_ND)
+    kernel_NN = polynomial_kernel(x_ND, x_ND)
     count = len(x_ND)
     return (kernel_NN.sum() - kernel_NN.trace()) / (count * (count - 1))
 
 
-def _kernel(x_ND: Tensor, y_MD: Tensor) -> Tensor:
+def polynomial_kernel(x_ND: Tensor, y_MD: Tensor) -> Tensor:
     return (x_ND @ y_MD.T / x_ND.shape[1] + 1) ** 3

@@ -21,6 +21,7 @@ import ray
 import ray.data
 from ray.util.placement_group import placement_group, remove_placement_group
 
+from flashray import storage
 from flashray.errors import ConfigError
 from flashray.pipeline.progress import clock
 from flashray.pipeline.run_config import RunConfig
@@ -126,8 +127,9 @@ def connect() -> bool:
         try:
             ray.init(log_to_driver=False, logging_level=logging.WARNING)
         except (ConnectionError, ray.exceptions.RayError) as error:
+            shown, reason = storage.redact(address), storage.redact(str(error))
             raise ConfigError(
-                f"the Ray cluster of RAY_ADDRESS={address} cannot be reached ({error}); a cluster with tokens needs "
+                f"the Ray cluster of RAY_ADDRESS={shown} cannot be reached ({reason}); a cluster with tokens needs "
                 "RAY_AUTH_MODE=token and its token; without RAY_ADDRESS the run stays on this machine"
             ) from error
     return True

@@ -18,7 +18,7 @@ from flashray.errors import FlashrayError
 from flashray.pipeline.run_folder import run_uri
 
 EXPIRES = 60.0  # seconds without renewal after which a driver counts as dead
-_RENEW = 15.0
+RENEW = 15.0
 log = logging.getLogger(__name__)
 
 
@@ -59,7 +59,7 @@ def held(output: str) -> Iterator[None]:
     Raises:
         FlashrayError: when another driver is at work there.
     """
-    lease = _take(output)
+    lease = take(output)
     stop = threading.Event()
     keeper = threading.Thread(target=_keep, args=(output, lease, stop), name="lease", daemon=True)
     keeper.start()
@@ -103,7 +103,8 @@ def _alive(pid: int) -> str:
     return "alive"
 
 
-def _take(output: str) -> Lease:
+def take(output: str) -> Lease:
+    """A lease of this process; FlashrayError when another driver is at work."""
     before = latest(output)
     if before is not None and before.alive:
         raise FlashrayError(
@@ -119,7 +120,7 @@ def _take(output: str) -> Lease:
 
 
 def _keep(output: str, lease: Lease, stop: threading.Event) -> None:
-    while not stop.wait(_RENEW):
+    while not stop.wait(RENEW):
         try:
             now = latest(output)
             if now is not None and now.number > lease.number:

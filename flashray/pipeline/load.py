@@ -47,7 +47,7 @@ def load(table: pa.Table, work: WorkerSettings, board: Any) -> pa.Table:
                 mask_data += [None] * len(indices)
                 references += [None] * len(indices)
                 continue
-            read = read_files([row["uri"][i] for i in indices])
+            read = read_images([row["uri"][i] for i in indices])
             read_masks = read_files([masks[i] for i in indices])
             images += [with_mask(one, mask, masks[i]) for one, mask, i in zip(read, read_masks, indices, strict=True)]
             mask_data += [one.data for one in read_masks]
@@ -63,6 +63,11 @@ def load(table: pa.Table, work: WorkerSettings, board: Any) -> pa.Table:
     for name, (values, kind) in columns.items():
         table = table.append_column(name, pa.array([values], pa.list_(kind)))
     return table
+
+
+def read_images(uris: Sequence[str]) -> list[Loaded]:
+    """The image files of a unit or a chunk."""
+    return read_files(uris)
 
 
 def read_files(uris: Sequence[str | None]) -> list[Loaded]:

@@ -28,7 +28,7 @@ from flashray.pipeline.run_status import RunStatus
 from flashray.pipeline.worker_settings import WorkerSettings
 from flashray.restorer import Restorer
 from flashray.schedule import NoiseSchedule
-from flashray.tracking import Tracker, default_uri
+from flashray.tracking import Tracker, TrackingConfig
 
 log = logging.getLogger(__name__)
 _TRACKED_FILES = ("contact_sheet.png", "summary.json")  # files of the run folder that are artifacts in tracking
@@ -97,7 +97,7 @@ class Run:
         self.take_choices()
         self.images_solved, self.seconds_solving = 0, 0.0
         self.quoted = read_quoted(self.output)
-        self.tracker = Tracker(self._tracking_settings(), run_uri(self.output))
+        self.tracker = Tracker(self._tracking_settings(), self.output, run_uri(self.output))
         self.unplanned = self._unplanned()
         self.rebudgeted = self._rebudgeted()
         self.unpriced = bool(requested.policy.plan_only and len(status.pending) and self.quoted is None)
@@ -128,10 +128,7 @@ class Run:
 
     def take_choices(self) -> None:
         """Replace automatic choices (precision, slots) by those in run.json, where it has them."""
-        resources = self.requested.resources
-        precision = self.record.get("precision", "auto") if resources.precision == "auto" else resources.precision
-        slots = resources.slots or self.record.get("slots", 0)
-        self.requested = self.requested.replaced("resources", precision=precision, slots=slots)
+        self.requested = run_record.with_choices(self.requested, self.record)
 
     def open_record(self) -> None:
         """Write run.json where it is new; the caller holds the lease."""
@@ -198,13 +195,9 @@ class Run:
         if self.tracker.record is not None:
             run_record.note_tracked(self.output, self.record, self.tracker.record)
 
-    def _tracking_settings(self) -> Any:
+    def _tracking_settings(self) -> TrackingConfig:
         tracking = self.requested.tracking
-        return dataclasses.replace(
-            tracking,
-            enabled=tracking.enabled and not self.requested.policy.plan_only,
-            tracking_uri=tracking.tracking_uri or default_uri(self.output),
-        )
+        return dataclasses.replace(tracking, enabled=tracking.enabled and not self.requested.policy.plan_only)
 
     @property
     def _finished(self) -> bool:

@@ -58,7 +58,7 @@ SEVERITY = pa.schema(
         *(PLAN.field(name) for name in ("parameters", "status", "error")),
     ]
 )
-_KEEP_EVERY = 60.0  # seconds between two shards of a severity pass under way
+KEEP_EVERY = 60.0  # seconds between two shards of a severity pass under way
 log = logging.getLogger(__name__)
 
 
@@ -146,10 +146,10 @@ def severities(
     fresh: list[pa.Table] = []
     kept = len(shards)
     saved_at = time.monotonic()
-    for table in (table for wave in waves(todo) for table in _estimate_all(wave, work, pools, board)):
+    for table in (table for wave in waves(todo) for table in estimate_all(wave, work, pools, board)):
         fresh.append(table)
         progress.advance(len(table))
-        if time.monotonic() - saved_at > _KEEP_EVERY:
+        if time.monotonic() - saved_at > KEEP_EVERY:
             _write_parquet(storage.join(folder, f"{kept:08d}.parquet"), pa.concat_tables(fresh))
             known, fresh, kept, saved_at = pa.concat_tables([known, *fresh]), [], kept + 1, time.monotonic()
     return pa.concat_tables([known, *fresh]).sort_by("index")
@@ -161,7 +161,8 @@ def _firsts(column: pa.ChunkedArray) -> pa.Array:
     return column.values.take(column.offsets[:-1]) if len(column) else pa.array([], column.type.value_type)
 
 
-def _estimate_all(todo: pa.Table, work: WorkerSettings, pools: Pools, board: Any) -> Iterator[pa.Table]:
+def estimate_all(todo: pa.Table, work: WorkerSettings, pools: Pools, board: Any) -> Iterator[pa.Table]:
+    """Tables of `SEVERITY` of these chunks, as the pool's actors finish them."""
     arguments = {"work": work, "board": board}
     actors = min(pools.severity_actors, len(todo))
     dataset = (

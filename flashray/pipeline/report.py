@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
 from flashray import storage
 from flashray.build import strict
 from flashray.errors import ConfigError
+from flashray.pipeline import budget
 from flashray.pipeline.run_config import RunConfig
 from flashray.pipeline.run_folder import run_uri
+from flashray.pipeline.run_record import with_choices
 from flashray.pipeline.sample_sheet import make_sheet, to_png
 from flashray.pipeline.summary import table
 from flashray.pipeline.verify import read_run
@@ -28,7 +31,11 @@ def report_output(output: str) -> str:
         found: dict[str, Any] = json.loads(storage.read_bytes(run_uri(output, "summary.json")))
     except FileNotFoundError as error:
         raise ConfigError(f"the run in {output} is not finished; run the same command again") from error
-    config = strict(RunConfig, record["config"], f"{run_uri(output, 'run.json')}, config")
+    written = strict(RunConfig, record["config"], f"{run_uri(output, 'run.json')}, config")
+    config = budget.effective(with_choices(written, record), record.get("budget"))
+    if "registered" in record:  # the run folder has a copy of what the registry gave
+        start = dataclasses.replace(config.recipe.start, severity_encoder=run_uri(output, "severity_encoder"))
+        config = config.replaced("recipe", start=start)
     restorer = WorkerSettings.of(config, "cpu", record.get("threads", 1), lpips=False).restorer()
     sheet = make_sheet(restorer, config.io, status)
     if sheet is not None:

@@ -133,6 +133,13 @@ def erase(output: str, names: Iterable[str], *others: str) -> None:
         storage.delete(run_uri(output, name))
 
 
+def with_choices(config: RunConfig, record: Mapping[str, Any]) -> RunConfig:
+    """The configuration in which what was left to the machine is what run.json says of it, if it does."""
+    resources = config.resources
+    precision = record.get("precision", "auto") if resources.precision == "auto" else resources.precision
+    return config.replaced("resources", precision=precision, slots=resources.slots or record.get("slots", 0))
+
+
 def read_record(output: str) -> dict[str, Any] | None:
     """run.json, or None where there is no run yet."""
     try:

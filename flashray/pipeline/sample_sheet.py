@@ -28,7 +28,7 @@ ROWS = 12
 @torch.no_grad()
 def make_sheet(restorer: Restorer, io: IoConfig, status: RunStatus) -> Image.Image | None:
     """Degraded, ẑ decoded, restored and reference of up to a dozen images spread over σ̂; None without any."""
-    rows = [row for row in (_row(restorer, io, one) for one in _spread(status)) if row is not None]
+    rows = [row for row in (row_of_sheet(restorer, io, one) for one in _spread(status)) if row is not None]
     if not rows:
         return None
     titles = ["degraded", "ẑ decoded", f"{restorer.start.mode}({restorer.recipe.solver.name})", "reference"]
@@ -55,7 +55,8 @@ def _spread(status: RunStatus) -> list[dict[str, Any]]:
     return plan.take(pa.array(indices)).to_pylist()
 
 
-def _row(restorer: Restorer, io: IoConfig, row: dict[str, Any]) -> tuple[str, list[Tensor | None]] | None:
+def row_of_sheet(restorer: Restorer, io: IoConfig, row: dict[str, Any]) -> tuple[str, list[Tensor | None]] | None:
+    """(title, images) of a plan row; None where its image or its restored image cannot be read."""
     loaded, mask = read_files([row["uri"], mask_uri_of(row["parameters"])])
     try:
         restored = decode_image(storage.read_bytes(storage.join(io.output, output_name(row["key"], io.format))))

@@ -21,7 +21,7 @@ def choose_slots(work: WorkerSettings, pools: Pools) -> int:
     """The slots of every actor of the pool; on a GPU a separate actor measures the memory of an update."""
     if pools.device == "cpu":
         return CPU_SLOTS
-    actor = ray.remote(_Prober).options(**pools.solver).remote(work)
+    actor = ray.remote(Prober).options(**pools.solver).remote(work)
     try:
         return int(ray.get(actor.slots.remote()))
     finally:
@@ -45,7 +45,7 @@ def slots_that_fit(peak: Callable[[int], int], free: int, most: int = MOST) -> i
     return slots
 
 
-class _Prober:
+class Prober:
     """A process with the run's models on the pool's device."""
 
     def __init__(self, work: WorkerSettings) -> None:

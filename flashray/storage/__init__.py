@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from flashray.storage.redaction import redact
 from flashray.storage.uri import (
     Entry,
     Unavailable,
@@ -21,7 +22,6 @@ from flashray.storage.uri import (
     normalise,
     put_bytes,
     read_bytes,
-    redact,
 )
 
 __all__ = [

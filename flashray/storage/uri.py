@@ -25,6 +25,7 @@ from pyarrow import fs as pafs
 
 from flashray.errors import ConfigError
 from flashray.storage import s3
+from flashray.storage.redaction import redact
 
 _TEMPORARY = ".flashray-"  # the name of a local file that is not whole yet starts so
 
@@ -83,11 +84,6 @@ def is_inside(uri: str, parent: str) -> bool:
 def join(uri: str, *parts: str) -> str:
     """`uri/part/…`."""
     return "/".join([uri.rstrip("/"), *parts])
-
-
-def redact(uri: str | None) -> str | None:
-    """The address without a user name and password."""
-    return None if uri is None else re.sub(r"//[^/@\s]*@", "//***@", uri)
 
 
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:

@@ -1,4 +1,4 @@
-"""Settings of tracking."""
+"""The settings of tracking."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class TrackingConfig:
         enabled: false runs without tracking.
         experiment: the experiment's name.
         tracking_uri: an MLflow server or database; default MLFLOW_TRACKING_URI, else mlflow.db beside the output.
-        patience: seconds that the job waits for MLflow, in all; what has not arrived by then is sent by the next start.
+        patience: seconds that the job waits for MLflow, in all; the next start brings the rest.
     """
 
     enabled: bool = True

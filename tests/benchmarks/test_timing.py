@@ -12,8 +12,8 @@ from flashray.degradations import make_degradation
 from flashray.engine import Job
 from flashray.prior import LatentPrior
 from flashray.solvers import make_solver
+from tests.support.engine_jobs import jobs_of
 from tests.support.golden import toy_prior
-from tests.test_engine import jobs_of
 
 BLUR = make_degradation("gaussian_blur")
 DPS = make_solver("latent_dps", {"dc_step": 0.5})

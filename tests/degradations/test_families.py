@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -13,48 +12,10 @@ from torch import Tensor
 from flashray.degradations import DEGRADATIONS, Degradation, Operator, Parameters, make_degradation
 from flashray.degradations.simulate import draw_parameters
 from flashray.errors import ConfigError
+from tests.support.families import CASES, LINEAR, NONLINEAR, SEVERE, SMOOTH, Case, named
 from tests.support.unit_scale import on_unit_scale
 
 SIZE = (24, 32)
-
-
-@dataclass(frozen=True)
-class Case:
-    """A family with settings, and settings that leave nothing open but seeds."""
-
-    name: str
-    settings: dict[str, Any] = field(default_factory=dict)
-
-    def make(self) -> Degradation:
-        return make_degradation(self.name, self.settings)
-
-
-CASES = [
-    Case("gaussian_blur"),
-    Case("random_inpainting"),
-    Case("random_inpainting", {"paper": True, "missing": [0.1, 0.8]}),
-    Case("random_inpainting", {"fill": False}),
-    Case("box_inpainting", {"side": [4, 20]}),
-    Case("motion_blur", {"length": [0.5, 12], "kernel_size": 15}),
-    Case("motion_blur", {"length": [0.5, 12], "kernel_size": 15, "path": "random"}),
-    Case("super_resolution", {"scale": 2}),
-    Case("super_resolution", {"scale": 4}),
-    Case("nonlinear_blur"),
-    Case("jpeg"),
-    Case("jpeg", {"subsampling": False}),
-]
-LINEAR = [case for case in CASES if DEGRADATIONS[case.name].linear]
-NONLINEAR = [case for case in CASES if not DEGRADATIONS[case.name].linear]
-SMOOTH = [case for case in NONLINEAR if case.name != "jpeg"]  # whose gradient is a straight-through one, by design
-SEVERE = [case for case in CASES if DEGRADATIONS[case.name].parameter_names]
-
-
-def case_id(case: Case) -> str:
-    return f"{case.name}-{'-'.join(map(str, case.settings.values()))}"
-
-
-def named(cases: list[Case]) -> Any:
-    return pytest.mark.parametrize("case", cases, ids=case_id)
 
 
 def images(n: int, size: tuple[int, int] = SIZE, seed: int = 0) -> Tensor:

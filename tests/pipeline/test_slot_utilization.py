@@ -47,15 +47,18 @@ def test_slots_fill_as_the_loop_fills_them(slots: int, order: str) -> None:
 
 
 def test_the_engine_itself_agrees() -> None:
+    from flashray.degradations import make_degradation
     from flashray.engine import solve
+    from flashray.solvers import make_solver
+    from tests.support.engine_jobs import jobs_of
     from tests.support.golden import toy_prior
-    from tests.test_engine import BLUR, DPS, jobs_of
 
     nfe = [9, 7, 7, 4, 2, 1, 0]
+    blur, solver = make_degradation("gaussian_blur"), make_solver("latent_dps", {"dc_step": 0.5})
     prior, counts = toy_prior().double(), []
     channels = prior.encode(torch.zeros(1, 3, 32, 32, dtype=torch.float64)).shape[1]
     jobs = jobs_of(nfe, channels=channels)
-    finished = list(solve(prior, BLUR, DPS, prior.schedule.respaced(40), jobs, slots=3, on_step=counts.append))
+    finished = list(solve(prior, blur, solver, prior.schedule.respaced(40), jobs, slots=3, on_step=counts.append))
     assert len(finished) == len(nfe)
     assert counts == counts_of(slot_steps(np.array(nfe), np.array([0]), 3)[0])
 
