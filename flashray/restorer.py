@@ -1,4 +1,4 @@
-"""The one place where images are restored: measure → estimate → start → solve → score.
+"""The restoration of images, composed once: measure → estimate → start → solve → score.
 
 Notebooks, Ray actors, the quote, the contact sheet and the experiments all call it. It is plain torch.
 """
@@ -247,7 +247,7 @@ class Restorer:
         names: Sequence[str] | None = None,
         errors: Mapping[str, str] | None = None,
     ) -> Restored:
-        """Restore batches of measurements with what is believed of them; the result is in the order of `names`."""
+        """Restore batches of measurements with their estimates; the result is in the order of `names`."""
         names = [key for measured, _ in parts for key in measured.keys] if names is None else names
         failed = dict(errors or {})
         jobs: list[Job] = []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -134,6 +136,18 @@ def test_the_help_names_every_verb_and_fits_a_screen() -> None:
 def test_the_page_of_the_command_line_is_up_to_date() -> None:
     text = PAGE.read_text()
     assert text == rendered(text), "run python -m tests.support.cli_page"
+
+
+def test_the_diffs_of_contributing_apply() -> None:
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
+    found = re.findall(
+        r"^```diff\n(.*?)^```", (ROOT / "docs" / "contributing.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    assert len(found) == 3
+    for diff in found:
+        checked = subprocess.run(["git", "apply", "--check", "-"], input=diff, cwd=ROOT, text=True, capture_output=True)
+        assert checked.returncode == 0, checked.stderr
 
 
 def test_the_readme_is_short() -> None:

@@ -34,7 +34,7 @@ LEVELS = 5  # of the adapter's U-Net
 
 @dataclass(frozen=True)
 class KernelWizard(Degradation):
-    """y = G(x, k): a network that blurs x as its random code k says; Flash-Diffusion's nonlinear blur.
+    """y = G(x, k): a network that blurs x according to a random code k; Flash-Diffusion's nonlinear blur.
 
     The weights are not part of flashray: `weights` names the published checkpoint (GOPRO_wVAE.pth of
     VinAIResearch/blur-kernel-space-exploring) or the same tensors as safetensors:

@@ -14,7 +14,7 @@ from flashray.degradations.gaussian_blur import SeparableBlur, blur_matrix
 from flashray.errors import ConfigError
 
 FILL_STDS = (16.0, 4.0, 1.0)  # pixels
-FILL_TRUST = 0.02  # share of known pixels at which a weighted mean is half believed
+FILL_TRUST = 0.02  # share of known pixels at which a weighted mean has half of its full weight
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class Masking(AffineOperator):
     """A(x) = m ⊙ (x + 1) - 1: m is 1 where a pixel is known and 0 where it is missing; missing pixels are black.
 
     The measurement's noise is on all pixels, as in Flash-Diffusion, so that its variance is the mean squared residual
-    of a perfect reconstruction whatever the mask.
+    of a perfect reconstruction for any mask.
 
     Attributes:
-        filled: whether severity encoders see y with its holes filled in, or y itself.
+        filled: whether the input of severity encoders is y with its holes filled in, or y itself.
     """
 
     mask_B1HW: Tensor

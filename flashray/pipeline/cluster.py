@@ -26,7 +26,7 @@ from flashray.errors import ConfigError
 from flashray.pipeline.progress import clock
 from flashray.pipeline.run_config import RunConfig
 
-# Logical CPUs beside the solver's: load and write tasks need room to run while the actors hold theirs.
+# Logical CPUs in addition to the solvers': load and write tasks need CPUs while the actors hold theirs.
 SPARE_CPUS = 2
 IO_CPUS = 0.5  # of a load or write task; unlike any actor's, so that Ray Data does not fuse reading into the solver
 WAVE = 10_000  # tasks of a stage in one Ray Data program; beyond some 20,000 its bookkeeping is slow

@@ -14,7 +14,7 @@ from flashray.pipeline.worker_settings import WorkerSettings
 
 CPU_SLOTS = 8  # more gain nothing there: `make bench`, part engine
 MOST = 64
-_MARGIN = 0.8  # of the free memory: others may want some of it later
+_MARGIN = 0.8  # share of the free memory that is used; other processes may need some of it later
 
 
 def choose_slots(work: WorkerSettings, pools: Pools) -> int:

@@ -147,7 +147,7 @@ def _coverage(budget: Mapping[str, Any]) -> str:
     """The effect of a budget: the factor on σ̂ that is left."""
     ((name, value),) = budget["requested"].items()
     if budget["scale"] == 1:
-        return f"{name} {value:g} is enough: every chain starts where σ̂ asks"
+        return f"{name} {value:g} is enough: every chain starts at the step that matches σ̂"
     return (
         f"{name} {value:g}: every chain starts at {budget['scale']:.1%} of the σ̂ that the recipe asks for "
         f"(start.sigma_scale {budget['sigma_scale']:.4g}), {budget['mean_nfe']:.1f} NFE an image instead of "

@@ -17,7 +17,7 @@ from flashray.solvers.base import Problem, Step, norm, reverse_step
 class GMLDPS:
     """z_prev = reverse_step(z) - ∇_z (dc_step · ‖y - A(D(ẑ0))‖₂ + ae_weight · ‖ẑ0 - E(D(ẑ0))‖₂), on [-1, 1], per image.
 
-    The second term asks ẑ0 to be a fixed point of the autoencoder: GML-DPS of Rout et al. 2023 ("goodness modified"),
+    The second term pulls ẑ0 to a fixed point of the autoencoder: GML-DPS of Rout et al. 2023 ("goodness modified"),
     as Flash-Diffusion's appendix uses it. Rout et al. introduce it on the way to PSLD; their code has PSLD only, with
     one norm over the whole batch.
 

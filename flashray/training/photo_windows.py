@@ -15,7 +15,7 @@ from flashray.errors import ConfigError, ImageError
 from flashray.images import decode_image, fit_image, is_image_name, to_uint8
 
 WINDOW_ZOOM = 1.25  # a window's side over the training size: what random views may crop
-WHOLE = 0.5  # share of the batches whose views are zoomed as whole photos are: the finest detail that models meet
+WHOLE = 0.5  # share of the batches with views at the scale of whole photos, the finest detail of images in use
 
 
 def list_photos(folder: str | Path) -> list[Path]:
@@ -84,7 +84,7 @@ def random_views(window_BCHW: Tensor, size: int, generator: torch.Generator, wid
     x = x.float() / 127.5 - 1
     if crop == size:
         return x
-    # bicubic as in `fit_image`: bilinear views are softer than the photos that the models will meet
+    # bicubic as in `fit_image`: bilinear views are softer than the photos that the models are used on
     x = F.interpolate(x, size=(size, size), mode="bicubic", antialias=True, align_corners=False)
     return x.clamp(-1, 1)
 
