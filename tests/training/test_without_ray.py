@@ -17,7 +17,7 @@ import sys
 class Blocker:
     @staticmethod
     def find_spec(name, path=None, target=None):
-        if name.split(".")[0] in ("ray", "mlflow", "s3fs", "boto3", "botocore", "aiobotocore", "torchvision"):
+        if name.split(".")[0] in ("ray", "mlflow", "s3fs", "boto3", "botocore", "aiobotocore"):
             raise ModuleNotFoundError(f"{name} is not installed here", name=name)
 
 sys.meta_path.insert(0, Blocker)
