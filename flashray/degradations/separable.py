@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _BLOCK = 64  # results of one product along the axis
+_PIECE = 2**20  # pixels that are convolved at once
 
 
 def gaussian_kernel(std_B: Tensor, kernel_size: int, length: int) -> Tensor:
@@ -36,24 +37,32 @@ def convolve(x_BCHW: Tensor, weight_BK: Tensor, dim: int) -> Tensor:
     radius, length = weight_BK.shape[1] // 2, x_BCHW.shape[dim]
     if radius >= length:
         raise ValueError(f"a kernel of {weight_BK.shape[1]} does not fit an axis of {length} with reflected borders")
-    if radius:
-        source = torch.arange(-radius, length + radius, device=x_BCHW.device).abs()
-        source = torch.where(source >= length, 2 * (length - 1) - source, source)
-        x_BCHW = x_BCHW.index_select(dim, source)
-    return _correlate(x_BCHW, weight_BK, dim)
+    source = torch.arange(-radius, length + radius, device=x_BCHW.device).abs()
+    source = torch.where(source >= length, 2 * (length - 1) - source, source)
+    pieces = [_correlate(piece.index_select(dim, source), weight_BK, dim) for piece in _pieces(x_BCHW, dim)]
+    return torch.cat(pieces, dim=5 - dim)
 
 
 def convolve_adjoint(y_BCHW: Tensor, weight_BK: Tensor, dim: int) -> Tensor:
     """The transpose of `convolve`: spread every pixel over its kernel, then fold what fell beyond the borders back."""
+    return torch.cat([_spread_and_fold(piece, weight_BK, dim) for piece in _pieces(y_BCHW, dim)], dim=5 - dim)
+
+
+def _spread_and_fold(y_BCHW: Tensor, weight_BK: Tensor, dim: int) -> Tensor:
     radius, length = weight_BK.shape[1] // 2, y_BCHW.shape[dim]
-    if radius == 0:
-        return _correlate(y_BCHW, weight_BK, dim)
     around = (0, 0, 2 * radius, 2 * radius) if dim == 2 else (2 * radius, 2 * radius)
     spread = _correlate(F.pad(y_BCHW, around), weight_BK.flip(1), dim)  # length + 2 r
     x = spread.narrow(dim, radius, length).clone()
-    x.narrow(dim, 1, radius).add_(spread.narrow(dim, 0, radius).flip(dim))
-    x.narrow(dim, length - 1 - radius, radius).add_(spread.narrow(dim, length + radius, radius).flip(dim))
+    if radius:
+        x.narrow(dim, 1, radius).add_(spread.narrow(dim, 0, radius).flip(dim))
+        x.narrow(dim, length - 1 - radius, radius).add_(spread.narrow(dim, length + radius, radius).flip(dim))
     return x
+
+
+def _pieces(x_BCHW: Tensor, dim: int) -> tuple[Tensor, ...]:
+    """The images cut across the other axis, so that what a convolution along `dim` makes of one stays in the cache."""
+    line = x_BCHW.shape[0] * x_BCHW.shape[1] * x_BCHW.shape[dim]
+    return x_BCHW.split(max(1, _PIECE // max(1, line)), dim=5 - dim)
 
 
 def _correlate(x_BCHW: Tensor, weight_BK: Tensor, dim: int) -> Tensor:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from flashray.degradations import separable
 from flashray.degradations.gaussian_blur import SeparableBlur
 from flashray.degradations.masking import fill_in
 from flashray.degradations.separable import convolve, convolve_adjoint, gaussian_kernel
@@ -88,6 +89,15 @@ def test_kernels_sum_to_one_and_are_no_wider_than_asked():
     assert gaussian_kernel(torch.tensor([0.3]), 61, 100).shape == (1, 5)
     assert gaussian_kernel(torch.tensor([3.0]), 61, 4).shape == (1, 7)
     assert gaussian_kernel(torch.empty(0), 61, 4).shape == (0, 1)
+
+
+@pytest.mark.parametrize("piece", [1, 5000])
+def test_no_pixel_depends_on_how_many_are_convolved_at_once(piece: int, monkeypatch: pytest.MonkeyPatch):
+    blur, x = SeparableBlur.gaussian(torch.tensor([0.8, 3.0]).double(), 61, (33, 70)), random(2, 3, 33, 70)
+    forward, adjoint = blur.forward(x), blur.adjoint(x)
+    monkeypatch.setattr(separable, "_PIECE", piece)
+    torch.testing.assert_close(blur.forward(x), forward, rtol=1e-13, atol=1e-14)
+    torch.testing.assert_close(blur.adjoint(x), adjoint, rtol=1e-13, atol=1e-14)
 
 
 def test_float32_agrees_with_float64():
