@@ -14,6 +14,7 @@ from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from flashray.errors import ConfigError
 
@@ -51,15 +52,20 @@ class Strips:
             raise ConfigError(f"strips that begin at multiples of {self.cut} rows cut a row of the output in two")
 
     def __call__(self, network: Callable[[Tensor], Tensor], x_BCHW: Tensor) -> Tensor:
-        """network(x) for a network from [B, C, H, W] to [B, C', zoom · H, zoom · W]."""
+        """network(x) for a network from [B, C, H, W] to [B, C', zoom · H, zoom · W].
+
+        Where a gradient is wanted each strip is computed again on the way back: there too memory is that of one strip.
+        """
         height = x_BCHW.shape[2]
         if height <= self.rows:
             return network(x_BCHW)
+        again = torch.is_grad_enabled() and x_BCHW.requires_grad
         results = []
         for first in range(0, height, self.rows):
             last = min(first + self.rows, height)
             above, below = max(0, first - self.halo), min(height, last + self.halo)
-            result = network(x_BCHW[:, :, above:below])
+            seen = x_BCHW[:, :, above:below]
+            result = checkpoint(network, seen, use_reentrant=False) if again else network(seen)
             results.append(result[:, :, self._out(first - above) : self._out(last - above)])
         return torch.cat(results, dim=2)
 
@@ -80,6 +86,19 @@ def strips_of(network: nn.Module, channels: int, zoom: Fraction, rows: int) -> S
     cut = zoom.denominator
     halo = receptive_field(network, channels, cut)
     return Strips(rows=cut * math.ceil(rows / cut), halo=cut * math.ceil(halo / cut), cut=cut, zoom=zoom)
+
+
+def autoencoder_strips(
+    encoder: nn.Module, decoder: nn.Module, latent_channels: int, factor: int, rows: int
+) -> tuple[Strips, Strips]:
+    """(The encoder's strips, the decoder's) of about `rows` pixels each; ConfigError as `strips_of`.
+
+    They run anything that maps as the networks do, such as a prior's own `encode` and `decode`.
+    """
+    return (
+        strips_of(encoder, 3, Fraction(1, factor), rows),
+        strips_of(decoder, latent_channels, Fraction(factor), max(1, rows // factor)),
+    )
 
 
 @torch.no_grad()

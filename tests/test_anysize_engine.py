@@ -201,6 +201,22 @@ def test_a_step_size_means_the_same_at_every_size(name: str):
     torch.testing.assert_close(moved[0].repeat(1, 1, 2, 3), moved[1], rtol=1e-9, atol=1e-12)
 
 
+def test_windows_sample_the_prior_at_every_position():
+    """From pure noise with no data, elements are the prior's: independent, N(0.2, ¼) whatever window they are in."""
+    chain, job = SCHEDULE.respaced(200), job_of((60, 84), 200)
+    job = replace(job, z_start=start_noise(job.seed, job.z_start))
+    image = next(solve(prior_of(), BLUR, Plain(), chain, [job], slots=100)).image
+    assert image is not None
+    quartiles = image.flatten().quantile(torch.tensor([0.25, 0.5, 0.75]).double())
+    expected = 0.2 + 0.5 * torch.tensor([-0.6745, 0, 0.6745]).double()
+    torch.testing.assert_close(quartiles, expected, rtol=0, atol=0.02)
+    centred = image - 0.2
+    for dim in (0, 1, 2):
+        length = image.shape[dim]
+        correlation = (centred.narrow(dim, 0, length - 1) * centred.narrow(dim, 1, length - 1)).mean() / 0.25
+        assert abs(correlation) < 0.05
+
+
 def test_photos_come_back_at_their_own_size():
     for job in jobs_of():
         image = run(prior_of(), [job])[job.key].image

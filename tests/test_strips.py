@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from flashray.errors import ConfigError
 from flashray.prior import LatentPrior, SpaceToDepth, load_prior
-from flashray.strips import Strips, receptive_field, strips_of
+from flashray.strips import Strips, autoencoder_strips, receptive_field, strips_of
 from tests.support.models import dc, kl, vq
 
 
@@ -138,12 +138,28 @@ def test_every_height_is_covered_once(height: int):
     assert len(seen) == -(-height // 24)
 
 
-def test_a_gradient_passes_through_strips():
-    network = nn.Conv2d(3, 2, 3, padding=1).double()
+def test_a_gradient_passes_through_strips_with_the_memory_of_one():
+    network, calls = nn.Conv2d(3, 2, 3, padding=1).double(), []
     strips, x = strips_of(network, 3, Fraction(1), 5), image(17, 6).double().requires_grad_()
-    (found,) = torch.autograd.grad(strips(network, x).square().sum(), x)
+
+    def counting(strip: Tensor) -> Tensor:
+        calls.append(strip.shape[2])
+        return network(strip)
+
+    (found,) = torch.autograd.grad(strips(counting, x).square().sum(), x)
     (expected,) = torch.autograd.grad(network(x).square().sum(), x)
     torch.testing.assert_close(found, expected)
+    assert len(calls) == 2 * 4  # each strip again on the way back
+
+
+def test_a_prior_encodes_and_decodes_in_strips(bundled: LatentPrior):
+    autoencoder = bundled.autoencoder
+    encode, decode = autoencoder_strips(autoencoder.encoder, autoencoder.decoder, 32, 8, rows=64)
+    x = image(216, 16)
+    with torch.no_grad():
+        z = bundled.encode(x)
+        torch.testing.assert_close(encode(bundled.encode, x), z, rtol=0, atol=1e-5)
+        torch.testing.assert_close(decode(bundled.decode, z), bundled.decode(z), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
