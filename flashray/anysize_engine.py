@@ -91,6 +91,7 @@ class Flight:
         windows: of its latent.
         size: (H, W) of the photo in pixels.
         start_hw: [h, w], positions are active at update i where this is > i; None where all always are.
+        z_hat: [C, h, w] what windows vote for before they begin; None where all begin at once.
         noise: [C, h, w] the fixed start noise of positions that wait; None where none do.
     """
 
@@ -100,6 +101,7 @@ class Flight:
     windows: Windows
     size: tuple[int, int]
     start_hw: Tensor | None = None
+    z_hat: Tensor | None = None
     noise: Tensor | None = None
     seconds: float = 0.0
 
@@ -243,7 +245,8 @@ def board(job: Job, size: tuple[int, int], grid: LatentGrid, device: torch.devic
         )
     if bool((regions.start_K < job.start_step).any()):
         flight.start_hw = position_starts(regions.start_K, windows).to(device)
-        flight.noise = start_noise(job.seed, job.z_start)
+        flight.z_hat = regions.z_hat.to(flight.z)
+        flight.noise = start_noise(job.seed, flight.z)
     return flight
 
 
@@ -347,21 +350,19 @@ def update(
 def view(flight: Flight, z_CHW: Tensor, schedule: NoiseSchedule) -> View:
     """The photo's latent as the denoiser is to see it in its next update."""
     timestep, active_K = schedule.timesteps[flight.step].to(z_CHW.device), flight.active()
-    if active_K is None or bool(active_K.all()):
+    if active_K is None or flight.z_hat is None or bool(active_K.all()):
         return View(z_CHW, timestep, flight.windows)
-    assert flight.job.regions is not None
     alpha = schedule.alphas_cumprod[flight.step].to(z_CHW)
-    return View(z_CHW, timestep, flight.windows, active_K, vote(z_CHW, flight.job.regions.z_hat.to(z_CHW), alpha))
+    return View(z_CHW, timestep, flight.windows, active_K, vote(z_CHW, flight.z_hat, alpha))
 
 
 def held(flight: Flight, z_next_CHW: Tensor, schedule: NoiseSchedule) -> Tensor:
     """z_next with the positions that wait at their own start noise; at the end those that never joined are ẑ."""
-    if flight.start_hw is None or flight.noise is None:
+    if flight.start_hw is None or flight.z_hat is None or flight.noise is None:
         return z_next_CHW
-    assert flight.job.regions is not None
     alpha_prev = schedule.alphas_cumprod_prev[flight.step] if flight.step else torch.ones(())
-    active_hw, z_hat = flight.start_hw > flight.step, flight.job.regions.z_hat.to(z_next_CHW)
-    return hold(z_next_CHW, active_hw, z_hat, flight.noise, alpha_prev.to(z_next_CHW))
+    active_hw = flight.start_hw > flight.step
+    return hold(z_next_CHW, active_hw, flight.z_hat, flight.noise, alpha_prev.to(z_next_CHW))
 
 
 def advance(

@@ -65,7 +65,9 @@ class Strips:
             last = min(first + self.rows, height)
             above, below = max(0, first - self.halo), min(height, last + self.halo)
             seen = x_BCHW[:, :, above:below]
-            result = checkpoint(network, seen, use_reentrant=False) if again else network(seen)
+            result = (
+                checkpoint(network, seen, use_reentrant=False, preserve_rng_state=False) if again else network(seen)
+            )
             results.append(result[:, :, self._out(first - above) : self._out(last - above)])
         return torch.cat(results, dim=2)
 

@@ -260,7 +260,10 @@ def windowed_epsilon(denoise: Denoise, views: Sequence[View], slots: int) -> tup
     timestep_N = torch.cat([view.timestep.expand(len(some)) for view, some in zip(views, seen, strict=True)])
     batches = list(zip(window_NCss.split(slots), timestep_N.split(slots), strict=True)) if len(window_NCss) else []
     if window_NCss.requires_grad and len(batches) > 1:
-        answers = [checkpoint(denoise, window, timestep, use_reentrant=False) for window, timestep in batches]
+        answers = [
+            checkpoint(denoise, window, timestep, use_reentrant=False, preserve_rng_state=False)
+            for window, timestep in batches
+        ]
     else:
         answers = [denoise(window, timestep) for window, timestep in batches]
     answer_NCss = torch.cat(answers) if answers else window_NCss
