@@ -14,7 +14,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 demo: venv
-	$(BIN)/python jobs/demo.py
+	$(BIN)/python -m benchmarks.demo
 
 test: lint
 	$(BIN)/python -m pytest

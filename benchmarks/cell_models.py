@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.cells import Cell
+from benchmarks.distances.features import Features, load_features
 from benchmarks.one_pass import BASELINES, SWINIR
 from benchmarks.sigma_sources import SIGMAS
 from benchmarks.swinir import SwinIR, load_swinir
 from flashray.errors import ConfigError
-from flashray.metrics import LPIPS, Features, MetricUnavailable, load_features, load_lpips
+from flashray.metrics import LPIPS, MetricUnavailable, load_lpips
 from flashray.prior import LatentPrior, load_prior
 from flashray.recipe import Recipe, SolverConfig
 from flashray.restorer import Restorer

@@ -7,13 +7,13 @@ import json
 import pytest
 import torch
 
+from benchmarks.sample_photos import sample_crops
 from flashray.degradations import make_degradation
 from flashray.degradations.noise import add_noise
 from flashray.metrics import psnr
 from flashray.prior import LatentPrior, bundled, load_prior
 from flashray.recipe import Recipe, SolverConfig
 from flashray.restorer import Restorer
-from flashray.sample_photos import sample_crops
 from flashray.severity import SeverityEncoder, Start, load_severity_encoder
 from flashray.training.severity_task import ordering_accuracy
 

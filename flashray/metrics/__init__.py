@@ -7,19 +7,12 @@ from collections.abc import Collection
 from torch import Tensor
 
 from flashray.metrics.bootstrap import mean_interval, paired_interval
-from flashray.metrics.features import Features, load_features
-from flashray.metrics.frechet import frechet_distance
-from flashray.metrics.kernel import kernel_distance
 from flashray.metrics.lpips import LPIPS, MetricUnavailable, load_lpips
 from flashray.metrics.pixel import psnr, ssim
 
 __all__ = [
     "LPIPS",
-    "Features",
     "MetricUnavailable",
-    "frechet_distance",
-    "kernel_distance",
-    "load_features",
     "load_lpips",
     "mean_interval",
     "paired_interval",

@@ -14,9 +14,9 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
+from benchmarks.distances.frechet import bures_distance
 from flashray.degradations.base import AffineOperator
 from flashray.engine import advance
-from flashray.metrics.frechet import bures_distance
 from flashray.prior import LatentPrior
 from flashray.schedule import NoiseSchedule
 from flashray.seeding import STREAM_START, normal

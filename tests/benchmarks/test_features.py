@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flashray.metrics import LPIPS, MetricUnavailable, features, load_features
-from flashray.metrics.features import INCEPTION_VARIABLE, Features, Inception, VGG16Features
+from benchmarks.distances import features
+from benchmarks.distances.features import INCEPTION_VARIABLE, Features, Inception, VGG16Features, load_features
+from flashray.metrics import LPIPS, MetricUnavailable
 from flashray.metrics.lpips import WEIGHTS_VARIABLE
 
 

@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from flashray.metrics.frechet import frechet_distance
-from flashray.metrics.kernel import kernel_distance
+from benchmarks.distances.frechet import frechet_distance
+from benchmarks.distances.kernel import kernel_distance
 from flashray.metrics.lpips import LPIPS, MetricUnavailable, load_lpips
 
 Network = Literal["auto", "inception", "vgg16"]

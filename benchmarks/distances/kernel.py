@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flashray.metrics.frechet import comparable
+from benchmarks.distances.frechet import comparable
 
 
 def kernel_distance(

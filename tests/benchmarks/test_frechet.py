@@ -7,8 +7,7 @@ import torch
 from scipy.linalg import sqrtm
 from torch import Tensor
 
-from flashray.metrics import frechet_distance
-from flashray.metrics.frechet import bures_distance
+from benchmarks.distances.frechet import bures_distance, frechet_distance
 
 
 def gaussian(count: int, width: int, seed: int) -> Tensor:

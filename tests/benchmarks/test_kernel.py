@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flashray.metrics import kernel_distance
-from flashray.metrics.kernel import polynomial_kernel
+from benchmarks.distances.kernel import kernel_distance, polynomial_kernel
 
 WIDTH = 4
 SHIFT = torch.tensor([0.9, -0.4, 0.0, 0.6], dtype=torch.float64)

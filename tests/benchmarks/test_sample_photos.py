@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.sample_photos import sample_crops, write_sample_archive
 from flashray.degradations import make_degradation
 from flashray.errors import ConfigError
 from flashray.images import decode_image
-from flashray.sample_photos import sample_crops, write_sample_archive
 
 
 def test_crops_are_different_photos_of_the_asked_size():

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.prior.layouts import TOKENS, WIDTH, edit_index
+from tests.support.prior_layouts import TOKENS, WIDTH, edit_index
 
 
 def _register(folder: Path, number: str, encoder: Any, tokenizer: str) -> None:

@@ -98,7 +98,7 @@ def trained_encoder(prior: LatentPrior, steps: int = 12) -> tuple[SeverityEncode
     optimizer = torch.optim.Adam(encoder.parameters(), lr=3e-4)
     clean, side = toys(prior, 8), prior.sample_size
     parameters = BLUR.parameters_at(torch.linspace(0.05, 0.95, len(clean)))
-    y = BLUR.bind(parameters, (side, side)).measure(clean)
+    y = BLUR.bind(parameters, (side, side)).A(clean)
     with torch.no_grad():
         z0 = prior.encode(clean)
     losses = []
