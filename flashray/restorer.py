@@ -50,7 +50,7 @@ class Restored:
     Attributes:
         images: [3, H, W] in [-1, 1] on the CPU; None where there is an error.
         sigma_hat: σ̂ of each image; NaN without an encoder.
-        nfe: denoiser evaluations of each image.
+        nfe: denoiser evaluations of each image, a mean over its windows.
         fallback: whether the image took the full chain because σ̂ was too large for the start.
         seconds: each image's share of the solver's time.
         errors: why an image could not be restored, else None.
@@ -58,7 +58,7 @@ class Restored:
 
     images: list[Tensor | None]
     sigma_hat: list[float]
-    nfe: list[int]
+    nfe: list[float]
     fallback: list[bool]
     seconds: list[float]
     errors: list[str | None]

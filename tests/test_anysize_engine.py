@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flashray import anysize_engine, engine
-from flashray.anysize_engine import Job, Occupancy, Regions, Solved, advance, grid_of, make_problem, solve, start_noise
+from flashray import engine
+from flashray.active_image import Job, Regions, Solved, grid_of, make_problem, start_noise
 from flashray.degradations import make_degradation
+from flashray.engine import SlotUtilization, advance, solve
 from flashray.errors import ConfigError
-from flashray.position_noise import normal_at
 from flashray.prior import LatentPrior, SpaceToDepth
 from flashray.schedule import NoiseSchedule
-from flashray.seeding import STREAM_SOLVER, image_seed
+from flashray.seeding import STREAM_SOLVER, image_seed, normal
 from flashray.severity import Start
 from flashray.solvers import SOLVERS, Solver, make_solver
 from flashray.solvers.base import Problem, Step, reverse_step
@@ -135,13 +135,12 @@ def test_the_grid_is_read_off_the_prior():
 
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_one_window_is_the_plain_engine_to_the_last_bit(name: str, eta: float, monkeypatch: pytest.MonkeyPatch):
-    """In float32, with networks: what photos of one window get is what they got before there were windows."""
-    monkeypatch.setattr(engine, "normal", normal_at)
+def test_one_window_is_the_plain_loop_to_the_last_bit(name: str, eta: float):
+    """In float32, with networks: a photo of one window gets what a loop over its steps without windows gives."""
     prior = LatentPrior(dc(), unet(), SCHEDULE, SIDE, scale=2.5).eval().requires_grad_(False)
-    generator = torch.Generator().manual_seed(0)
-    plain = [
-        engine.Job(
+    generator, solver = torch.Generator().manual_seed(0), solver_of(name)
+    jobs = [
+        Job(
             key=str(n),
             seed=image_seed(0, str(n)),
             y=torch.rand(3, SIDE, SIDE, generator=generator) * 2 - 1,
@@ -152,11 +151,14 @@ def test_one_window_is_the_plain_engine_to_the_last_bit(name: str, eta: float, m
         )
         for n, start in enumerate((6, 3, 5, 0, 2))
     ]
-    expected = {one.key: one for one in engine.solve(prior, BLUR, solver_of(name), CHAIN, plain, 3, eta)}
-    found = run(prior, [Job(**vars(job)) for job in plain], 3, solver_of(name), eta=eta)
-    for key, one in found.items():
-        assert torch.equal(one.image, expected[key].image)
-        assert one.nfe == expected[key].nfe
+    found = run(prior, jobs, 1, solver, eta=eta)
+    for job in jobs:
+        seed_B, problem = make_problem(prior, BLUR, [job])
+        z = job.z_start[None]
+        for i in reversed(range(job.start_step)):
+            z = advance(prior, solver, CHAIN, problem, z, torch.tensor([i]), seed_B, eta)
+        assert torch.equal(found[job.key].image, prior.decode(z)[0].clamp(-1, 1))
+        assert found[job.key].nfe == job.start_step
 
 
 @pytest.mark.parametrize("name", ["proximal", "resample"])
@@ -249,10 +251,10 @@ def test_small_photos_share_a_batch_with_a_large_ones_windows():
     assert [len(call) for call in denoiser.calls] == [8, 8]  # 4 + 1 + 1 + 2
 
 
-def test_occupancy_of_a_photo_that_fills_the_batches():
-    occupancy = Occupancy(slots=4)
-    run(prior_of(), [job_of((30, 42), 3)], 4, on_step=occupancy)  # 4 x 5 windows
-    assert occupancy.share == 1.0
+def test_utilization_of_a_photo_that_fills_the_batches():
+    utilization = SlotUtilization(slots=4)
+    run(prior_of(), [job_of((30, 42), 3)], 4, on_step=utilization)  # 4 x 5 windows
+    assert utilization.share == 1.0
 
 
 # --- regions ---
@@ -349,9 +351,6 @@ def test_a_job_whose_regions_do_not_fit_is_refused():
 
 def test_the_start_latent_is_the_one_that_start_makes(monkeypatch: pytest.MonkeyPatch):
     """`Start.latent` and the engine's held positions draw one and the same ε."""
-    from flashray.severity import start
-
-    monkeypatch.setattr(start, "normal", normal_at)
     job = job_of((24, 36), 5)
     z_hat, seed_B = estimate_of(job), torch.tensor([job.seed])
     made = Start().latent(z_hat[None], torch.tensor([0.3]), torch.tensor([5]), CHAIN, seed_B)[0]
@@ -401,9 +400,9 @@ def test_the_engine_says_which_noise_it_draws(monkeypatch: pytest.MonkeyPatch):
 
     def recording(seed_B: Tensor, step_B: Tensor, shape: tuple[int, ...], stream: int) -> Tensor:
         drawn.extend(zip(seed_B.tolist(), step_B.tolist(), strict=True))
-        return normal_at(seed_B, step_B, shape, stream)
+        return normal(seed_B, step_B, shape, stream)
 
-    monkeypatch.setattr(anysize_engine, "normal", recording)
+    monkeypatch.setattr(engine, "normal", recording)
     jobs = jobs_of()
     run(prior_of(), jobs, 5)
     assert len(drawn) == len(set(drawn))

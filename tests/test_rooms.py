@@ -14,12 +14,13 @@ ROOT = Path(__file__).parents[1]
 # from the ground up; what stands together on a floor does not import each other
 FLOORS: list[tuple[str, ...]] = [
     ("errors",),
-    ("build", "seeding", "precision", "storage"),
+    ("build", "seeding", "precision", "storage", "strips", "windows"),
     ("images", "schedule", "metrics"),
     ("prior", "degradations"),
     ("checkpoints", "solvers"),
     ("severity",),
-    ("recipe", "engine"),
+    ("recipe", "active_image"),
+    ("engine",),
     ("sampling", "measurement"),
     ("restorer",),
     ("tracking", "options"),

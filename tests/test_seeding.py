@@ -18,7 +18,7 @@ from flashray.seeding import (
     uniform,
 )
 
-SHAPES = [(1,), (3,), (5, 1, 1), (3, 5, 7), (16, 8, 8), (3, 33, 31), (32, 16, 16)]
+SHAPES = [(1, 1, 1), (1, 1, 3), (5, 1, 1), (3, 5, 7), (16, 8, 8), (3, 33, 31), (32, 16, 16)]
 
 
 def words(*values: int) -> tuple[torch.Tensor, ...]:
@@ -76,13 +76,13 @@ def test_noise_differs_by_seed_step_and_stream():
     base = torch.tensor([123456789])
     zero = torch.zeros(1, dtype=torch.long)
     draws = [
-        normal(base, zero, (64,), STREAM_SOLVER),
-        normal(base + 1, zero, (64,), STREAM_SOLVER),
-        normal(base + 2**32, zero, (64,), STREAM_SOLVER),  # the seed's upper half counts
-        normal(base, zero + 1, (64,), STREAM_SOLVER),
-        normal(base, zero + 999, (64,), STREAM_SOLVER),
-        normal(base, zero, (64,), STREAM_START),
-        normal(base, zero, (64,), STREAM_MEASUREMENT),
+        normal(base, zero, (1, 1, 64), STREAM_SOLVER),
+        normal(base + 1, zero, (1, 1, 64), STREAM_SOLVER),
+        normal(base + 2**32, zero, (1, 1, 64), STREAM_SOLVER),  # the seed's upper half counts
+        normal(base, zero + 1, (1, 1, 64), STREAM_SOLVER),
+        normal(base, zero + 999, (1, 1, 64), STREAM_SOLVER),
+        normal(base, zero, (1, 1, 64), STREAM_START),
+        normal(base, zero, (1, 1, 64), STREAM_MEASUREMENT),
     ]
     for i, one in enumerate(draws):
         for other in draws[:i]:
@@ -103,7 +103,9 @@ def test_noise_is_standard_normal():
 
 def test_every_pixel_is_normal_across_images():
     """Moments of one position over many seeds, which is what an image sees over its steps."""
-    values = normal(torch.arange(8_000), torch.zeros(8_000, dtype=torch.long), (7,), STREAM_SOLVER).double()
+    values = (
+        normal(torch.arange(8_000), torch.zeros(8_000, dtype=torch.long), (7, 1, 1), STREAM_SOLVER).flatten(1).double()
+    )
     assert (values.mean(dim=0).abs() < 4 / math.sqrt(8_000)).all()
     for column in values.T:
         assert stats.kstest(column.numpy(), "norm").pvalue > 1e-4
@@ -112,20 +114,24 @@ def test_every_pixel_is_normal_across_images():
 
 
 def test_neighbouring_steps_seeds_and_streams_are_uncorrelated():
-    shape, zero = (60_000,), torch.zeros(1, dtype=torch.long)
+    shape, zero = (4, 100, 150), torch.zeros(1, dtype=torch.long)
     seed = torch.tensor([42])
-    draws = torch.cat(
-        [
-            normal(seed, zero, shape, STREAM_SOLVER),
-            normal(seed, zero + 1, shape, STREAM_SOLVER),
-            normal(seed + 1, zero, shape, STREAM_SOLVER),
-            normal(seed, zero, shape, STREAM_START),
-        ]
-    ).double()
+    draws = (
+        torch.cat(
+            [
+                normal(seed, zero, shape, STREAM_SOLVER),
+                normal(seed, zero + 1, shape, STREAM_SOLVER),
+                normal(seed + 1, zero, shape, STREAM_SOLVER),
+                normal(seed, zero, shape, STREAM_START),
+            ]
+        )
+        .flatten(1)
+        .double()
+    )
     off_diagonal = torch.corrcoef(draws) - torch.eye(4)
-    assert off_diagonal.abs().max() < 4.5 / math.sqrt(shape[0])
+    assert off_diagonal.abs().max() < 4.5 / math.sqrt(60_000)
     shifted = torch.corrcoef(torch.stack([draws[0, :-1], draws[0, 1:]]))[0, 1]
-    assert abs(shifted) < 4.5 / math.sqrt(shape[0])
+    assert abs(shifted) < 4.5 / math.sqrt(60_000)
 
 
 def test_image_seeds_are_what_they_were():
@@ -150,8 +156,8 @@ def test_image_seeds_differ_by_run_key_and_purpose_and_fit_63_bits():
 def test_the_noise_itself_is_what_it_was():
     seeds, steps = torch.tensor([image_seed(0, "a.png"), 5]), torch.tensor([0, 999])
     torch.testing.assert_close(
-        normal(seeds, steps, (3,), STREAM_SOLVER),
-        torch.tensor([[1.0138383, 0.0296035, 1.2268027], [0.5707479, 1.4298558, -1.2752991]]),
+        normal(seeds, steps, (3, 1, 1), STREAM_SOLVER).flatten(1),
+        torch.tensor([[0.6566355, -0.0702871, 0.6387176], [-0.4015761, -0.7654822, -0.2440057]]),
         rtol=1e-6,
         atol=1e-6,
     )

@@ -56,7 +56,7 @@ def fill_in(y_BCHW: Tensor, mask_B1HW: Tensor) -> Tensor:
     filled = filled.expand_as(y_BCHW)
     for std in FILL_STDS:
         height, width = y_BCHW.shape[2:]
-        blur = SeparableBlur.gaussian(y_BCHW.new_full((1,), std), 2 * max(height, width) - 1, (height, width))
+        blur = SeparableBlur.gaussian(y_BCHW.new_full((1,), std), 2 * int(6 * std + 0.5) + 1, (height, width))
         weight = blur.A_linear(mask_B1HW)
         mean = blur.A_linear(known) / weight.clamp(min=1e-6)
         trust = weight / (weight + FILL_TRUST)

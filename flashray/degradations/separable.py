@@ -17,12 +17,11 @@ _PIECE = 2**20  # pixels that are convolved at once
 def gaussian_kernel(std_B: Tensor, kernel_size: int, length: int) -> Tensor:
     """[B, 2 r + 1] Gaussian weights that sum to one, each image's cut to 6 of its own std.
 
-    r is what the widest std of the batch asks for, at most kernel_size // 2, and at most length - 1, which is all that
-    reflect padding of an axis of `length` pixels can give.
+    r is kernel_size // 2 and at most length - 1, which is all that reflect padding of an axis of `length` pixels can
+    give. It does not depend on the batch, so that an image's result does not either, to the last bit.
     """
     reach_B = (6 * std_B + 0.5).floor()
-    widest = max(reach_B.nan_to_num(nan=0.0).clamp(max=length).tolist(), default=0.0)
-    radius = min(kernel_size // 2, length - 1, int(widest))
+    radius = min(kernel_size // 2, length - 1)
     offset_K = torch.arange(-radius, radius + 1, device=std_B.device)
     weight_BK = torch.exp(-0.5 * (offset_K / std_B[:, None]) ** 2) * (offset_K.abs() <= reach_B[:, None])
     return weight_BK / weight_BK.sum(dim=1, keepdim=True)

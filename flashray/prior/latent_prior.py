@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flashray.errors import ConfigError
+from flashray.prior.geometry import latent_geometry
 from flashray.schedule import NoiseSchedule
+from flashray.strips import Strips, autoencoder_strips
 
+STRIP_ROWS = 512  # pixels; part of what bytes depend on, so it never follows the free memory
 PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow_prediction")
 
 
@@ -70,6 +74,11 @@ class LatentPrior(nn.Module):
 
     def encode(self, x_BCHW: Tensor) -> Tensor:
         """E(x): latents [B, C, h, w] of images in [-1, 1]; before quantisation (VQ), the posterior's mode (KL)."""
+        if x_BCHW.shape[2] > STRIP_ROWS and not self.normalises_over_image:
+            return self._strips[0](self._encode, x_BCHW)
+        return self._encode(x_BCHW)
+
+    def _encode(self, x_BCHW: Tensor) -> Tensor:
         with self.autocast():
             encoded = self.autoencoder.encode(x_BCHW)
         latent = getattr(encoded, "latents", None)
@@ -79,9 +88,26 @@ class LatentPrior(nn.Module):
 
     def decode(self, z_BCHW: Tensor) -> Tensor:
         """D(z): images, nominally in [-1, 1] and not clipped; through the quantiser where there is one."""
+        if not self.normalises_over_image and z_BCHW.shape[2] > STRIP_ROWS // self._factor:
+            return self._strips[1](self._decode, z_BCHW)
+        return self._decode(z_BCHW)
+
+    def _decode(self, z_BCHW: Tensor) -> Tensor:
         with self.autocast():
             image = self.autoencoder.decode(z_BCHW / self.scale + self.shift).sample
         return image.to(z_BCHW.dtype)
+
+    @cached_property
+    def _factor(self) -> int:
+        """Pixels to a side of a latent position."""
+        config = getattr(self.autoencoder, "config", None)
+        return latent_geometry(self.autoencoder)[1] if config is not None else 1
+
+    @cached_property
+    def _strips(self) -> tuple[Strips, Strips]:
+        """(The encoder's, the decoder's): what is taller runs in strips, for its memory."""
+        channels, factor = latent_geometry(self.autoencoder)
+        return autoencoder_strips(self.autoencoder.encoder, self.autoencoder.decoder, channels, factor, STRIP_ROWS)
 
     def epsilon(self, z_BCHW: Tensor, timestep_B: Tensor) -> Tensor:
         """ε(z, t), whatever the denoiser itself predicts; t is [B] of the schedule's timesteps (long, or float)."""

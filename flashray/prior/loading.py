@@ -17,6 +17,7 @@ from flashray.prior.dit import DiT
 from flashray.prior.dry_run import dry_run
 from flashray.prior.flow import SD3, Sana
 from flashray.prior.folder import INDEX, STATISTICS, PipelineFolder, find_autoencoder, open_pipeline, read_index
+from flashray.prior.geometry import latent_geometry
 from flashray.prior.latent_prior import LatentPrior
 from flashray.prior.ldm import LDM
 from flashray.prior.pixel_space import SpaceToDepth
@@ -131,15 +132,6 @@ def _space_to_depth(config: dict[str, Any], path: Path) -> SpaceToDepth:
         raise ConfigError(f"prior {path}: factor is {factor!r}; give an integer in 1 … 64")
     pixels: SpaceToDepth = SpaceToDepth.from_config(config)
     return pixels
-
-
-def latent_geometry(autoencoder: Any) -> tuple[int, int]:
-    """(Channels of a latent, pixels to a side of one of its positions)."""
-    config = autoencoder.config
-    if isinstance(autoencoder, SpaceToDepth):
-        return 3 * config["factor"] ** 2, config["factor"]
-    blocks = config.get("encoder_block_out_channels") or config["block_out_channels"]
-    return config["latent_channels"], 2 ** (len(blocks) - 1)
 
 
 def hash_weights(folder: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from flashray.build import noise_range
 from flashray.checkpoints import load_saved
 from flashray.errors import ConfigError
 from flashray.prior import LatentPrior
+from flashray.prior.latent_prior import STRIP_ROWS
+from flashray.strips import strips_of
 
 _AUTOENCODERS = {cls.__name__: cls for cls in (AutoencoderDC, AutoencoderKL, VQModel)}
 
@@ -112,6 +115,14 @@ class SeverityEncoder(ModelMixin, ConfigMixin):
         z_hat, pooled = self.trunk(y_BCHW)
         with torch.autocast(y_BCHW.device.type, enabled=False):  # bfloat16 would quantise σ̂
             return z_hat, nn.functional.softplus(self.head(pooled.float())).squeeze(1)
+
+    def latents(self, y_BCHW: Tensor) -> Tensor:
+        """ẑ alone of measurements of any size whose sides are multiples of the latent factor; tall ones in strips."""
+        if y_BCHW.shape[2] <= STRIP_ROWS:
+            return self.trunk(y_BCHW)[0]
+        factor = 2 ** (len(self.encoder.down_blocks) - 1)
+        strips = strips_of(self.encoder, 3, Fraction(1, factor), STRIP_ROWS)
+        return strips(lambda strip_BCHW: self.trunk(strip_BCHW)[0], y_BCHW)
 
     def trunk(self, y_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """(ẑ_BCHW, [B, 2F] mean and standard deviation over space of the encoder's F features of all resolutions)."""

@@ -57,7 +57,7 @@ def test_the_kernel_is_cut_to_its_size():
     """A kernel of 5 pixels, whatever the std: no pixel sees one that is 3 away."""
     point = torch.zeros(1, 1, 20, 20)
     point[0, 0, 10, 10] = 1
-    spread = GaussianBlur(kernel_size=5).bind({"blur_std": torch.tensor([3.0])}, (20, 20)).forward(point)[0, 0]
+    spread = GaussianBlur(kernel_size=5).bind({"blur_std": torch.tensor([3.0])}, (20, 20)).A_linear(point)[0, 0]
     weights = torch.exp(-0.5 * (torch.arange(-2, 3) / 3.0) ** 2)
     expected = torch.zeros(20)
     expected[8:13] = weights / weights.sum()
