@@ -33,7 +33,7 @@ class NoiseSchedule:
 
     @classmethod
     def from_alphas_cumprod(cls, alphas_cumprod: Tensor) -> NoiseSchedule:
-        """The whole chain: every timestep is a step, and the last update leads to the data (ᾱ = 1)."""
+        """The whole chain: every timestep is a step, and the last update ends at the data (ᾱ = 1)."""
         alphas = alphas_cumprod.detach().to("cpu", torch.float64)
         previous = torch.cat([torch.ones(1, dtype=torch.float64), alphas[:-1]])
         return cls(torch.arange(len(alphas)), alphas, previous)
@@ -93,7 +93,7 @@ class NoiseSchedule:
 
         Args:
             steps: 1 … N; N returns the schedule itself.
-            set_alpha_to_one: whether the last update leads to the data (ᾱ = 1) or, as in LDM's sampler, to ᾱ_0.
+            set_alpha_to_one: whether the last update ends at the data (ᾱ = 1) or, as in LDM's sampler, at ᾱ_0.
         """
         total = len(self)
         if not 1 <= steps <= total:
@@ -135,7 +135,7 @@ class NoiseSchedule:
             [B] long, the start steps, each also the image's NFE.
         """
         target_B = 1 / sigma_B.detach().to("cpu", torch.float64).square().clamp(min=1e-30)
-        # a sorted search among the ascending SNRs and a look at both neighbours: the argmin, without its [B, N] matrix
+        # the argmin without a [B, N] matrix: a sorted search in the ascending SNRs, then the nearer of both neighbours
         snr = self.snr()
         above_B = len(snr) - 1 - torch.searchsorted(snr.flip(0), target_B).clamp(max=len(snr) - 1)
         below_B = (above_B + 1).clamp(max=len(snr) - 1)

@@ -5,7 +5,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from flashray.errors import ConfigError
-from flashray.pipeline.run_config import SolverConfig
+from flashray.recipe import SolverConfig
 from flashray.schedule import FlowSchedule, NoiseSchedule
 from flashray.solvers.base import Step, predict_z0, reverse_step
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flashray.degradations.base import Degradation, Operator, Parameters, between
+from flashray.degradations.base import AffineOperator, Degradation, Parameters, between
 from flashray.errors import ConfigError
 
 
@@ -19,7 +19,7 @@ class GaussianBlur(Degradation):
 
     Attributes:
         std: the range of the kernel's standard deviation in pixels; equal ends fix it.
-        kernel_size: odd; the kernel is truncated to it, to 6 std, and to what reflect padding of the image allows.
+        kernel_size: odd; the kernel is truncated to it, to 6 std, and to the widest reflect padding of the image.
     """
 
     std: tuple[float, float] = (0.3, 3.0)
@@ -51,16 +51,16 @@ class GaussianBlur(Degradation):
 
 
 @dataclass(frozen=True)
-class SeparableBlur(Operator):
+class SeparableBlur(AffineOperator):
     """y = R x Cᵀ with banded matrices that hold the reflected border, so that the adjoint Rᵀ y C is exact."""
 
     rows_BHH: Tensor
     columns_BWW: Tensor
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
+    def A_linear(self, x_BCHW: Tensor) -> Tensor:
         return self.rows_BHH[:, None] @ x_BCHW @ self.columns_BWW[:, None].mT
 
-    def adjoint(self, y_BCHW: Tensor) -> Tensor:
+    def A_adjoint(self, y_BCHW: Tensor) -> Tensor:
         return self.rows_BHH[:, None].mT @ y_BCHW @ self.columns_BWW[:, None]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +104,7 @@ def find_component(root: Path, names: tuple[str, ...]) -> Path:
 
 def bundled(*parts: str) -> Path:
     """The path of something that comes inside the package."""
-    return Path(str(resources.files("flashray"))).joinpath("assets", *parts)
+    return Path(__file__).resolve().parents[1].joinpath("assets", *parts)
 
 
 def resolve(source: str) -> Path:

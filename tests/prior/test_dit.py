@@ -11,9 +11,9 @@ from diffusers import AutoencoderKL, DiTPipeline, DiTTransformer2DModel
 
 from flashray.errors import ConfigError
 from flashray.prior import load_prior
-from tests.prior.chains import STEPS, compare, our_chain, our_schedule, restored, sampler_of, trained_encoder
-from tests.prior.layouts import dit
 from tests.support.models import edit_json
+from tests.support.prior_chains import STEPS, compare, our_chain, our_schedule, restored, sampler_of, trained_encoder
+from tests.support.prior_layouts import dit
 
 
 def test_a_step_and_a_chain_equal_diffusers(tmp_path: Path):

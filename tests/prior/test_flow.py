@@ -18,10 +18,10 @@ from flashray.prior.flow import EmptyPromptOfSana
 from flashray.sampling import sample
 from flashray.schedule import FlowSchedule
 from flashray.solvers import SOLVERS
-from tests.prior.chains import STEPS, Answer, compare, our_step, restored, start, trained_encoder
-from tests.prior.layouts import POOLED, TOKENS, WIDTH, edit_index, sana, sd3
-from tests.prior.text_encoders import save_clip, save_gemma, save_t5
 from tests.support.models import edit_json
+from tests.support.prior_chains import STEPS, Answer, compare, our_step, restored, start, trained_encoder
+from tests.support.prior_layouts import POOLED, TOKENS, WIDTH, edit_index, sana, sd3
+from tests.support.prior_text_encoders import save_clip, save_gemma, save_t5
 
 NULL = "null_prompt.safetensors"
 

@@ -13,9 +13,18 @@ from torch import Tensor
 from flashray.errors import ConfigError
 from flashray.prior import load_prior
 from flashray.severity import SeverityEncoder
-from tests.prior.chains import STEPS, compare, our_chain, our_schedule, restored, sampler_of, start, trained_encoder
-from tests.prior.layouts import LAYOUTS
 from tests.support.models import edit_json, save_pipeline, vq
+from tests.support.prior_chains import (
+    STEPS,
+    compare,
+    our_chain,
+    our_schedule,
+    restored,
+    sampler_of,
+    start,
+    trained_encoder,
+)
+from tests.support.prior_layouts import LAYOUTS
 
 KINDS = [name for name in LAYOUTS if name.startswith("LDM")]
 

@@ -17,8 +17,8 @@ from flashray.errors import ConfigError
 from flashray.prior import bundled, check_prior, hash_weights, load_prior
 from flashray.prior.check import picture
 from flashray.severity import SeverityEncoder, load_severity_encoder
-from tests.prior.layouts import LAYOUTS
 from tests.support.models import dc, edit_json, kl, save_pipeline, unet
+from tests.support.prior_layouts import LAYOUTS
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 BUNDLED_HASH = "5bc8445afb8df50245b81d7ddd557ca1f6125a88efeb538099bc20a37f7695e9"

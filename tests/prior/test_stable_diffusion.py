@@ -15,10 +15,28 @@ from torch import Tensor
 
 from flashray.errors import ConfigError
 from flashray.prior import export_null_prompt, hash_weights, load_prior
-from tests.prior.chains import STEPS, Answer, compare, our_chain, our_schedule, restored, sampler_of, trained_encoder
-from tests.prior.layouts import LAYOUTS, POOLED, TOKENS, WIDTH, edit_index, save_null_prompt, sdxl, stable_diffusion
-from tests.prior.text_encoders import save_clip
 from tests.support.models import SIDE, dc, edit_json, save_pipeline
+from tests.support.prior_chains import (
+    STEPS,
+    Answer,
+    compare,
+    our_chain,
+    our_schedule,
+    restored,
+    sampler_of,
+    trained_encoder,
+)
+from tests.support.prior_layouts import (
+    LAYOUTS,
+    POOLED,
+    TOKENS,
+    WIDTH,
+    edit_index,
+    save_null_prompt,
+    sdxl,
+    stable_diffusion,
+)
+from tests.support.prior_text_encoders import save_clip
 
 NULL = "null_prompt.safetensors"
 
