@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flashray.degradations.base import AffineOperator, Degradation, Parameters, between
+from flashray.degradations.separable import convolve, convolve_adjoint, gaussian_kernel
 from flashray.errors import ConfigError
 
 
@@ -45,35 +46,27 @@ class GaussianBlur(Degradation):
             raise ConfigError(f"gaussian_blur: blur_std must be positive and finite, got {std_B.tolist()}")
 
     def bind(self, parameters: Parameters, size: tuple[int, int]) -> SeparableBlur:
-        std_B = parameters["blur_std"]
-        height, width = size
-        return SeparableBlur(blur_matrix(std_B, self.kernel_size, height), blur_matrix(std_B, self.kernel_size, width))
+        return SeparableBlur.gaussian(parameters["blur_std"], self.kernel_size, size)
 
 
 @dataclass(frozen=True)
 class SeparableBlur(AffineOperator):
-    """y = R x Cᵀ with banded matrices that hold the reflected border, so that the adjoint Rᵀ y C is exact."""
+    """y = R x Cᵀ, a convolution along the rows and one along the columns with reflected borders; the adjoint is exact.
 
-    rows_BHH: Tensor
-    columns_BWW: Tensor
+    Attributes:
+        rows_BK, columns_BK: the kernels of the vertical and of the horizontal convolution.
+    """
+
+    rows_BK: Tensor
+    columns_BK: Tensor
+
+    @classmethod
+    def gaussian(cls, std_B: Tensor, kernel_size: int, size: tuple[int, int]) -> SeparableBlur:
+        """The Gaussian blur of images of size (H, W); kernels are cut to kernel_size, 6 std, and what the image has."""
+        return cls(*(gaussian_kernel(std_B, kernel_size, length) for length in size))
 
     def A_linear(self, x_BCHW: Tensor) -> Tensor:
-        return self.rows_BHH[:, None] @ x_BCHW @ self.columns_BWW[:, None].mT
+        return convolve(convolve(x_BCHW, self.rows_BK, dim=2), self.columns_BK, dim=3)
 
     def A_adjoint(self, y_BCHW: Tensor) -> Tensor:
-        return self.rows_BHH[:, None].mT @ y_BCHW @ self.columns_BWW[:, None]
-
-
-def blur_matrix(std_B: Tensor, kernel_size: int, length: int) -> Tensor:
-    """[B, length, length] matrices of the 1-D blur with reflect padding (the border pixel is not repeated)."""
-    radius = min(kernel_size // 2, length - 1)
-    offset_K = torch.arange(-radius, radius + 1, device=std_B.device)
-    weight_BK = torch.exp(-0.5 * (offset_K[None, :] / std_B[:, None]) ** 2)
-    weight_BK = weight_BK * (offset_K.abs()[None, :] <= (6 * std_B[:, None] + 0.5).floor())
-    weight_BK = weight_BK / weight_BK.sum(dim=1, keepdim=True)
-    source_HK = (torch.arange(length, device=std_B.device)[:, None] + offset_K[None, :]).abs()
-    source_HK = torch.where(source_HK >= length, 2 * (length - 1) - source_HK, source_HK)
-    batch = len(std_B)
-    matrix = torch.zeros(batch, length, length, dtype=weight_BK.dtype, device=std_B.device)
-    source, weight = source_HK.expand(batch, -1, -1), weight_BK[:, None, :].expand(-1, length, -1)
-    return matrix.scatter_add_(2, source, weight)
+        return convolve_adjoint(convolve_adjoint(y_BCHW, self.rows_BK, dim=2), self.columns_BK, dim=3)

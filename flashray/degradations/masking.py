@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flashray.degradations.base import AffineOperator, Degradation, Parameters, check_flags
-from flashray.degradations.gaussian_blur import SeparableBlur, blur_matrix
+from flashray.degradations.gaussian_blur import SeparableBlur
 from flashray.errors import ConfigError
 
 FILL_STDS = (16.0, 4.0, 1.0)  # pixels
@@ -55,8 +55,8 @@ def fill_in(y_BCHW: Tensor, mask_B1HW: Tensor) -> Tensor:
     filled = known.sum(dim=(2, 3), keepdim=True) / mask_B1HW.sum(dim=(2, 3), keepdim=True).clamp(min=1)
     filled = filled.expand_as(y_BCHW)
     for std in FILL_STDS:
-        rows, columns = (blur_matrix(y_BCHW.new_full((1,), std), 2 * side - 1, side) for side in y_BCHW.shape[2:])
-        blur = SeparableBlur(rows, columns)
+        height, width = y_BCHW.shape[2:]
+        blur = SeparableBlur.gaussian(y_BCHW.new_full((1,), std), 2 * max(height, width) - 1, (height, width))
         weight = blur.A_linear(mask_B1HW)
         mean = blur.A_linear(known) / weight.clamp(min=1e-6)
         trust = weight / (weight + FILL_TRUST)

@@ -57,6 +57,8 @@ class Problem:
         operator: A, bound to the batch's parameters.
         noise_std_B: the noise's standard deviation on the [0, 1] scale.
         encode, decode: the prior's maps between images in [-1, 1] and latents of unit variance.
+        norm_scale: √(elements of a photo / elements of one window); a solver that follows the gradient of a norm
+            multiplies it by this, so that a step size means the same at every size. Exactly 1 for one window.
     """
 
     y_BCHW: Tensor
@@ -64,11 +66,12 @@ class Problem:
     noise_std_B: Tensor
     encode: Callable[[Tensor], Tensor]
     decode: Callable[[Tensor], Tensor]
+    norm_scale: float = 1.0
 
     def select(self, rows: Tensor) -> Problem:
         """The problem of some of the images: `rows` are indices, or a mask."""
         chosen = (self.y_BCHW[rows], self.operator.select(rows), self.noise_std_B[rows])
-        return Problem(*chosen, self.encode, self.decode)
+        return Problem(*chosen, self.encode, self.decode, self.norm_scale)
 
 
 class Solver(Protocol):

@@ -41,5 +41,5 @@ class GMLDPS:
         data_B = norm(problem.y_BCHW - problem.operator.A(x0))
         glue_B = norm(step.z0_BCHW - problem.encode(x0))
         objective_B = self.dc_step * data_B + self.ae_weight * glue_B
-        (gradient,) = torch.autograd.grad(objective_B.sum(), step.z_BCHW)
+        (gradient,) = torch.autograd.grad(problem.norm_scale * objective_B.sum(), step.z_BCHW)
         return reverse_step(step, step.noise(STREAM_SOLVER)) - gradient

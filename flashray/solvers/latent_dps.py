@@ -41,5 +41,5 @@ class LatentDPS:
     def __call__(self, step: Step, problem: Problem) -> Tensor:
         x0 = problem.decode(step.z0_BCHW)
         objective_B = norm(problem.y_BCHW - problem.operator.A(x0))
-        (gradient,) = torch.autograd.grad(objective_B.sum(), step.z_BCHW)
+        (gradient,) = torch.autograd.grad(problem.norm_scale * objective_B.sum(), step.z_BCHW)
         return reverse_step(step, step.noise(STREAM_SOLVER)) - self.dc_step * gradient

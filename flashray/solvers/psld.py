@@ -45,5 +45,5 @@ class PSLD:
         glued = x0 + problem.operator.A_adjoint(residual)
         glue_B = norm(step.z0_BCHW - problem.encode(glued))
         objective_B = self.dc_step * norm(residual) + self.ae_weight * glue_B
-        (gradient,) = torch.autograd.grad(objective_B.sum(), step.z_BCHW)
+        (gradient,) = torch.autograd.grad(problem.norm_scale * objective_B.sum(), step.z_BCHW)
         return reverse_step(step, step.noise(STREAM_SOLVER)) - gradient

@@ -1,0 +1,75 @@
+"""The region-adaptive start: each window of a photo begins at the step that its own σ̂ asks for (docs/architecture.md).
+
+Window k starts at s_k and is active at update i where s_k > i: it costs s_k evaluations, and the photo's
+NFE is Σ_k s_k / K. A photo of one window is the method of Flash-Diffusion as it stands.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flashray.errors import ConfigError
+from flashray.schedule import NoiseSchedule
+from flashray.severity.start import Start
+from flashray.windows import Windows
+
+
+def root_mean_square(sigma_hw: Tensor, valid: tuple[int, int] | None = None) -> Tensor:
+    """0-d float64: the image's σ̂, over the positions that are not padding.
+
+    Args:
+        sigma_hw: [h, w] σ̂ of every latent position.
+        valid: (h, w) of the positions that hold pixels of the photo; None for all.
+    """
+    height, width = valid or sigma_hw.shape
+    return sigma_hw[:height, :width].double().square().mean().sqrt()
+
+
+def window_sigma(sigma_hw: Tensor, windows: Windows, valid: tuple[int, int] | None = None) -> Tensor:
+    """[K] float64: the root mean square of σ̂ over each window, padding left out."""
+    height, width = valid or sigma_hw.shape
+    there_hw = torch.zeros_like(sigma_hw, dtype=torch.float64)
+    there_hw[:height, :width] = 1
+    square_hw = torch.where(there_hw > 0, sigma_hw.double().square(), 0.0)
+    total_K, count_K = (windows.cut(map_hw[None]).flatten(1).sum(dim=1) for map_hw in (square_hw, there_hw))
+    return (total_K / count_K).sqrt()
+
+
+def window_starts(
+    start: Start,
+    sigma_hw: Tensor,
+    windows: Windows,
+    schedule: NoiseSchedule,
+    valid: tuple[int, int] | None = None,
+) -> Tensor:
+    """[K] long, 0 … N, on the CPU: s_k = start_step(root mean square of σ̂ over window k).
+
+    Raises:
+        ConfigError: for the start formula `paper` and more than one window: positions that join later do so at the
+            schedule's own noise.
+    """
+    if start.formula == "paper" and len(windows) > 1:
+        raise ConfigError(
+            f"start.formula paper exists for photos of one window, and this one has {len(windows)}; use schedule"
+        )
+    return start.start_step(window_sigma(sigma_hw, windows, valid), schedule)[0]
+
+
+def mean_nfe(start_K: Tensor) -> float:
+    """Σ_k s_k / K, the photo's denoiser evaluations."""
+    return start_K.double().mean().item()
+
+
+def position_starts(start_K: Tensor, windows: Windows) -> Tensor:
+    """[h, w] long: a position is active at update i where this is > i, that is, where one of its windows is."""
+    return windows.greatest(start_K)
+
+
+def hold(z_next_CHW: Tensor, active_hw: Tensor, z_hat_CHW: Tensor, noise_CHW: Tensor, alpha_prev: Tensor) -> Tensor:
+    """The latent after an update: positions that are not active get √ᾱ ẑ + √(1-ᾱ) ε at the ᾱ that the update leads to.
+
+    ε is the position's fixed start noise, so a position that joins at the next update joins with its start latent. At
+    the end, where ᾱ is 1, positions that never joined are ẑ.
+    """
+    return torch.where(active_hw, z_next_CHW, alpha_prev.sqrt() * z_hat_CHW + (1 - alpha_prev).sqrt() * noise_CHW)
