@@ -129,7 +129,7 @@ def restored(
     """A blurred toy through severity, flash start and solver."""
     side = prior.sample_size
     parameters = BLUR.parameters_at(torch.tensor([0.4]))
-    y = BLUR.bind(parameters, (side, side)).measure(toys(prior, 1))
+    y = BLUR.bind(parameters, (side, side)).A(toys(prior, 1))
     z_hat, sigma_hat = estimate(encoder, prior, y)
     schedule = prior.schedule.respaced(STEPS)
     rule = Start(mode, sigma_scale=0.5 / sigma_hat.item())  # whatever a random autoencoder's latents are
