@@ -14,7 +14,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 demo: venv
-	$(BIN)/python jobs/demo.py
+	$(BIN)/python -m benchmarks.demo
 
 test: lint
 	$(BIN)/python -m pytest
@@ -28,8 +28,8 @@ lint: venv
 	$(BIN)/mypy
 
 bench: venv
-	$(BIN)/python jobs/bench.py
+	$(BIN)/python -m benchmarks.speed
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache demo-run
-	find flashray jobs tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find flashray benchmarks jobs tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.experiment_file import Experiment, Method, Scale, Task, put, strict, variations
+from benchmarks.experiment_file import Experiment, Method, Scale, Task, put, variations
+from flashray.build import strict
 from flashray.errors import ConfigError
 
 
@@ -21,7 +22,7 @@ class Cell:
     Attributes:
         images: the first so many photos.
         pictures: the first so many restorations are kept; with `outliers`, those whose σ̂ is farthest from σ̄.
-        identity: everything that the results depend on, names and places left out; filled in by `identified`.
+        identity: everything that the results depend on, names and sources left out; `identified` fills it in.
     """
 
     task: Task
@@ -55,9 +56,10 @@ class Cell:
         for name in ("name", "base", "at"):
             del task[name], method[name]
         for name in ("tasks", "prior", "severity_encoder"):
-            del method[name]  # places; the hashes stand for them
+            del method[name]  # hashes stand for these sources
+        del method["start"]["severity_encoder"]
         if self.method.solver is None:
-            del method["solver"], method["start"]
+            del method["solver"], method["start"], method["sigma"]
         elif self.method.start.mode == "full":
             method["start"] = {"mode": "full"}
         values = {"task": task, "method": method, "images": self.images, "weights": weights, "photos": photos}
@@ -124,7 +126,7 @@ def _cell(task: Task, method: Method, scale: Scale, experiment: Experiment) -> C
         steps = min([solver.steps, *(limit for limit in limits if limit)])
         method = dataclasses.replace(method, solver=dataclasses.replace(solver, steps=steps))
         images = min(images, scale.full_images or images) if full else images
-    calibrated = solver is not None and method.start.mode != "full" and method.start.sigma not in ("encoder", "true")
+    calibrated = solver is not None and method.start.mode != "full" and method.sigma not in ("encoder", "true")
     return Cell(
         task=task,
         method=method,

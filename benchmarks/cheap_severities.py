@@ -57,7 +57,7 @@ def residual_std(y_BCHW: Tensor, z_hat_BCHW: Tensor, operator: Operator, decode:
     Returns:
         [B], on the [0, 1] scale.
     """
-    return (y_BCHW - operator.measure(decode(z_hat_BCHW))).flatten(1).std(dim=1) / 2
+    return (y_BCHW - operator.A(decode(z_hat_BCHW))).flatten(1).std(dim=1) / 2
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flashray.pipeline.simulation import Pool, simulate
-from flashray.pipeline.slot_utilization import occupancy, slot_steps
+from flashray.pipeline.slot_utilization import slot_steps, slot_utilization
 from flashray.pipeline.units import (
     ALONE,
     Floats,
@@ -66,13 +66,13 @@ class Result:
 
     Attributes:
         units: how many there were.
-        occupancy: useful slot-steps over all slot-steps, inside units.
+        slot_utilization: useful slot-steps over all slot-steps, inside units.
         over_ideal: makespan over the time of all images' steps with every slot of every actor filled all along.
         deaths: of actors.
     """
 
     units: int
-    occupancy: float
+    slot_utilization: float
     over_ideal: float
     deaths: int
 
@@ -101,7 +101,7 @@ def compare(
     seconds: Floats = step_seconds * (steps_US[:, 0] + beside)[dispatch]
     outcome = simulate(seconds, pool)
     fill = seconds.sum() / (step_seconds * (nfe.sum() + ALONE * len(nfe)) / slots)  # time held over time used
-    return Result(len(first), occupancy(steps_US), outcome.over_ideal * float(fill), outcome.deaths)
+    return Result(len(first), slot_utilization(steps_US), outcome.over_ideal * float(fill), outcome.deaths)
 
 
 def makespan_over_ideal(steps: Integers, all_slots: int = 1024, slots: int = 8) -> float:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 import yaml
 
+from flashray.build import mapping, strict
 from flashray.errors import ConfigError
-from flashray.pipeline.run_config import DegradationConfig, SolverConfig
+from flashray.recipe import DegradationConfig, SolverConfig
+from flashray.severity import Start
 
-T = TypeVar("T")
 Kind = Literal["comparison", "severity", "adaptivity", "robustness", "ablation", "pareto"]
 
 
@@ -29,7 +28,7 @@ class Task:
             model here was trained on.
         severity: all photos at this severity of the family's range, 0 … 1; by default each draws its own.
         believed_times: the solver takes these parameters of the operator to be so many times what they are.
-        base, at: the name before, and where the task stands on the axes that `vary` took it along; filled in by it.
+        base, at: the name before `vary`, and the values that `vary` gave this one; `vary` fills them in.
     """
 
     name: str
@@ -42,31 +41,15 @@ class Task:
 
 
 @dataclass(frozen=True)
-class StartSpec:
-    """Where the reverse diffusion starts: `severity.Start`, or at the same step for every image.
-
-    Attributes:
-        mode: flash, full, or fixed.
-        sigma: where σ̂ comes from: the severity encoder, the true error, or a cheap severity calibrated on photos that
-            are not reported (`benchmark.sigma.SIGMAS`).
-        step: of a fixed start; by default the mean step, rounded up, that a flash start with the same settings takes
-            on these images: as many evaluations, spent on every image alike.
-    """
-
-    mode: Literal["flash", "full", "fixed"] = "flash"
-    formula: Literal["paper", "schedule"] = "schedule"
-    c: float = 1.0
-    sigma_scale: float = 1.0
-    sigma: str = "encoder"
-    step: int | None = None
-
-
-@dataclass(frozen=True)
 class Method:
     """How an image is restored: a solver from a start, or a baseline in one pass.
 
     Attributes:
-        baseline: one of `benchmark.methods.BASELINES`, with its `settings`.
+        baseline: one of `benchmarks.one_pass.BASELINES`, with its `settings`.
+        start: where the reverse diffusion starts. A fixed start without a step takes the mean step, rounded up, of a
+            flash start with the same settings on these images: as many evaluations, spent on every image alike.
+        sigma: where σ̂ comes from: the severity encoder, the true error, or a cheap severity calibrated on photos that
+            are not reported (`benchmarks.sigma_sources.SIGMAS`).
         prior: another prior than the command line's.
         severity_encoder: another one than the command line's for the task's family.
         tasks: only these; default all.
@@ -77,7 +60,8 @@ class Method:
     baseline: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     solver: SolverConfig | None = None
-    start: StartSpec = field(default_factory=StartSpec)
+    start: Start = field(default_factory=Start)
+    sigma: str = "encoder"
     prior: str | None = None
     severity_encoder: str | None = None
     tasks: list[str] | None = None
@@ -88,12 +72,13 @@ class Method:
         if (self.baseline is None) == (self.solver is None):
             raise ConfigError(f"method {self.name!r}: give either a solver or a baseline")
 
+        if self.start.severity_encoder != Start().severity_encoder:
+            raise ConfigError(f"method {self.name!r}: severity_encoder stands beside start, not in it")
+
     @property
-    def looks(self) -> bool:
+    def uses_encoder(self) -> bool:
         """Whether the severity encoder is asked."""
-        if self.solver is not None:
-            return self.start.mode != "full" and not (self.start.mode == "fixed" and self.start.step == 0)
-        return self.baseline == "autoencoder"
+        return self.baseline == "autoencoder" if self.solver is None else self.start.uses_encoder
 
 
 @dataclass(frozen=True)
@@ -162,7 +147,7 @@ def load_experiment(name: str, folder: Path) -> Experiment:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"experiment {path}: not a YAML file: {error}") from error
-    values = {key: value for key, value in _mapping(values, path.name).items() if not key.startswith("_")}
+    values = {key: value for key, value in mapping(values, path.name).items() if not key.startswith("_")}
     return strict(Experiment, {"name": path.stem} | values | {"text": text}, path.name)
 
 
@@ -172,7 +157,7 @@ def variations(values: Mapping[str, Any], at_most: int | None, where: str) -> It
     `vary: {solver.settings.dc_step: [1, 2]}` gives two entries, with `at: {dc_step: 1}` and `at: {dc_step: 2}`.
     """
     entry = dict(values)
-    lists = _mapping(entry.pop("vary", {}), f"{where}, vary")
+    lists = mapping(entry.pop("vary", {}), f"{where}, vary")
     for path, options in lists.items():
         if not isinstance(options, list) or not options:
             raise ConfigError(f"{where}, vary: {path} wants a list of values, not {options!r}")
@@ -212,51 +197,6 @@ def evenly(options: list[Any], at_most: int | None) -> list[Any]:
     if at_most == 1:
         return options[:1]
     return [options[round(i * (len(options) - 1) / (at_most - 1))] for i in range(at_most)]
-
-
-def strict(cls: type[T], values: Any, where: str) -> T:
-    """`cls(**values)` for nested dataclasses, every key known and every value of its type; else ConfigError."""
-    hints = get_type_hints(cls)
-    values = _mapping(values, where)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        raise ConfigError(f"{where}: unknown key {', '.join(map(str, unknown))}; known: {', '.join(hints)}")
-    missing = [one.name for one in dataclasses.fields(cls) if _required(one) and one.name not in values]  # type: ignore[arg-type]
-    if missing:
-        raise ConfigError(f"{where}: {', '.join(missing)} missing")
-    return cls(**{name: _fitting(hints[name], value, f"{where}, {name}") for name, value in values.items()})
-
-
-def _required(field: dataclasses.Field[Any]) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-
-
-def _fitting(hint: Any, value: Any, where: str) -> Any:
-    """The value as this type; ConfigError when it is of another one."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if hint is Any or (origin is Literal and value in arguments) or (hint is NoneType and value is None):
-        return value
-    if dataclasses.is_dataclass(hint):
-        return strict(cast(type[Any], hint), value, where)
-    if origin is UnionType:
-        fitting = [one for one in arguments if isinstance(value, get_origin(one) or one)] or arguments[:1]
-        return _fitting(fitting[0], value, where)
-    if origin is list and isinstance(value, list):
-        return [_fitting(arguments[0], one, where) for one in value]
-    if origin is dict:
-        return {name: _fitting(arguments[1], one, f"{where}, {name}") for name, one in _mapping(value, where).items()}
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint in (int, float, str, bool) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
-        return value
-    wanted = " or ".join(map(str, arguments)) if origin is Literal else getattr(hint, "__name__", str(hint))
-    raise ConfigError(f"{where}: {value!r} is not of type {wanted}")
-
-
-def _mapping(values: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{where}: give a mapping of names to values, not {values!r}")
-    return values
 
 
 def _axis(path: str) -> str:

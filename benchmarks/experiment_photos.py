@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.sample_photos import sample_crops
 from flashray.errors import ConfigError, ImageError
-from flashray.sample_photos import sample_crops
 from flashray.training.photo_windows import list_photos, load_fitted
 
 

@@ -1,4 +1,4 @@
-"""Put experiments' reports into BENCHMARKS.md: python jobs/publish.py --outputs '[RUN, …]'."""
+"""Put experiments' reports into docs/results: python -m benchmarks.publish RUN …"""
 
 from __future__ import annotations
 
@@ -6,31 +6,28 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.report.publish import publish
-from flashray.cli import run
+from benchmarks.command import run_command
+from benchmarks.pages.results_page import publish
 
 
 @dataclass(frozen=True)
 class PublishConfig:
-    """What goes where.
+    """Which experiments to publish, and where.
 
-    Attributes:
-        outputs: what jobs/benchmark.py wrote, folders or s3:// prefixes.
-        page: the Markdown file; the words outside of its markers stay.
-        assets: folder for its figures and CSV files.
+    Args:
+        outputs: what `python -m benchmarks` wrote, folders or s3:// prefixes.
+        folder: of the pages.
         photos: false leaves out the figures that show photos, where those may not be given away.
     """
 
     outputs: list[str]
-    page: str = "BENCHMARKS.md"
-    assets: str = "docs/benchmarks"
+    folder: str = "docs/results"
     photos: bool = True
 
 
-def main(config: PublishConfig) -> None:
-    names = publish(config.outputs, Path(config.page), Path(config.assets), config.photos)
-    print(f"{config.page}: {', '.join(names)}")
+def publish_outputs(config: PublishConfig) -> None:
+    print("\n".join(str(page) for page in publish(config.outputs, Path(config.folder), config.photos)))
 
 
 if __name__ == "__main__":
-    sys.exit(run(PublishConfig, main))
+    sys.exit(run_command(PublishConfig, publish_outputs, "benchmarks.publish", rest="outputs"))

@@ -8,8 +8,9 @@ from typing import Any
 
 import ray
 
+from benchmarks.cell_models import Setting
 from benchmarks.cells import Cell
-from benchmarks.compute_cell import Setting, compute
+from benchmarks.compute_cell import compute
 from benchmarks.experiment_photos import Bundle
 from benchmarks.results import Result
 from flashray.errors import FlashrayError
@@ -29,9 +30,9 @@ def compute_on_ray(
         task = ray.remote(compute).options(num_cpus=setting.threads, num_gpus=1 if gpu else 0, max_retries=2)
         shared = ray.put(photos)
         waiting, running = deque(cells), dict[Any, Cell]()
-        room = workers or _room(setting.threads, gpu)
+        capacity = workers or _capacity(setting.threads, gpu)
         while waiting or running:
-            while waiting and len(running) < room:
+            while waiting and len(running) < capacity:
                 cell = waiting.popleft()
                 running[task.remote(cell, shared, setting)] = cell
             (done,), _ = ray.wait(list(running), num_returns=1)
@@ -46,7 +47,7 @@ def compute_on_ray(
             ray.shutdown()
 
 
-def _room(threads: int, gpu: bool) -> int:
+def _capacity(threads: int, gpu: bool) -> int:
     """Cells at once: one a GPU; on CPUs, as many as their threads fit in the cores that there are."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if gpu:

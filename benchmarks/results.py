@@ -50,18 +50,18 @@ class Store:
     def __init__(self, output: str) -> None:
         self.output = output
 
-    def place(self, *parts: str) -> str:
+    def uri(self, *parts: str) -> str:
         return storage.join(self.output, *parts)
 
     def has(self, *parts: str) -> bool:
-        return storage.exists(self.place(*parts))
+        return storage.exists(self.uri(*parts))
 
     def read(self, *parts: str) -> bytes:
-        return storage.read_bytes(self.place(*parts))
+        return storage.read_bytes(self.uri(*parts))
 
     def put(self, data: bytes | str, *parts: str) -> None:
         """A file in one piece."""
-        storage.put_bytes(self.place(*parts), data.encode() if isinstance(data, str) else data)
+        storage.put_bytes(self.uri(*parts), data.encode() if isinstance(data, str) else data)
 
     def done(self, cell: Cell) -> bool:
         return self.has("cells", f"{cell.id}.json")
@@ -81,8 +81,8 @@ class Store:
             )
             summary = json.loads(self.read("cells", f"{cell.id}.json"))
         except (OSError, ValueError, pa.ArrowException) as error:
-            place = self.place("cells", f"{cell.id}.json")
-            raise ConfigError(f"the results of {cell.name} are damaged ({error}); delete {place} to redo it") from error
+            uri = self.uri("cells", f"{cell.id}.json")
+            raise ConfigError(f"the results of {cell.name} are damaged ({error}); delete {uri} to redo it") from error
         return Result(cell, rows, pictures, summary)
 
     def write_json(self, values: Any, *parts: str) -> None:
@@ -96,7 +96,7 @@ class Store:
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise ConfigError(f"{self.place(*parts)} is damaged ({error}); choose another --output") from error
+            raise ConfigError(f"{self.uri(*parts)} is damaged ({error}); choose another --output") from error
 
 
 def to_parquet(table: pa.Table) -> bytes:

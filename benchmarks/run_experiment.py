@@ -15,28 +15,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.cell_models import CellModels, Setting
 from benchmarks.cells import Cell, expand
-from benchmarks.compute_cell import Setting, Workbench, compute
+from benchmarks.compute_cell import compute
 from benchmarks.experiment_file import Experiment, load_experiment
 from benchmarks.experiment_photos import Bundle, archive_photos, calibration_photos, sample_photos
-from benchmarks.report.experiment_report import write_report
+from benchmarks.pages.experiment_report import write_report
 from benchmarks.results import Result, Store
 from flashray import storage
 from flashray.errors import ConfigError
 from flashray.pipeline.lease import held
-from flashray.pipeline.run_config import TrackingConfig
 from flashray.storage.working_folder import refuse_relative
 from flashray.tracking import Tracker
+from flashray.tracking.tracking_config import TrackingConfig
 from flashray.training.launch import absolute, resolve_device
 
 log = logging.getLogger(__name__)
+EXPERIMENTS = Path(__file__).resolve().parent / "experiments"
 
 
 @dataclass(frozen=True)
-class BenchmarkConfig:
+class ExperimentConfig:
     """A run of an experiment.
 
-    Attributes:
+    Args:
+        experiment: the name of a file in benchmarks/experiments, or the path of a YAML file.
         photos: folder of clean photos, every `stride`-th of the sorted ones from `offset` on.
         output: folder or s3:// prefix of the results.
         scale: smoke (does it work), small (two CPU cores, about an hour) or paper (a GPU); an experiment's file says
@@ -53,7 +56,7 @@ class BenchmarkConfig:
         precision: bf16 runs the prior's networks under autocast.
         skip_missing: leave out the cells whose models are missing, instead of refusing to start.
         report_only: make the report of the cells that are there, and compute nothing.
-        mlflow: tracking; a run for the experiment and one below it for every cell.
+        tracking: MLflow; a run for the experiment and one below it for every cell.
     """
 
     experiment: str
@@ -75,10 +78,10 @@ class BenchmarkConfig:
     precision: Literal["float32", "bf16"] = "float32"
     skip_missing: bool = False
     report_only: bool = False
-    mlflow: TrackingConfig = field(default_factory=TrackingConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
-def benchmark(config: BenchmarkConfig, folder: Path) -> int:
+def run_experiment(config: ExperimentConfig, folder: Path = EXPERIMENTS) -> int:
     """Run the experiment, or what is missing of it.
 
     Args:
@@ -97,7 +100,7 @@ def benchmark(config: BenchmarkConfig, folder: Path) -> int:
     missing = list({cell.id: cell for cell in plan.cells if not store.done(cell)}.values())
     if config.report_only:
         if len(missing) == len(plan.cells):
-            raise ConfigError(f"output {store.output}: none of its cells is there yet; leave out --report_only")
+            raise ConfigError(f"output {store.output}: none of its cells is there yet; leave out --report-only")
         missing = []
     print(
         f"{plan.experiment.name} at scale {config.scale}: {len(plan.cells)} cells, {len(missing)} to compute",
@@ -111,7 +114,7 @@ def benchmark(config: BenchmarkConfig, folder: Path) -> int:
         if results:
             for name in write_report(plan.experiment, results, store, record):
                 tracker.file(name)
-            print(f"report: {store.place('report.md')}", flush=True)
+            print(f"report: {store.uri('report.md')}", flush=True)
         for cell, reason in failed:
             log.error("%s failed: %s", cell.name, reason)
     return 1 if failed else 0
@@ -127,31 +130,31 @@ class Plan:
     setting: Setting
 
 
-def prepare(config: BenchmarkConfig, folder: Path) -> Plan:
-    """Everything that an experiment needs, looked at; starts nothing, writes nothing. ConfigError as `benchmark`."""
+def prepare(config: ExperimentConfig, folder: Path) -> Plan:
+    """Everything that an experiment needs, checked; starts nothing, writes nothing. ConfigError as `run_experiment`."""
     refuse_relative(photos=config.photos, output=config.output)
     for name in ("images", "workers", "threads", "slots", "stride"):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ConfigError(f"{name} is {value}; give at least 1")
     experiment, setting = load_experiment(config.experiment, folder), _setting(config)
-    bench = Workbench(dataclasses.replace(setting, device="cpu"))  # the driver may lack what the workers have
-    cells = _checked(expand(experiment, config.scale, config.images), bench, config.skip_missing)
-    photos = _photos(config, cells, bench)
-    if bench.lpips is None:
-        print(f"no LPIPS: {bench.lpips_unavailable}", flush=True)
-    return Plan(experiment, [_identified(cell, photos, bench, config) for cell in cells], photos, setting)
+    models = CellModels(dataclasses.replace(setting, device="cpu"))  # the driver may lack what the workers have
+    cells = _checked(expand(experiment, config.scale, config.images), models, config.skip_missing)
+    photos = _photos(config, cells, models)
+    if models.lpips is None:
+        print(f"no LPIPS: {models.lpips_unavailable}", flush=True)
+    return Plan(experiment, [_identified(cell, photos, models, config) for cell in cells], photos, setting)
 
 
 @contextmanager
-def _tracked(plan: Plan, config: BenchmarkConfig, store: Store, record: dict[str, Any]) -> Iterator[Tracker]:
+def _tracked(plan: Plan, config: ExperimentConfig, store: Store, record: dict[str, Any]) -> Iterator[Tracker]:
     """A tracker that learns how the run ended, and stands in run.json."""
     name = plan.experiment.name
-    tracker = Tracker(config.mlflow, store.output)
+    tracker = Tracker(config.tracking, store.output)
     tracker.start(
         name=f"{name} {config.scale}",
-        params={key: value for key, value in _plain(config).items() if key not in ("mlflow", "output")},
-        tags={"benchmarks.measured_photos": name, "flashray.scale": config.scale, "flashray.output": store.output},
+        params={key: value for key, value in _plain(config).items() if key not in ("tracking", "output")},
+        tags={"flashray.experiment": name, "flashray.scale": config.scale, "flashray.output": store.output},
         config_yaml=plan.experiment.text,
     )
     try:
@@ -174,7 +177,7 @@ def compute_here(
 
 
 def _compute(
-    cells: Sequence[Cell], plan: Plan, config: BenchmarkConfig, store: Store, tracker: Tracker
+    cells: Sequence[Cell], plan: Plan, config: ExperimentConfig, store: Store, tracker: Tracker
 ) -> list[tuple[Cell, Exception]]:
     """Compute, store and track these cells; those that failed, and why."""
     launcher: Launcher = compute_here
@@ -196,19 +199,19 @@ def _compute(
     return failed
 
 
-def _checked(cells: Sequence[Cell], bench: Workbench, skip_missing: bool) -> list[Cell]:
+def _checked(cells: Sequence[Cell], models: CellModels, skip_missing: bool) -> list[Cell]:
     """The cells that can be computed; ConfigError names all that is wrong."""
     wrong: dict[str, list[str]] = {}
     missing: dict[str, list[str]] = {}
     sound = []
     for cell in cells:
         try:
-            bench.weights(cell)
+            models.weights(cell)
         except ConfigError as error:
             missing.setdefault(str(error), []).append(cell.name)
             continue
         try:
-            bench.check(cell)
+            models.check(cell)
             sound.append(cell)
         except ConfigError as error:
             wrong.setdefault(str(error), []).append(cell.name)
@@ -217,17 +220,17 @@ def _checked(cells: Sequence[Cell], bench: Workbench, skip_missing: bool) -> lis
         for message, names in (missing | wrong).items()
     ]
     if wrong or not sound or (missing and not skip_missing):
-        hint = ["--skip_missing true leaves out what needs missing models"] if missing and not wrong else []
+        hint = ["--skip-missing leaves out what needs missing models"] if missing and not wrong else []
         raise ConfigError("\n".join(lines + hint))
     for line in lines:
         print(f"left out: {line}", flush=True)
     return sound
 
 
-def _photos(config: BenchmarkConfig, cells: Sequence[Cell], bench: Workbench) -> Bundle:
+def _photos(config: ExperimentConfig, cells: Sequence[Cell], models: CellModels) -> Bundle:
     """Every set of photos that a cell asks for."""
     found: Bundle = {}
-    wanted = {(cell.task.photos, bench.prior(cell).sample_size) for cell in cells}
+    wanted = {(cell.task.photos, models.prior(cell).sample_size) for cell in cells}
     for source, size in sorted(wanted):
         count = max(cell.images for cell in cells)
         if source == "sample":
@@ -243,18 +246,18 @@ def _photos(config: BenchmarkConfig, cells: Sequence[Cell], bench: Workbench) ->
     return found
 
 
-def _identified(cell: Cell, photos: Bundle, bench: Workbench, config: BenchmarkConfig) -> Cell:
-    size = bench.prior(cell).sample_size
+def _identified(cell: Cell, photos: Bundle, models: CellModels, config: ExperimentConfig) -> Cell:
+    size = models.prior(cell).sample_size
     cell = dataclasses.replace(cell, images=min(cell.images, len(photos[cell.task.photos, size].keys)))
     reported = photos[cell.task.photos, size].first(cell.images)
     used = [*reported.keys, *reported.hashes]
     if cell.calibration:
         used += photos["calibration", size].hashes[: cell.calibration]
     more = {"seed": config.seed, "precision": config.precision, "calibration": cell.calibration}
-    return cell.identified(bench.weights(cell), used, more)
+    return cell.identified(models.weights(cell), used, more)
 
 
-def _setting(config: BenchmarkConfig) -> Setting:
+def _setting(config: ExperimentConfig) -> Setting:
     return Setting(
         prior=absolute(config.prior),
         severity_encoders=tuple(sorted((family, absolute(one)) for family, one in config.severity_encoders.items())),
@@ -267,7 +270,7 @@ def _setting(config: BenchmarkConfig) -> Setting:
     )
 
 
-def _open(store: Store, config: BenchmarkConfig, experiment: Experiment) -> dict[str, Any]:
+def _open(store: Store, config: ExperimentConfig, experiment: Experiment) -> dict[str, Any]:
     """run.json of this output; ConfigError when it belongs to another experiment or scale."""
     old = store.read_json("run.json")
     here = {"experiment": experiment.name, "scale": config.scale}
@@ -286,7 +289,7 @@ def _open(store: Store, config: BenchmarkConfig, experiment: Experiment) -> dict
 def command() -> str:
     """The command line, without this machine's folders."""
     words = [re.sub(r"""(?<![\w.:/])/([^/\s"',}]+/)*""", "", word) for word in sys.argv[1:]]
-    return shlex.join(["python", "jobs/benchmark.py", *words])
+    return shlex.join(["python", "-m", "benchmarks", *words])
 
 
 def _means(result: Result) -> dict[str, list[float]]:
@@ -303,7 +306,7 @@ def _track(tracker: Tracker, result: Result) -> None:
     tracker.child(cell.id, cell.name, params, metrics)
 
 
-def _plain(config: BenchmarkConfig) -> dict[str, Any]:
+def _plain(config: ExperimentConfig) -> dict[str, Any]:
     values = dataclasses.asdict(config)
-    values["mlflow"]["tracking_uri"] = storage.redact(config.mlflow.tracking_uri)
+    values["tracking"]["tracking_uri"] = storage.redact(config.tracking.tracking_uri)
     return values

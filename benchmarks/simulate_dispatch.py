@@ -1,6 +1,6 @@
 """Simulate the dispatch of an archive's units to 8 … 1024 solver slots: a table and a figure.
 
-python jobs/simulate_dispatch.py --output docs/benchmarks [--plan RUN/plan]
+python -m benchmarks.simulate_dispatch [--output docs/results] [--plan RUN/_flashray/plan]
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 from matplotlib.ticker import FuncFormatter
 from PIL import Image
 
+from benchmarks.command import run_command
 from benchmarks.dispatch import WAYS, Result, compare, disturbed, tapered
 from benchmarks.packing import mixed_steps
-from benchmarks.report.style import COLOURS, MARKERS, panels, with_legend
-from flashray.cli import run
+from benchmarks.pages.style import COLOURS, MARKERS, panels, with_legend
 from flashray.errors import ConfigError
 from flashray.pipeline.simulation import Pool
 from flashray.pipeline.units import Integers, choose_unit_images
@@ -30,7 +30,7 @@ POOLS = (1, 2, 4, 8, 16, 32, 64, 128)  # actors
 class DispatchConfig:
     """What to simulate.
 
-    Attributes:
+    Args:
         output: folder for dispatch.md and dispatch.png.
         plan: a run's folder of plan files, whose start steps are drawn from; default a synthetic mixed archive.
         images: of the archive.
@@ -40,7 +40,7 @@ class DispatchConfig:
         many_images: of the archive for the large pool.
     """
 
-    output: str = "docs/benchmarks"
+    output: str = "docs/results"
     plan: str | None = None
     images: int = 100_000
     chain: int = 1000
@@ -75,31 +75,33 @@ def start_steps(config: DispatchConfig, images: int) -> Integers:
 def report(config: DispatchConfig, steps: Integers, many: Integers, by_pool: dict[str, list[Result]]) -> Iterator[str]:
     """The page's lines."""
     source = f"drawn from {config.plan}" if config.plan else f"synthetic, of a chain of {config.chain:,} steps"
-    yield "# Dispatch, simulated"
+    yield "# Simulated dispatch"
     yield ""
     yield (
-        f"`python jobs/simulate_dispatch.py`: {len(steps):,} images, start steps {source} (mean {steps.mean():.1f}, "
-        f"median {np.median(steps):.0f}, most {steps.max()}); {config.slots} slots an actor; one unit waits at each "
-        "actor beside the one it works on; a batched step takes the same time however few of its slots are filled. "
-        "Makespan over ideal: the ideal fills every slot of every actor to the end."
+        f"`python -m benchmarks.simulate_dispatch` simulates {len(steps):,} images with start steps {source} (mean "
+        f"{steps.mean():.1f}, median {np.median(steps):.0f}, most {steps.max()}). Each actor has {config.slots} slots, "
+        "and one unit waits at it beside the one it works on. A batched step takes the same time however few of its "
+        "slots are filled. The ideal fills every slot of every actor to the end; the tables give makespan over ideal."
     )
     yield ""
     yield "![makespan over ideal](dispatch.png)"
     yield ""
     yield (
-        "Units of as many images each, longest first, come close by themselves, since their cost falls towards the "
-        "end; but the first of them cost many times the last, and that is what an interruption loses. Units of equal "
-        "cost bound it, and then need the smaller ones at the end. All ways take the unit size that a run would "
-        "choose, whole slotfuls, from which the buckets profit too."
+        "Units with equal numbers of images, dispatched longest first, come close to the ideal, because their cost "
+        "falls towards the end. But the first of them cost many times as much as the last, and an interruption loses "
+        "that much. Units of equal cost bound the loss; they need the smaller units at the end. All ways use the unit "
+        "size that a run would choose, a multiple of the slots, which helps the buckets too."
     )
     yield from table(
         ["solver slots (actors × slots in flight)", *(f"{actors * config.slots:,}" for actors in POOLS)],
         [[name, *(f"{one.over_ideal:.4f}" for one in results)] for name, results in by_pool.items()]
-        + [["its units", *(f"{one.units:,}" for one in by_pool["smaller units at the end"])]],
+        + [["units of the last row", *(f"{one.units:,}" for one in by_pool["smaller units at the end"])]],
     )
     yield ""
     yield f"Slots filled inside units, at {POOLS[-1] * config.slots:,} slots:"
-    yield from table(["", *by_pool], [["occupancy", *(f"{results[-1].occupancy:.2%}" for results in by_pool.values())]])
+    yield from table(
+        ["", *by_pool], [["slots filled", *(f"{results[-1].slot_utilization:.2%}" for results in by_pool.values())]]
+    )
     for title, archive, actors in (
         (f"{POOLS[-1]} actors, {len(steps):,} images", steps, POOLS[-1]),
         (f"{config.many:,} actors, {len(many):,} images", many, config.many),
@@ -150,4 +152,4 @@ def figure(config: DispatchConfig, by_pool: dict[str, list[Result]]) -> Image.Im
 
 
 if __name__ == "__main__":
-    sys.exit(run(DispatchConfig, simulate_dispatch))
+    sys.exit(run_command(DispatchConfig, simulate_dispatch, "benchmarks.simulate_dispatch"))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.baselines.swinir import SwinIR
+from benchmarks.swinir import SwinIR
 from flashray.degradations import Degradation
 from flashray.degradations.noise import spread_noise_std
 from flashray.errors import ConfigError

@@ -1,19 +1,20 @@
-"""Training of SwinIR, from photos to a saved model with its figures."""
+"""Train SwinIR, a baseline, on clean photos: python -m benchmarks.train_swinir --photos … --val-photos … --output …"""
 
 from __future__ import annotations
 
 import dataclasses
+import sys
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from benchmarks.baselines.swinir import SwinIR, load_swinir
+from benchmarks.command import run_command
+from benchmarks.swinir import SwinIR, load_swinir
 from benchmarks.swinir_task import SwinIRConfig, SwinIRTask
-from flashray.degradations import make_degradation
 from flashray.errors import ConfigError
-from flashray.pipeline.run_config import DegradationConfig
+from flashray.recipe import DegradationConfig
 from flashray.training.launch import train
 from flashray.training.loop import LoopConfig, save_half
 from flashray.training.model_card import Interval, note_training, write_swinir_card
@@ -25,7 +26,7 @@ from flashray.training.train_config import TrainConfig, with_absolute_places
 class TrainSwinIRConfig(TrainConfig):
     """What to train SwinIR on, and how; the photos are degraded on the fly, as for a severity encoder.
 
-    Attributes:
+    Args:
         size: side of the square images that it will be used on, in pixels.
         init: a SwinIR of the same sizes whose weights training starts from.
         crop: side of the training views in pixels.
@@ -55,11 +56,14 @@ def train_swinir(config: TrainSwinIRConfig) -> list[dict[str, Interval]]:
     return figures
 
 
+def _train(config: TrainSwinIRConfig) -> None:
+    train_swinir(config)
+
+
 def build_swinir_task(config: TrainSwinIRConfig) -> SwinIRTask:
     """The task, with a model that starts as the identity or as `init`."""
     torch.manual_seed(config.loop.seed)
     family = config.degradation
-    degradation = make_degradation(family.name, family.settings)
     known = {"degradation": family.name, "degradation_settings": family.settings, "noise_std": family.noise_std}
     model = SwinIR(**dataclasses.asdict(config.swinir), **known)
     if config.init:
@@ -70,4 +74,8 @@ def build_swinir_task(config: TrainSwinIRConfig) -> SwinIRTask:
                 f"init {config.init}: a SwinIR of other sizes; give its as --swinir.…: {error}"
             ) from error
     val = load_fitted(list_photos(config.val_photos), config.size)
-    return SwinIRTask(model, degradation, family.noise_range, val, config.crop, config.charbonnier)
+    return SwinIRTask(model, family.make(), family.noise_range, val, config.crop, config.charbonnier)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(TrainSwinIRConfig, _train, "benchmarks.train_swinir"))

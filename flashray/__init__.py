@@ -1,1 +1,36 @@
-"""flashray: restores archives of degraded images, spending on each only the compute that its damage asks for."""
+"""flashray restores archives of degraded images with latent-diffusion solvers; an image costs what its damage needs.
+
+import flashray
+
+restorer = flashray.load("gaussian_blur_flash_proximal")   # plain torch
+restored = restorer("old.png", blur_std=1.5)
+restored.pil().save("new.png")
+
+flashray.restore("photos/", "restored/", recipe="gaussian_blur_flash_proximal")   # the job, on Ray
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flashray.pipeline.restore import restore
+    from flashray.recipe import Recipe
+    from flashray.restorer import Restorer, load
+
+__all__ = ["Recipe", "Restorer", "load", "restore"]
+_ROOMS = {
+    "Recipe": "flashray.recipe",
+    "Restorer": "flashray.restorer",
+    "load": "flashray.restorer",
+    "restore": "flashray.pipeline.restore",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: `import flashray` loads neither torch nor Ray."""
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'flashray' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_ROOMS[name]), name)

@@ -22,12 +22,12 @@ from flashray.prior import LatentPrior
 from flashray.schedule import NoiseSchedule
 from flashray.seeding import STREAM_START
 from flashray.severity.regions import hold, mean_nfe, position_starts
-from flashray.solvers.base import Problem, Solver, Step, predict_z0
+from flashray.solvers.base import Problem, Solver, Step
 from flashray.windows import LatentGrid, View, Windows, crop, vote, windowed_epsilon
 
 log = logging.getLogger(__name__)
 
-Epsilon = Callable[[Tensor, Tensor], Tensor]  # (z_BCHW, timestep_B) → ε_BCHW
+Predict = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # (z_BCHW, timestep_B, ᾱ_B) → (ẑ0, ε)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Solved:
 
 
 @dataclass(eq=False)
-class Flight:
+class ActivePhoto:
     """A photo in flight: its latent z_i, the index of its next update, and its seconds so far.
 
     Attributes:
@@ -116,8 +116,8 @@ class Flight:
 
 
 @dataclass
-class Occupancy:
-    """The share of slots that did useful work; give it to `solve` as `on_step`."""
+class SlotUtilization:
+    """Counts the share of slots that updated a window; pass it to `solve` as `on_step`."""
 
     slots: int
     useful: int = 0
@@ -128,7 +128,7 @@ class Occupancy:
 
     @property
     def share(self) -> float:
-        """Useful slot-steps over all slot-steps."""
+        """Slot-steps that updated a window over all slot-steps."""
         return self.useful / (self.slots * self.steps) if self.steps else 1.0
 
 
@@ -173,12 +173,12 @@ def solve(
     """
     grid = grid or grid_of(prior)
     queue = deque(jobs)
-    waiting: deque[Flight] = deque()  # begun, and without slots since memory ran out
-    flights: list[Flight] = []
+    waiting: deque[ActivePhoto] = deque()  # begun, and without slots since memory ran out
+    flights: list[ActivePhoto] = []
     groups: list[Group] = []
     boarding = True
     while queue or waiting or flights:
-        final: list[Flight] = []  # nothing to solve: the start latent is what is decoded
+        final: list[ActivePhoto] = []  # nothing to solve: the start latent is what is decoded
         while queue or waiting:
             size = waiting[0].size if waiting else photo_size(degradation, queue[0])
             taken = _windows(flights) + _windows(final)
@@ -227,7 +227,7 @@ def photo_size(degradation: Degradation, job: Job) -> tuple[int, int]:
     return degradation.image_size((job.y.shape[1], job.y.shape[2]))
 
 
-def board(job: Job, size: tuple[int, int], grid: LatentGrid, device: torch.device) -> Flight:
+def board(job: Job, size: tuple[int, int], grid: LatentGrid, device: torch.device) -> ActivePhoto:
     """The flight of a job at its start; ConfigError where its latent or its regions do not fit the photo."""
     windows, regions = grid.windows(size), job.regions
     if tuple(job.z_start.shape[1:]) != windows.size:
@@ -235,7 +235,7 @@ def board(job: Job, size: tuple[int, int], grid: LatentGrid, device: torch.devic
             f"{job.key}: the start latent has {tuple(job.z_start.shape[1:])} positions, and a photo of "
             f"{size[1]} x {size[0]} pixels has {windows.size}"
         )
-    flight = Flight(job, job.z_start.to(device), job.start_step - 1, windows, size)
+    flight = ActivePhoto(job, job.z_start.to(device), job.start_step - 1, windows, size)
     if regions is None:
         return flight
     if len(regions.start_K) != len(windows) or int(regions.start_K.max()) != job.start_step:
@@ -256,14 +256,14 @@ def start_noise(seed: int, z_CHW: Tensor) -> Tensor:
     return normal(seed_1, torch.zeros_like(seed_1), tuple(z_CHW.shape), STREAM_START)[0].to(z_CHW)
 
 
-def _windows(flights: Sequence[Flight]) -> int:
+def _windows(flights: Sequence[ActivePhoto]) -> int:
     return sum(len(flight.windows) for flight in flights)
 
 
-def _fitting(flights: Sequence[Flight], slots: int) -> tuple[list[Flight], list[Flight]]:
+def _fitting(flights: Sequence[ActivePhoto], slots: int) -> tuple[list[ActivePhoto], list[ActivePhoto]]:
     """(flights whose windows fit the slots, at least the first; the others)."""
-    kept: list[Flight] = [flights[0]]
-    waiting: list[Flight] = []
+    kept: list[ActivePhoto] = [flights[0]]
+    waiting: list[ActivePhoto] = []
     for flight in flights[1:]:
         (kept if _windows(kept) + len(flight.windows) <= slots else waiting).append(flight)
     return kept, waiting
@@ -273,14 +273,16 @@ def _fitting(flights: Sequence[Flight], slots: int) -> tuple[list[Flight], list[
 class Group:
     """Photos of one size in flight: what the solver sees at once."""
 
-    flights: list[Flight]
+    flights: list[ActivePhoto]
     seed_B: Tensor
     problem: Problem
 
 
-def group(prior: LatentPrior, degradation: Degradation, grid: LatentGrid, flights: Sequence[Flight]) -> list[Group]:
+def group(
+    prior: LatentPrior, degradation: Degradation, grid: LatentGrid, flights: Sequence[ActivePhoto]
+) -> list[Group]:
     """The flights by the sizes of their measurements, in the order in which the sizes come first."""
-    by_size: dict[tuple[int, ...], list[Flight]] = {}
+    by_size: dict[tuple[int, ...], list[ActivePhoto]] = {}
     for flight in flights:
         by_size.setdefault(tuple(flight.job.y.shape), []).append(flight)
     return [
@@ -290,10 +292,10 @@ def group(prior: LatentPrior, degradation: Degradation, grid: LatentGrid, flight
 
 
 def make_problem(
-    prior: LatentPrior, degradation: Degradation, jobs: list[Job], grid: LatentGrid
+    prior: LatentPrior, degradation: Degradation, jobs: list[Job], grid: LatentGrid | None = None
 ) -> tuple[Tensor, Problem]:
     """([B] seeds, the problem) of photos of one size; latents are of the padded photo, images and A of the photo."""
-    device = prior.device
+    grid, device = grid or grid_of(prior), prior.device
     y = torch.stack([job.y for job in jobs]).to(device)
     size = photo_size(degradation, jobs[0])
     parameters = {name: torch.stack([job.parameters[name] for job in jobs]).to(device) for name in jobs[0].parameters}
@@ -321,42 +323,49 @@ def update(
     """
     batches: list[int] = []
     flights = [flight for some in groups for flight in some.flights]
-    estimates: Iterator[Tensor] = iter(())
+    answers: Iterator[Tensor] = iter(())
+
+    def denoise(z_BCHW: Tensor, step_B: Tensor) -> Tensor:
+        """[B, 2 C, h, w]: ẑ0 and ε."""
+        timestep_B, alpha_B = schedule.timesteps[step_B], schedule.alphas_cumprod[step_B]
+        return torch.cat(prior.predict(z_BCHW, timestep_B.to(z_BCHW.device), alpha_B.to(z_BCHW)), dim=1)
+
     if not solver.needs_gradient:
         with torch.no_grad():
-            found, batches = windowed_epsilon(
-                prior.epsilon, [view(flight, flight.z, schedule) for flight in flights], slots
-            )
-        estimates = iter(found)
+            found, batches = windowed_epsilon(denoise, [view(flight, flight.z, schedule) for flight in flights], slots)
+        answers = iter(found)
     results: list[Tensor] = []
     for some in groups:
 
-        def epsilon(z_BCHW: Tensor, timestep_B: Tensor, some: Group = some) -> Tensor:
-            if not solver.needs_gradient:
-                return torch.stack([next(estimates) for _ in some.flights])
-            views = [view(flight, z, schedule) for flight, z in zip(some.flights, z_BCHW, strict=True)]
-            found, counts = windowed_epsilon(prior.epsilon, views, slots)
-            batches.extend(counts)
-            return torch.stack(found)
+        def predict(z_BCHW: Tensor, _t: Tensor, _alpha: Tensor, some: Group = some) -> tuple[Tensor, Tensor]:
+            if solver.needs_gradient:
+                views = [view(flight, z, schedule) for flight, z in zip(some.flights, z_BCHW, strict=True)]
+                found, counts = windowed_epsilon(denoise, views, slots)
+                batches.extend(counts)
+            else:
+                found = [next(answers) for _ in some.flights]
+            z0, epsilon = torch.stack(found).chunk(2, dim=1)
+            return z0, epsilon
 
         z_BCHW = torch.stack([flight.z for flight in some.flights])
         step_B = torch.tensor([flight.step for flight in some.flights])
-        results += advance(prior, solver, schedule, some.problem, z_BCHW, step_B, some.seed_B, eta, epsilon)
+        results += advance(prior, solver, schedule, some.problem, z_BCHW, step_B, some.seed_B, eta, predict)
     for flight, z in zip(flights, results, strict=True):
         flight.z, flight.step = held(flight, z, schedule), flight.step - 1
     return batches
 
 
-def view(flight: Flight, z_CHW: Tensor, schedule: NoiseSchedule) -> View:
+def view(flight: ActivePhoto, z_CHW: Tensor, schedule: NoiseSchedule) -> View:
     """The photo's latent as the denoiser is to see it in its next update."""
-    timestep, active_K = schedule.timesteps[flight.step].to(z_CHW.device), flight.active()
+    step, active_K = torch.tensor(flight.step), flight.active()
     if active_K is None or flight.z_hat is None or bool(active_K.all()):
-        return View(z_CHW, timestep, flight.windows)
+        return View(z_CHW, step, flight.windows)
     alpha = schedule.alphas_cumprod[flight.step].to(z_CHW)
-    return View(z_CHW, timestep, flight.windows, active_K, vote(z_CHW, flight.z_hat, alpha))
+    estimate_and_noise = torch.cat([flight.z_hat, vote(z_CHW, flight.z_hat, alpha)])
+    return View(z_CHW, step, flight.windows, active_K, estimate_and_noise)
 
 
-def held(flight: Flight, z_next_CHW: Tensor, schedule: NoiseSchedule) -> Tensor:
+def held(flight: ActivePhoto, z_next_CHW: Tensor, schedule: NoiseSchedule) -> Tensor:
     """z_next with the positions that wait at their own start noise; at the end those that never joined are ẑ."""
     if flight.start_hw is None or flight.z_hat is None or flight.noise is None:
         return z_next_CHW
@@ -374,12 +383,12 @@ def advance(
     step_B: Tensor,
     seed_B: Tensor,
     eta: float = 1.0,
-    epsilon: Epsilon | None = None,
+    predict: Predict | None = None,
 ) -> Tensor:
     """One solver update of photos of one size, of which photo b is at step `step_B[b]`; no graph outlives it.
 
     Args:
-        epsilon: ε̂ of whole latents; the prior's own, for latents of one window, by default.
+        predict: (ẑ0, ε) of whole latents; the prior's own, for latents of one window, by default.
     """
     device = z_BCHW.device
     step_B = step_B.cpu()
@@ -387,11 +396,11 @@ def advance(
         z = z_BCHW.detach().requires_grad_(solver.needs_gradient)
         timestep_B = schedule.timesteps[step_B].to(device)
         alpha_B = schedule.alphas_cumprod[step_B].to(device, z.dtype)
-        noise_estimate = (epsilon or prior.epsilon)(z, timestep_B)
+        z0, epsilon = (predict or prior.predict)(z, timestep_B, alpha_B)
         step = Step(
             z_BCHW=z,
-            z0_BCHW=predict_z0(z, noise_estimate, alpha_B),
-            epsilon_BCHW=noise_estimate,
+            z0_BCHW=z0,
+            epsilon_BCHW=epsilon,
             alpha_B=alpha_B,
             alpha_prev_B=schedule.alphas_cumprod_prev[step_B].to(device, z.dtype),
             timestep_B=timestep_B,
@@ -406,9 +415,9 @@ def advance(
 
 
 @torch.no_grad()
-def _land(prior: LatentPrior, flights: Sequence[Flight]) -> Iterator[Solved]:
+def _land(prior: LatentPrior, flights: Sequence[ActivePhoto]) -> Iterator[Solved]:
     """Decode finished latents, those of one size together; a result that is not finite is an error, not an image."""
-    by_size: dict[tuple[int, ...], list[Flight]] = {}
+    by_size: dict[tuple[int, ...], list[ActivePhoto]] = {}
     for flight in flights:
         by_size.setdefault(tuple(flight.z.shape), []).append(flight)
     for some in by_size.values():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 from collections.abc import Iterator
@@ -13,9 +12,9 @@ from typing import Any, TypeVar
 import torch
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 
-from flashray import storage
 from flashray.errors import ConfigError
 from flashray.prior import bundled, hash_weights
+from flashray.prior.weights import load_model, read_json
 
 log = logging.getLogger(__name__)
 
@@ -27,12 +26,13 @@ def load_saved(cls: type[M], source: str, device: str | torch.device, *, kind: s
 
     Args:
         source: `bundled:<name>`, or a folder or s3:// prefix with what `save_pretrained` wrote.
-        kind: what errors call it.
-        room: where the bundled ones are kept.
-        job: what trains one.
+        kind: the model's kind, for errors.
+        room: the folder of the bundled ones.
+        job: the command that trains one, for errors.
 
     Raises:
-        ConfigError: if there is none, with the bundled ones listed; if the folder holds something else or no weights.
+        ConfigError: if there is none, with the bundled ones listed; if the folder holds something else or no weights;
+            if tensors are missing, unexpected, of another shape, NaN or infinite.
     """
     with _folder(source, room) as folder:
         model = _load(cls, source, folder, kind=kind, room=room, job=job)
@@ -42,12 +42,14 @@ def load_saved(cls: type[M], source: str, device: str | torch.device, *, kind: s
 
 @contextmanager
 def _folder(source: str, room: str) -> Iterator[Path]:
-    """The model's folder; of one in object storage a copy, for the length of the block."""
+    """The model's folder; for a model in object storage a local copy, for the duration of the block."""
     if source.startswith("bundled:"):
         yield bundled(room, source.removeprefix("bundled:"))
-    elif storage.is_local(source):
+    elif "://" not in source:
         yield Path(source)
     else:
+        from flashray import storage  # imported here, because the core does not need fsspec
+
         with tempfile.TemporaryDirectory() as local:
             for entry in storage.list_files(source):
                 storage.put_bytes(f"{local}/{entry.key}", storage.read_bytes(storage.join(source, entry.key)))
@@ -55,25 +57,24 @@ def _folder(source: str, room: str) -> Iterator[Path]:
 
 
 def _load(cls: type[M], source: str, folder: Path, *, kind: str, room: str, job: str) -> Any:
-    model: Any = cls
     if not (folder / "config.json").is_file():
         known = ", ".join(sorted(f"bundled:{path.parent.name}" for path in bundled(room).glob("*/config.json")))
         raise ConfigError(f"{kind} {source}: not found; bundled are {known or 'none'}, or name a saved folder")
-    found = json.loads((folder / "config.json").read_text()).get("_class_name")
+    found = read_json(folder / "config.json").get("_class_name")
     if found != cls.__name__:
         raise ConfigError(f"{kind} {source}: the folder holds a {found}; train one with {job}")
     if not (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
         raise ConfigError(f"{kind} {source}: {SAFETENSORS_WEIGHTS_NAME} is missing; save_pretrained writes it")
-    model = model.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True, low_cpu_mem_usage=False)
+    model = load_model(cls, folder)
     model.sha256 = hash_weights(folder)
     return model
 
 
-FAR = 1.5  # times the noise that a model was trained with; at twice that, σ̂ falls where the error rises (BENCHMARKS.md)
+FAR = 1.5  # times the noise of a model's training; at twice that noise σ̂ falls although the error rises
 
 
 def warn_of_another_noise(what: str, trained: tuple[float, float], noise: tuple[float, float]) -> None:
-    """Log a warning where measurements are noisier, or cleaner, than a model was trained on by more than FAR.
+    """Log a warning where the measurements' noise differs by more than a factor FAR from that of a model's training.
 
     Args:
         trained, noise: (low, high) of noise_std on the [0, 1] scale.
@@ -81,8 +82,8 @@ def warn_of_another_noise(what: str, trained: tuple[float, float], noise: tuple[
     if noise[1] > FAR * trained[1] or FAR * noise[0] < trained[0]:
         given, known = (f"{low:g}" if low == high else f"[{low:g}, {high:g}]" for low, high in (noise, trained))
         log.warning(
-            "%s was trained with noise_std %s, and the measurements' is %s: its estimates may be far off there, and "
-            "too sure; train one with jobs/train_severity.py --degradation.noise_std '[LOW, HIGH]'",
+            "%s was trained with noise_std %s, and the measurements have %s: its estimates may be wrong there, and σ̂ "
+            "too small; train one with flashray train severity --degradation.noise-std '[LOW, HIGH]'",
             what,
             known,
             given,
@@ -90,6 +91,6 @@ def warn_of_another_noise(what: str, trained: tuple[float, float], noise: tuple[
 
 
 def warn_of_another_family(what: str, trained_on: str, degradation: str) -> None:
-    """Log a warning that names both where a model was trained on another degradation than it is asked about."""
+    """Log a warning where a model was trained on another degradation than the recipe's."""
     if trained_on != degradation:
         log.warning("%s was trained on %s, and the degradation is %s", what, trained_on, degradation)

@@ -1,34 +1,64 @@
-"""What every job does around its work: read the command line, name what went wrong, give an exit code."""
+"""The command `flashray`: verbs, exit codes, and what every verb does around its work."""
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from importlib import import_module
 
+from flashray.build import nearest
 from flashray.errors import ConfigError, FlashrayError
+from flashray.help_texts import HELP, OVERVIEW
 
-C = TypeVar("C")
 _TERMINATED = 128 + signal.SIGTERM
+# verb → module and function; imported when the verb is used, since torch and Ray are slow to import
+VERBS = {
+    "restore": "flashray.verbs:restore",
+    "plan": "flashray.verbs:plan",
+    "verify": "flashray.verbs:verify",
+    "train": "flashray.verbs:train",
+    "register": "flashray.verbs:register",
+    "compare": "flashray.verbs:compare",
+    "replay": "flashray.verbs:replay",
+    "report": "flashray.verbs:report",
+}
 
 
-def run(config: type[C], job: Callable[[C], object]) -> int:
-    """`job` of the command line's arguments, which are the fields of a dataclass; returns the exit code."""
-    from jsonargparse import auto_cli
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb. Exit codes: 0 done; 1 failed images remain, or the work stopped; 2 bad arguments or configuration."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(OVERVIEW)
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from importlib.metadata import version
 
-    def work() -> None:
-        job(auto_cli(config, as_positional=False))
-
-    return exit_code(work)
+        print(f"flashray {version('flashray')}")
+        return 0
+    verb, *rest = arguments
+    if verb not in VERBS:
+        print(
+            f"error: {verb!r} is not a verb of flashray{nearest(verb, VERBS)}; verbs: {', '.join(VERBS)}",
+            file=sys.stderr,
+        )
+        return 2
+    if "-h" in rest or "--help" in rest:
+        print(HELP[verb])
+        return 0
+    module, function = VERBS[verb].split(":")
+    return exit_code(lambda: getattr(import_module(module), function)(rest))
 
 
 def exit_code(work: Callable[[], int | None]) -> int:
-    """What `work` returns (None: 0); 2 on a bad configuration, 1 on another failure, each named on standard error.
+    """The exit code of `work`: what it returns (None: 0), 2 on a bad configuration, 1 on another failure.
 
-    SIGINT and SIGTERM end the work as cleanly as an error does: 130 and 143, as shells have it.
+    The failure is printed to standard error. SIGINT and SIGTERM end the work as an error does, with the codes that
+    shells use: 130 and 143.
     """
     try:
         with _ended_by_sigterm():
@@ -36,14 +66,14 @@ def exit_code(work: Callable[[], int | None]) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (FlashrayError, OSError) as error:  # a disk that is full, a store that is away: the message names it
+    except (FlashrayError, OSError) as error:  # such as a full disk or a store that does not answer
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 128 + signal.SIGINT
     except SystemExit as error:
-        if error.code not in (_TERMINATED, signal.SIGTERM):  # the second is what Ray makes of it
+        if error.code not in (_TERMINATED, signal.SIGTERM):  # Ray's own handler exits with the second
             raise
         print("terminated; the same command goes on from here", file=sys.stderr)
         return _TERMINATED
@@ -51,7 +81,7 @@ def exit_code(work: Callable[[], int | None]) -> int:
 
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """Raise SystemExit on the first SIGTERM, as an interrupt raises KeyboardInterrupt; the next ones change nothing."""
+    """Raise SystemExit on the first SIGTERM, as an interrupt raises KeyboardInterrupt; later ones are ignored."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -64,5 +94,5 @@ def _ended_by_sigterm() -> Iterator[None]:
     try:
         yield
     finally:
-        if signal.getsignal(signal.SIGTERM) is terminate:  # else the process is about to end, and ends with its code
+        if signal.getsignal(signal.SIGTERM) is terminate:  # otherwise the process is ending: leave SIGTERM ignored
             signal.signal(signal.SIGTERM, before)

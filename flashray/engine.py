@@ -1,4 +1,4 @@
-"""In-flight batched reverse diffusion: every slot holds one image at its own step."""
+"""Batched reverse diffusion: every slot holds one image at its own step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flashray.degradations.base import Degradation, Parameters
 from flashray.prior import LatentPrior
 from flashray.schedule import NoiseSchedule
 from flashray.seeding import normal
-from flashray.solvers.base import Problem, Solver, Step, predict_z0
+from flashray.solvers.base import Problem, Solver, Step
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Job:
 class Solved:
     """A finished image: [3, H, W] in [-1, 1], or None with an `error`.
 
-    `seconds` is the image's share of the time of the steps it took part in.
+    `seconds` is the image's share of the time of the batched steps that updated it.
     """
 
     key: str
@@ -58,7 +58,7 @@ class Solved:
 
 
 @dataclass
-class Flight:
+class ActiveImage:
     """An image in a slot: its latent z_i, the index of its next update, and its seconds so far."""
 
     job: Job
@@ -68,8 +68,8 @@ class Flight:
 
 
 @dataclass
-class Occupancy:
-    """The share of slots that did useful work; give it to `solve` as `on_step`."""
+class SlotUtilization:
+    """Counts the share of slots that updated an image; pass it to `solve` as `on_step`."""
 
     slots: int
     useful: int = 0
@@ -80,7 +80,7 @@ class Occupancy:
 
     @property
     def share(self) -> float:
-        """Useful slot-steps over all slot-steps."""
+        """Slot-steps that updated an image over all slot-steps."""
         return self.useful / (self.slots * self.steps) if self.steps else 1.0
 
 
@@ -96,10 +96,10 @@ def solve(
 ) -> Iterator[Solved]:
     """Solve the images, `slots` at a time; yields each as it finishes.
 
-    A finished image's slot is refilled at once from `jobs` (give them in descending start step, so that a batch drains
-    evenly). An image takes exactly `start_step` updates, with noise from its own (seed, step) and per-image norms, so
-    its result does not depend on its neighbours beyond the arithmetic's rounding. A step that runs out of memory halves
-    the slots and is taken again; the images that lost theirs wait with the latents that they have reached.
+    A finished image's slot is refilled at once from `jobs` (give them in descending start step, so that few slots are
+    idle at the end). An image takes exactly `start_step` updates, with noise from its own (seed, step) and per-image
+    norms, so its result depends on the other images of the batch by rounding only. If a step runs out of memory, the
+    number of slots is halved and the step is repeated; images without a slot keep their latents and wait.
 
     Args:
         schedule: the respaced schedule that start steps refer to.
@@ -107,49 +107,49 @@ def solve(
         on_step: called after every batched step with the number of images that it advanced.
     """
     queue = deque(jobs)
-    waiting: deque[Flight] = deque()  # begun, and without a slot since memory ran out
-    flights: list[Flight] = []
-    boarding = True
-    while queue or waiting or flights:
-        final: list[Flight] = []  # nothing to solve: the start latent is what is decoded
-        while (queue or waiting) and len(flights) + len(final) < slots:
-            boarding = True
+    waiting: deque[ActiveImage] = deque()  # begun, and without a slot because memory ran out
+    active: list[ActiveImage] = []
+    changed = True
+    while queue or waiting or active:
+        final: list[ActiveImage] = []  # no updates to make: the start latent is decoded
+        while (queue or waiting) and len(active) + len(final) < slots:
+            changed = True
             if waiting:
-                flights.append(waiting.popleft())
+                active.append(waiting.popleft())
                 continue
             job = queue.popleft()
-            flight = Flight(job, job.z_start.to(prior.device), job.start_step - 1)
-            (flights if job.start_step else final).append(flight)
+            one = ActiveImage(job, job.z_start.to(prior.device), job.start_step - 1)
+            (active if job.start_step else final).append(one)
         if final:
-            yield from _land(prior, final)
+            yield from _finish(prior, final)
             continue
         started = time.perf_counter()
         try:
-            if boarding:
-                seed_B, problem = make_problem(prior, degradation, [flight.job for flight in flights])
-                boarding = False
-            step_B = torch.tensor([flight.step for flight in flights])
-            z_BCHW = torch.stack([flight.z for flight in flights])
+            if changed:
+                seed_B, problem = make_problem(prior, degradation, [one.job for one in active])
+                changed = False
+            step_B = torch.tensor([one.step for one in active])
+            z_BCHW = torch.stack([one.z for one in active])
             z_BCHW = advance(prior, solver, schedule, problem, z_BCHW, step_B, seed_B, eta)
         except torch.OutOfMemoryError:
-            if len(flights) == 1:
+            if len(active) == 1:
                 raise
-            slots = len(flights) // 2
-            log.warning("out of memory with %d images in flight; going on with %d", len(flights), slots)
-            flights, held = flights[:slots], flights[slots:]
+            slots = len(active) // 2
+            log.warning("out of memory with %d images in flight; going on with %d", len(active), slots)
+            active, held = active[:slots], active[slots:]
             waiting.extendleft(reversed(held))
-            boarding = True
+            changed = True
             continue
-        share = (time.perf_counter() - started) / len(flights)
-        for flight, z in zip(flights, z_BCHW, strict=True):
-            flight.z, flight.step, flight.seconds = z, flight.step - 1, flight.seconds + share
+        share = (time.perf_counter() - started) / len(active)
+        for one, z in zip(active, z_BCHW, strict=True):
+            one.z, one.step, one.seconds = z, one.step - 1, one.seconds + share
         if on_step is not None:
-            on_step(len(flights))
-        landed = [flight for flight in flights if flight.step < 0]
-        if landed:
-            flights = [flight for flight in flights if flight.step >= 0]
-            boarding = True
-            yield from _land(prior, landed)
+            on_step(len(active))
+        finished = [one for one in active if one.step < 0]
+        if finished:
+            active = [one for one in active if one.step >= 0]
+            changed = True
+            yield from _finish(prior, finished)
 
 
 def advance(
@@ -162,17 +162,17 @@ def advance(
     seed_B: Tensor,
     eta: float = 1.0,
 ) -> Tensor:
-    """One solver update of a batch in which image b is at step `step_B[b]`; no graph outlives it."""
+    """One solver update of a batch in which image b is at step `step_B[b]`; the result has no graph."""
     device = z_BCHW.device
     step_B = step_B.cpu()
     with torch.set_grad_enabled(solver.needs_gradient):
         z = z_BCHW.detach().requires_grad_(solver.needs_gradient)
         timestep_B = schedule.timesteps[step_B].to(device)
         alpha_B = schedule.alphas_cumprod[step_B].to(device, z.dtype)
-        epsilon = prior.epsilon(z, timestep_B)
+        z0, epsilon = prior.predict(z, timestep_B, alpha_B)
         step = Step(
             z_BCHW=z,
-            z0_BCHW=predict_z0(z, epsilon, alpha_B),
+            z0_BCHW=z0,
             epsilon_BCHW=epsilon,
             alpha_B=alpha_B,
             alpha_prev_B=schedule.alphas_cumprod_prev[step_B].to(device, z.dtype),
@@ -181,7 +181,7 @@ def advance(
             noise=lambda stream: normal(seed_B, step_B, tuple(z.shape[1:]), stream).to(z),
             eta=eta,
         )
-        return solver(step, problem).detach()  # type: ignore[arg-type]  # no problem: a rule that looks at no data
+        return solver(step, problem).detach()  # type: ignore[arg-type]  # None: a rule that uses no measurement
 
 
 def make_problem(prior: LatentPrior, degradation: Degradation, jobs: list[Job]) -> tuple[Tensor, Problem]:
@@ -200,17 +200,17 @@ def make_problem(prior: LatentPrior, degradation: Degradation, jobs: list[Job]) 
 
 
 @torch.no_grad()
-def _land(prior: LatentPrior, flights: list[Flight]) -> Iterator[Solved]:
-    """Decode finished latents; a result that is not finite is an error, not an image."""
+def _finish(prior: LatentPrior, active: list[ActiveImage]) -> Iterator[Solved]:
+    """Decode finished latents; a result that is not finite becomes an error."""
     started = time.perf_counter()
-    z_BCHW = torch.stack([flight.z for flight in flights])
+    z_BCHW = torch.stack([one.z for one in active])
     x_BCHW = prior.decode(z_BCHW)
-    # before the clamp, which makes an infinity look like white
+    # checked before the clamp, which turns an infinity into white
     finite_B = torch.isfinite(z_BCHW).flatten(1).all(dim=1) & torch.isfinite(x_BCHW).flatten(1).all(dim=1)
     images = x_BCHW.clamp(-1, 1).cpu()
-    share = (time.perf_counter() - started) / len(flights)
-    for flight, image, finite in zip(flights, images, finite_B.tolist(), strict=True):
-        job, seconds = flight.job, flight.seconds + share
+    share = (time.perf_counter() - started) / len(active)
+    for one, image, finite in zip(active, images, finite_B.tolist(), strict=True):
+        job, seconds = one.job, one.seconds + share
         if finite:
             yield Solved(job.key, image, job.start_step, seconds)
         else:

@@ -12,4 +12,4 @@ class ConfigError(FlashrayError):
 
 
 class ImageError(FlashrayError):
-    """One image cannot be read, decoded, fitted or solved: it becomes an error row, never a dead job."""
+    """One image cannot be read, decoded, fitted or solved: it becomes a row with an error, and the job continues."""

@@ -31,7 +31,7 @@ class Unconditional:
 def sample(
     prior: LatentPrior, latent_shape: tuple[int, ...], schedule: NoiseSchedule, seed_B: Tensor, eta: float = 1.0
 ) -> Tensor:
-    """[B, *latent_shape] latents drawn from the prior, each from its own seed (int64, on the prior's device)."""
+    """[B, *latent_shape] samples of the prior's latents, each from its own seed (int64, on the prior's device)."""
     z = normal(seed_B, torch.zeros_like(seed_B), latent_shape, STREAM_START)
     for i in reversed(range(len(schedule))):
         z = advance(prior, Unconditional(), schedule, None, z, torch.full((len(z),), i), seed_B, eta)

@@ -1,8 +1,8 @@
 """Randomness that depends on (run seed, key, step) and on nothing else.
 
 Noise comes from a counter-based generator (Philox-4x32-10; Salmon et al., "Parallel random numbers: as easy as
-1, 2, 3", SC 2011), written in tensor operations: each image's noise is a pure function of its seed and step, so it is
-the same whoever shares its batch, wherever it is restarted, and costs one batched call on any device.
+1, 2, 3", SC 2011), written in tensor operations: each image's noise is a pure function of its seed and step. It does
+not depend on the other images of the batch or on restarts, and it costs one batched call on any device.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ def image_seed(run_seed: int, key: str, purpose: str = "") -> int:
 
 
 def generator_of(seed: int, purpose: str) -> torch.Generator:
-    """A CPU generator for one image's parameters; `purpose` keeps independent draws apart."""
+    """A CPU generator for one image's parameters; different purposes give independent draws."""
     return torch.Generator().manual_seed(image_seed(seed, "", purpose))
 
 
 def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
-    """High and low 32 bits of a·b for 32-bit a and b, in int64 arithmetic that never overflows where it matters."""
+    """High and low 32 bits of a·b for 32-bit a and b, in int64 arithmetic; overflow does not reach these bits."""
     high = (a * (b >> 16) + ((a * (b & 0xFFFF)) >> 16)) >> 16
     return high, (a * b) & _MASK
 
@@ -82,7 +82,7 @@ def normal(seed_B: Tensor, step_B: Tensor, shape: tuple[int, ...], stream: int) 
 
 
 def random_words(seed_B: Tensor, count: int, stream: int) -> Tensor:
-    """[B, count] int64 numbers, uniform in [0, 2³²), of (seed, stream): whole, and so the same on any device."""
+    """[B, count] int64 numbers, uniform in [0, 2³²), of (seed, stream); integers, so the same on any device."""
     index = torch.arange(count, device=seed_B.device)[None, :]
     zero = torch.zeros_like(index)
     seed = seed_B[:, None].to(torch.int64)

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from flashray.errors import ConfigError
 
-Denoise = Callable[[Tensor, Tensor], Tensor]  # (z_BCHW, timestep_B) → ε_BCHW, for z of one window
+Denoise = Callable[[Tensor, Tensor], Tensor]  # (z_BCHW of one window, timestep_B) → [B, C', h, w], such as ε
 
 
 def starts_of(length: int, side: int) -> list[int]:
@@ -212,11 +212,11 @@ class View:
 
     Attributes:
         z_CHW: the latent, [C, h, w].
-        timestep: 0-d long, the denoiser's time.
+        timestep: 0-d, what the denoiser is told of the time.
         windows: of the latent's size.
         active_K: [K] bool, the windows that the denoiser looks at; None for all.
-        vote_CHW: what the other windows say: (z - √ᾱ ẑ)/√(1-ᾱ), the noise of which ẑ is the rest; None where all are
-            active.
+        vote_CHW: what the other windows say, such as (z - √ᾱ ẑ)/√(1-ᾱ), the noise of which ẑ is the rest; it has the
+            channels of the denoiser's answers. None where all are active.
     """
 
     z_CHW: Tensor

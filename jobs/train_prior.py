@@ -1,11 +1,7 @@
-"""Train a latent diffusion prior on photos: python jobs/train_prior.py --photos … --val_photos … --output …"""
-
-from __future__ import annotations
+"""`flashray train prior`, for `ray job submit -- python jobs/train_prior.py`."""
 
 import sys
 
-from flashray.cli import run
-from flashray.training.train_prior import TrainPriorConfig, train_prior
+from flashray.cli import main
 
-if __name__ == "__main__":
-    sys.exit(run(TrainPriorConfig, train_prior))
+sys.exit(main(["train", "prior", *sys.argv[1:]]))

@@ -1,11 +1,7 @@
-"""Train a severity encoder on clean photos: python jobs/train_severity.py --photos … --val_photos … --output …"""
-
-from __future__ import annotations
+"""`flashray train severity`, for `ray job submit -- python jobs/train_severity.py`."""
 
 import sys
 
-from flashray.cli import run
-from flashray.training.train_severity import TrainSeverityConfig, train_severity
+from flashray.cli import main
 
-if __name__ == "__main__":
-    sys.exit(run(TrainSeverityConfig, train_severity))
+sys.exit(main(["train", "severity", *sys.argv[1:]]))

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -13,6 +14,10 @@ import torch
 from tests.support.mlflow_server import MlflowServer
 from tests.support.models import SIDE, dc, edit_json, save_pipeline
 from tests.support.seaweedfs import Weed, die_with_the_tests, free_ports
+
+if TYPE_CHECKING:
+    from flashray.pipeline.run_config import RunConfig
+    from tests.support.runs import MakeConfig
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -64,6 +69,32 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
 
 
 @pytest.fixture(scope="session")
+def make(tiny_models: TinyModels, ray_cluster: None) -> MakeConfig:
+    """Configurations of the tiny models: small batches and units, so that there are several of each."""
+    from flashray.pipeline.run_config import check
+    from flashray.recipe import SolverConfig
+    from flashray.severity import Start
+    from flashray.tracking import TrackingConfig
+    from tests.support.runs import config_of
+
+    def make(archive: Path, output: Path, **values: Any) -> RunConfig:
+        settings: dict[str, Any] = {
+            "measurement": "simulated",
+            "prior": tiny_models.prior,
+            "start": Start(severity_encoder=tiny_models.encoder),
+            "solver": SolverConfig(steps=20, settings={"dc_step": 0.1}),
+            "metrics": ["psnr", "ssim"],
+            "slots": 2,
+            "severity_batch": 4,
+            "unit_images": 3,
+            "tracking": TrackingConfig(enabled=False),
+        }
+        return check(config_of(str(archive), str(output), **settings | values))
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def photo() -> torch.Tensor:
     """A real photo, [3, 512, 512] in [-1, 1]."""
     from skimage import data
@@ -88,7 +119,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory, photo: torch.Tensor) -> Pa
 def photos(tmp_path_factory: pytest.TempPathFactory, photo: torch.Tensor) -> Path:
     """`IMAGES` crops of a photo; read only."""
     from flashray.images import encode_png
-    from tests.support.fault_harness import IMAGES
+    from tests.support.models import IMAGES
 
     folder = tmp_path_factory.mktemp("crops") / "photos"
     folder.mkdir()

@@ -12,8 +12,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flashray import anysize_engine, engine
-from flashray.anysize_engine import Job, Occupancy, Regions, Solved, advance, grid_of, make_problem, solve, start_noise
+from flashray import anysize_engine, engine, seeding
+from flashray.anysize_engine import (
+    Job,
+    Regions,
+    SlotUtilization,
+    Solved,
+    advance,
+    grid_of,
+    make_problem,
+    solve,
+    start_noise,
+)
 from flashray.degradations import make_degradation
 from flashray.errors import ConfigError
 from flashray.position_noise import normal_at
@@ -250,7 +260,7 @@ def test_small_photos_share_a_batch_with_a_large_ones_windows():
 
 
 def test_occupancy_of_a_photo_that_fills_the_batches():
-    occupancy = Occupancy(slots=4)
+    occupancy = SlotUtilization(slots=4)
     run(prior_of(), [job_of((30, 42), 3)], 4, on_step=occupancy)  # 4 x 5 windows
     assert occupancy.share == 1.0
 
@@ -349,9 +359,7 @@ def test_a_job_whose_regions_do_not_fit_is_refused():
 
 def test_the_start_latent_is_the_one_that_start_makes(monkeypatch: pytest.MonkeyPatch):
     """`Start.latent` and the engine's held positions draw one and the same ε."""
-    from flashray.severity import start
-
-    monkeypatch.setattr(start, "normal", normal_at)
+    monkeypatch.setattr(seeding, "normal", normal_at)
     job = job_of((24, 36), 5)
     z_hat, seed_B = estimate_of(job), torch.tensor([job.seed])
     made = Start().latent(z_hat[None], torch.tensor([0.3]), torch.tensor([5]), CHAIN, seed_B)[0]

@@ -7,14 +7,14 @@ import json
 import pytest
 import torch
 
-from benchmarks.measured_photos import measure_photos, run_cell
+from benchmarks.sample_photos import sample_crops
 from flashray.degradations import make_degradation
 from flashray.degradations.noise import add_noise
 from flashray.metrics import psnr
 from flashray.prior import LatentPrior, bundled, load_prior
-from flashray.sample_photos import sample_crops
+from flashray.recipe import Recipe, SolverConfig
+from flashray.restorer import Restorer
 from flashray.severity import SeverityEncoder, Start, load_severity_encoder
-from flashray.solvers import make_solver
 from flashray.training.severity_task import ordering_accuracy
 
 
@@ -65,7 +65,7 @@ def test_sigma_hat_orders_blur_levels_of_the_same_photo(encoder: SeverityEncoder
     rows = []
     for n, level in enumerate(torch.linspace(0, 1, 5)):
         operator = degradation.bind(degradation.parameters_at(level.expand(len(x))), (128, 128))
-        y = add_noise(operator.measure(x), torch.full((len(x),), 0.05), torch.arange(len(x)) + 100 * n)
+        y = add_noise(operator.A(x), torch.full((len(x),), 0.05), torch.arange(len(x)) + 100 * n)
         with torch.no_grad():
             rows.append(encoder(y)[1])
     assert ordering_accuracy(torch.stack(rows, dim=1)) > 0.88  # of garments it orders .95; these are not
@@ -75,13 +75,16 @@ def test_flash_restores_photos_that_it_has_never_seen(
     prior: LatentPrior, encoder: SeverityEncoder, crops: dict[str, torch.Tensor]
 ):
     x = torch.stack(list(crops.values()))
-    measured = measure_photos(x, list(crops), prior, encoder, make_degradation("gaussian_blur"), noise_std=0.05)
-    solver, schedule = make_solver("latent_dps", {"dc_step": 0.5}), prior.schedule.respaced(50)
-    restored = run_cell(measured, prior, Start(sigma_scale=0.5), solver, schedule, slots=8)
-    assert restored.error == [None] * len(x)
+    solver = SolverConfig("latent_dps", steps=50, settings={"dc_step": 0.5})
+    recipe = Recipe(start=Start(sigma_scale=0.5), solver=solver)
+    restorer = Restorer(recipe, prior, encoder, measurement="simulated")
+    photos = [restorer.measurer.photo(key, one) for key, one in crops.items()]
+    restored = restorer.restore_photos(photos)
+    assert restored.errors == [None] * len(x)
     assert len(set(restored.nfe)) > 1
     assert max(restored.nfe) < 25
-    assert (psnr(restored.x_NCHW, x) - psnr(measured.y_NCHW, x)).mean() > 1
+    images = torch.stack([image for image in restored.images if image is not None])
+    assert (psnr(images, x) - psnr(restorer.measure(photos).y_BCHW, x)).mean() > 1
 
 
 def test_bundled_prior_opens_in_diffusers_and_samples():

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
-from flashray.cli import exit_code, run
+from flashray.cli import VERBS, exit_code, main
 from flashray.errors import ConfigError, FlashrayError, ImageError
 
 
@@ -73,32 +74,46 @@ def test_what_the_work_answers_is_the_code(answer: int | None, code: int):
     assert exit_code(lambda: answer) == code
 
 
-@dataclass(frozen=True)
-class Config:
-    """A job's."""
-
-    photos: str
-    size: int = 8
-
-    def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ConfigError(f"size is {self.size}")
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_every_verb_has_a_help_that_fits_a_screen(verb: str, capsys: pytest.CaptureFixture[str]):
+    assert main([verb, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: flashray {verb}")
+    assert "example" in text
+    assert len(text.splitlines()) <= 45
+    assert max(map(len, text.splitlines())) <= 110
 
 
-def test_a_job_gets_its_configuration_from_the_command_line(monkeypatch: pytest.MonkeyPatch):
-    seen: list[Config] = []
-    monkeypatch.setattr(sys, "argv", ["job", "--photos", "here", "--size=3"])
-    assert run(Config, seen.append) == 0
-    assert seen == [Config("here", 3)]
+def test_the_overview_names_every_verb(capsys: pytest.CaptureFixture[str]):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"  {verb}" in text for verb in VERBS)
+    assert main([]) == 2
 
 
-def test_arguments_that_the_configuration_refuses_are_code_2(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    monkeypatch.setattr(sys, "argv", ["job", "--photos", "here", "--size=0"])
-    assert run(Config, lambda config: pytest.fail("started")) == 2
-    assert "size is 0" in capsys.readouterr().err
-    monkeypatch.setattr(sys, "argv", ["job", "--phots", "here"])
-    with pytest.raises(SystemExit) as left:
-        run(Config, lambda config: pytest.fail("started"))
-    assert left.value.code == 2
+def test_an_unknown_verb_is_named_with_the_nearest(capsys: pytest.CaptureFixture[str]):
+    assert main(["restor", "a", "b"]) == 2
+    assert "'restor' is no verb of flashray (did you mean restore" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["verify", "report", "replay"])
+def test_an_output_without_a_run_is_exit_code_2(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main([verb, str(tmp_path)]) == 2
+    assert "holds no run; name the output of flashray restore" in capsys.readouterr().err
+
+
+def test_training_needs_to_know_what(capsys: pytest.CaptureFixture[str]):
+    assert main(["train", "severitty"]) == 2
+    assert "give prior or severity" in capsys.readouterr().err
+    assert main(["train", "severity", "--photoz", "x"]) == 2
+    assert "--photoz is no option (did you mean --photos" in capsys.readouterr().err
+
+
+def test_importing_the_package_is_light():
+    """Neither torch nor Ray, MLflow, diffusers or pyarrow are loaded before they are used."""
+    code = "import sys, flashray, flashray.cli; print(sorted(set(sys.modules) & set(sys.argv[1:])), len(sys.modules))"
+    heavy = ["torch", "ray", "mlflow", "diffusers", "pyarrow", "numpy", "PIL", "fsspec", "jsonargparse", "yaml"]
+    done = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True)
+    loaded, count = done.stdout.rsplit(" ", 1)
+    assert loaded == "[]"
+    assert int(count) < 250

@@ -13,33 +13,17 @@ from torch import Tensor
 
 from flashray import engine
 from flashray.degradations import make_degradation
-from flashray.engine import Job, Occupancy, Solved, solve
+from flashray.engine import Job, SlotUtilization, Solved, solve
 from flashray.prior import LatentPrior
 from flashray.schedule import NoiseSchedule
-from flashray.seeding import image_seed
 from flashray.solvers import SOLVERS, make_solver
+from tests.support.engine_jobs import jobs_of
 from tests.support.golden import ToyAutoencoder, ToyDenoiser, toy_prior
 from tests.support.models import SIDE, dc, unet
 
 BLUR = make_degradation("gaussian_blur")
 DPS = make_solver("latent_dps", {"dc_step": 0.5})
 STARTS = (31, 12, 1, 0, 25, 7, 31, 2, 18, 0, 9)
-
-
-def jobs_of(starts: Sequence[int], dtype: torch.dtype = torch.float64, channels: int = 4) -> list[Job]:
-    generator = torch.Generator().manual_seed(0)
-    return [
-        Job(
-            key=f"{n}.png",
-            seed=image_seed(0, f"{n}.png"),
-            y=torch.rand(3, 32, 32, generator=generator, dtype=dtype) * 2 - 1,
-            parameters={"blur_std": 0.3 + 2.7 * torch.rand((), generator=generator, dtype=dtype)},
-            noise_std=0.05,
-            z_start=torch.randn(channels, 8, 8, generator=generator, dtype=dtype),
-            start_step=start,
-        )
-        for n, start in enumerate(starts)
-    ]
 
 
 @pytest.fixture
@@ -329,10 +313,10 @@ def test_one_image_too_large_for_memory_is_an_error(prior: LatentPrior, channels
         run(prior, jobs_of([3, 2], channels=channels), slots=2, solver=Hungry(0))
 
 
-def test_occupancy_is_the_share_of_slots_that_worked(prior: LatentPrior, channels: int):
-    occupancy = Occupancy(slots=2)
-    assert occupancy.share == 1.0
-    run(prior, jobs_of([4, 2, 1], channels=channels), slots=2, on_step=occupancy)
+def test_slot_utilization_is_the_share_of_slots_that_worked(prior: LatentPrior, channels: int):
+    slot_utilization = SlotUtilization(slots=2)
+    assert slot_utilization.share == 1.0
+    run(prior, jobs_of([4, 2, 1], channels=channels), slots=2, on_step=slot_utilization)
     # slot one: four updates; slot two: two, then one, then it idles
-    assert (occupancy.useful, occupancy.steps) == (7, 4)
-    assert occupancy.share == 7 / 8
+    assert (slot_utilization.useful, slot_utilization.steps) == (7, 4)
+    assert slot_utilization.share == 7 / 8

@@ -57,8 +57,8 @@ def test_respaced_schedules(steps: int):
 @pytest.mark.parametrize("name", OPERATORS)
 def test_forward_and_adjoint(name: str):
     operator = operator_of(name)
-    close(operator.forward(golden("clean")), golden(f"{name}/forward"))
-    close(operator.adjoint(golden("clean")), golden(f"{name}/adjoint"))
+    close(operator.A_linear(golden("clean")), golden(f"{name}/forward"))
+    close(operator.A_adjoint(golden("clean")), golden(f"{name}/adjoint"))
 
 
 def problem(operator: str = "gaussian_blur") -> Problem:

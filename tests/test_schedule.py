@@ -5,8 +5,8 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from flashray.errors import ConfigError
-from flashray.pipeline.run_config import SolverConfig
-from flashray.schedule import NoiseSchedule
+from flashray.recipe import SolverConfig
+from flashray.schedule import FlowSchedule, NoiseSchedule
 from flashray.solvers.base import Step, predict_z0, reverse_step
 
 LDM = {"num_train_timesteps": 1000, "beta_start": 0.0015, "beta_end": 0.0195, "beta_schedule": "scaled_linear"}
@@ -173,3 +173,86 @@ def test_a_recipe_says_where_its_chain_ends():
     own = SolverConfig(steps=50, set_alpha_to_one=False).chain(schedule)
     assert own.alphas_cumprod_prev[0] == schedule.alphas_cumprod[0]
     assert torch.equal(own.alphas_cumprod, SolverConfig(steps=50).chain(schedule).alphas_cumprod)
+
+
+SCHEDULES = {
+    "ldm": NoiseSchedule.from_scheduler_config(LDM),
+    "cosine": NoiseSchedule.from_scheduler_config(CONFIGS["cosine"]),
+    "respaced": NoiseSchedule.from_scheduler_config(LDM).respaced(20),
+    "flow": FlowSchedule.from_scheduler_config({}),
+    "shifted flow": FlowSchedule.from_scheduler_config({"shift": 3.0}),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_times_and_signal_to_noise_ratios_lead_to_each_other(name: str):
+    """Also between the steps, in both directions."""
+    schedule = SCHEDULES[name]
+    first, last = schedule.timesteps.double()[[0, -1]].tolist()
+    time = torch.linspace(first, last, 777, dtype=torch.float64)
+    torch.testing.assert_close(schedule.snr_inverse(schedule.snr(time)), time, rtol=1e-9, atol=1e-7)
+    ratio = torch.logspace(-3, 2, 100, dtype=torch.float64)
+    inside = (ratio > schedule.snr()[-1]) & (ratio < schedule.snr()[0])
+    assert inside.sum() > 50
+    torch.testing.assert_close(schedule.snr(schedule.snr_inverse(ratio[inside])), ratio[inside], rtol=1e-9, atol=0)
+    assert (schedule.snr(time).diff() < 0).all()
+    assert schedule.snr(time.reshape(7, 111)).shape == (7, 111)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_at_the_steps_the_ratio_is_the_schedules(name: str):
+    schedule = SCHEDULES[name]
+    torch.testing.assert_close(schedule.snr(schedule.timesteps), schedule.snr(), rtol=1e-4, atol=1e-12)  # float32 times
+    torch.testing.assert_close(schedule.snr_inverse(schedule.snr()), schedule.timesteps.double(), rtol=1e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["ldm", "cosine", "respaced"])
+def test_beyond_the_ends_times_stay(name: str):
+    schedule = SCHEDULES[name]
+    ends = schedule.timesteps.double()[[0, -1]]
+    assert torch.equal(schedule.snr_inverse(torch.tensor([torch.inf, 0.0])), ends)
+    assert torch.equal(schedule.snr(torch.tensor([-5.0, 2000.0])), schedule.snr(ends))
+
+
+def test_a_chain_of_one_step_has_one_time():
+    schedule = ldm().respaced(1)
+    assert torch.equal(schedule.snr_inverse(torch.tensor([3.0])), schedule.timesteps.double())
+
+
+def test_a_flow_is_variance_preserving_after_division():
+    """x_t = (1-t) x + t ε over √((1-t)² + t²): ᾱ and 1-ᾱ are the squares of what stands before x and ε."""
+    schedule = FlowSchedule.from_scheduler_config({})
+    t = torch.arange(1, 1001, dtype=torch.float64) / 1000
+    length = ((1 - t) ** 2 + t**2).sqrt()
+    torch.testing.assert_close(schedule.alphas_cumprod, ((1 - t) / length) ** 2)
+    torch.testing.assert_close(1 - schedule.alphas_cumprod, (t / length) ** 2)
+    assert schedule.timesteps.is_floating_point()
+    assert schedule.timesteps[-1] == 1000
+    assert schedule.alphas_cumprod[-1] == 0
+    assert schedule.snr_inverse(torch.tensor([0.0, 1.0])).tolist() == [1000, 500]
+
+
+@pytest.mark.parametrize("steps", [1000, 50, 20, 1])
+def test_a_flows_respacing_keeps_its_ends(steps: int):
+    for shift in (1.0, 3.0):
+        whole = FlowSchedule.from_scheduler_config({"shift": shift})
+        schedule = whole.respaced(steps)
+        assert isinstance(schedule, FlowSchedule)
+        assert len(schedule) == steps
+        assert schedule.timesteps[-1] == 1000
+        assert schedule.alphas_cumprod_prev[0] == 1
+        assert torch.equal(schedule.alphas_cumprod_prev[1:], schedule.alphas_cumprod[:-1])
+        assert whole.respaced(steps, set_alpha_to_one=False).alphas_cumprod_prev[0] < 1 or steps == 1000
+
+
+def test_a_flow_starts_where_its_noise_is_the_severity():
+    schedule = FlowSchedule.from_scheduler_config({"shift": 3.0}).respaced(100)
+    steps = torch.arange(100)
+    sigma = schedule.snr() ** -0.5
+    assert torch.equal(schedule.start_step(sigma), steps)
+
+
+@pytest.mark.parametrize("steps", [0, 1001])
+def test_bad_step_counts_of_a_flow_are_config_errors(steps: int):
+    with pytest.raises(ConfigError, match=r"1 … 1000"):
+        FlowSchedule.from_scheduler_config({}).respaced(steps)

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.report.tables import to_markdown
 from benchmarks.speed.bench_parts import PARTS, Row
-from benchmarks.speed.bench_setup import BenchConfig, Part, Room
+from benchmarks.speed.bench_setup import BenchConfig, Part, SpeedSetup
 from flashray.errors import ConfigError
+from flashray.report.markdown import to_markdown
 
 
 def bench(config: BenchConfig) -> None:
@@ -25,15 +25,15 @@ def bench(config: BenchConfig) -> None:
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     numbers, tables = (_read(folder / name) for name in ("bench.json", "bench_tables.json"))
-    room = Room(config)
+    setup = SpeedSetup(config)
     for part in config.parts:
-        found, rows = PARTS[part](room)
+        found, rows = PARTS[part](setup)
         numbers |= found
         tables[part] = rows
         (folder / "bench.json").write_text(json.dumps(numbers, indent=2) + "\n")
         (folder / "bench_tables.json").write_text(json.dumps(tables, indent=2) + "\n")
         print("\n".join(_table(part, rows)), flush=True)
-    (folder / "bench.md").write_text("\n".join(page(numbers, tables, room.machine)) + "\n")
+    (folder / "bench.md").write_text("\n".join(page(numbers, tables, setup.machine)) + "\n")
     print(f"{folder / 'bench.json'}\n{folder / 'bench.md'}")
 
 
@@ -61,6 +61,6 @@ def _shown(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def _read(place: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(place.read_text()) if place.exists() else {}
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return found

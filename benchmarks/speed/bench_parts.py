@@ -6,9 +6,8 @@ Those that need the job's own code import it when they are run: the others need 
 from __future__ import annotations
 
 import statistics
-import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,60 +15,64 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.measured_photos import decode_in_batches, jobs_of, run_cell, score_in_batches
+from benchmarks.compute_cell import scores_of, with_grey
+from benchmarks.observations import Observed, first_of
+from benchmarks.one_pass import restore_in_one_pass
 from benchmarks.speed import device_options as options
 from benchmarks.speed import timing as speed
-from benchmarks.speed.bench_setup import Part, Room
-from flashray.engine import advance, make_problem
-from flashray.pipeline.run_config import ReconstructConfig
-from flashray.severity import Start
+from benchmarks.speed.bench_setup import Part, SpeedSetup
+from flashray.engine import Job, advance, make_problem
+from flashray.measurement import Measurement
+from flashray.restorer import Estimate, Restorer
 from flashray.solvers import make_solver
 
-OCCUPANCY_IMAGES = 512
+UTILIZATION_IMAGES = 512
 Row = dict[str, Any]
 Measured = tuple[dict[str, float], list[Row]]
 
 
-def _engine(room: Room) -> Measured:
+def _engine(setup: SpeedSetup) -> Measured:
     """The engine against the plain loop; `engine_over_loop` is the best ratio at a batch of at least 8."""
-    config = room.config
-    rows: list[Row] = list(speed.engine_over_loop(*room.flight, room.timed_jobs, config.slots, repeats=config.repeats))
+    config = setup.config
+    rows: list[Row] = list(
+        speed.engine_over_loop(*setup.engine_arguments, setup.timed_jobs, config.slots, repeats=config.repeats)
+    )
     large = [row for row in rows if row["slots"] >= 8] or rows
     return {"engine_over_loop": max(float(row["ratio"]) for row in large)}, rows
 
 
-def _flops(room: Room) -> Measured:
+def _flops(setup: SpeedSetup) -> Measured:
     """Achieved FLOP/s, and where a step's time goes."""
-    solver, jobs = make_solver("latent_dps", {"dc_step": 1.0}), room.jobs([room.config.steps] * 8)
-    arguments = (room.prior, room.degradation, solver, room.prior.schedule, jobs)
+    solver, jobs = make_solver("latent_dps", {"dc_step": 1.0}), setup.jobs([setup.config.steps] * 8)
+    prior, degradation, schedule = setup.engine_arguments
+    arguments = (prior, degradation, solver, schedule, jobs)
     rows: list[Row] = []
     for kind in ("float32", "bf16"):
-        with speed.precision(room.prior, kind):
-            found = speed.flops_fraction(*arguments, repeats=room.config.repeats)
-            seconds = speed.components(*arguments, steps=room.config.steps)
+        with speed.precision(setup.prior, kind):
+            found = speed.flops_fraction(*arguments, repeats=setup.config.repeats)
+            seconds = speed.components(*arguments, steps=setup.config.steps)
         shares = {f"{name}_ms": 1000 * value for name, value in seconds.items()}
         rows.append({"precision": kind, **found, **shares})
     return {"flops_fraction": float(rows[0]["fraction"])}, rows
 
 
-def _quality(room: Room) -> Measured:
+def _quality(setup: SpeedSetup) -> Measured:
     """Recipes against the full chain and against ẑ decoded, and their seconds against the plain loop's full chain."""
-    config, measured, prior = room.config, room.measured, room.prior
-    x, count = measured.x_NCHW, min(room.config.full_images, len(measured.keys))
-    full_solver = make_solver("latent_dps", {"dc_step": config.full_dc_step})
-    first = measured.first(count)
+    config, observed, prior = setup.config, setup.observed, setup.prior
+    x = setup.photos.x_NCHW
+    count = min(config.full_images, len(x))
     with speed.precision(prior, "bf16"):
-        full = run_cell(first, prior, Start(mode="full"), full_solver, prior.schedule, slots=max(config.slots))
-    assert measured.z_hat_NCHW is not None
-    candidates: dict[str, tuple[Tensor, float, Row]] = {
-        "ẑ decoded": (decode_in_batches(prior, measured.z_hat_NCHW).clamp(-1, 1).cpu(), 0.0, {}),
-        "full chain": (full.x_NCHW, float(len(prior.schedule)), {}),
+        full = setup.full_chain.restore_measured(_parts(first_of(observed, count)))
+    decoded = restore_in_one_pass("autoencoder", observed, setup.restorer)
+    candidates: dict[str, tuple[list[Tensor], float, Row]] = {
+        "ẑ decoded": (decoded, 0.0, {}),
+        "full chain": (with_grey(full.images, x), float(len(prior.schedule)), {}),
     }
-    for name, recipe in room.recipes.items():
-        candidates[name] = _restore(room, recipe)
+    for name, restorer in setup.restorers.items():
+        candidates[name] = _restore(setup, restorer)
     scores = {
-        name: score_in_batches(x_hat, x[: len(x_hat)], room.lpips, room.device)
-        for name, (x_hat, *_) in candidates.items()
+        name: scores_of(setup.restorer, images, x[: len(images)], setup.lpips)
+        for name, (images, *_) in candidates.items()
     }
     rows: list[Row] = []
     for name, (_, nfe, timed) in candidates.items():
@@ -85,21 +88,35 @@ def _quality(room: Room) -> Measured:
     return found, rows
 
 
-def _restore(room: Room, recipe: ReconstructConfig) -> tuple[Tensor, float, Row]:
+def _restore(setup: SpeedSetup, restorer: Restorer) -> tuple[list[Tensor], float, Row]:
     """(restorations, mean NFE, seconds) of a recipe."""
-    from flashray.pipeline.bench import start_of
-    from flashray.pipeline.slots import CPU_SLOTS
-
-    config, prior, measured = room.config, room.prior, room.measured
-    start, chain, slots = start_of(recipe), recipe.solver.chain(prior.schedule), recipe.slots or CPU_SLOTS
-    solver = make_solver(recipe.solver.name, recipe.solver.settings)
-    with speed.precision(prior, "bf16"):
-        found = run_cell(measured, prior, start, solver, chain, slots, recipe.solver.eta)
-    jobs, _ = jobs_of(measured, prior, start, chain)
-    arguments = (prior, room.degradation, solver, chain, jobs, recipe.solver.eta, slots, "bf16")
-    timed = speed.recipe_over_full_loop(*arguments, loop_steps=config.steps, repeats=config.repeats)
+    config, solver = setup.config, restorer.recipe.solver
+    with speed.precision(setup.prior, "bf16"):
+        found = restorer.restore_measured(_parts(setup.observed))
+    jobs: list[Job] = []
+    for measured, estimate in _parts(setup.observed):
+        step_B, _ = restorer.start_steps(estimate.sigma_hat_B)
+        jobs += restorer.begin(measured, estimate.z_hat_BCHW, estimate.sigma_hat_B, step_B)
+    jobs.sort(key=lambda job: -job.start_step)
+    timed = speed.recipe_over_full_loop(
+        setup.prior,
+        restorer.degradation,
+        restorer.solver,
+        restorer.schedule,
+        jobs,
+        solver.eta,
+        restorer.slots,
+        "bf16",
+        loop_steps=config.steps,
+        repeats=config.repeats,
+    )
     seconds = {name: timed[name] for name in ("recipe_seconds", "loop_seconds")}
-    return found.x_NCHW, statistics.fmean(found.nfe), {**seconds, "seconds_over_full_loop": timed["ratio"]}
+    images = with_grey(found.images, setup.photos.x_NCHW)
+    return images, statistics.fmean(found.nfe), {**seconds, "seconds_over_full_loop": timed["ratio"]}
+
+
+def _parts(observed: Sequence[Observed]) -> list[tuple[Measurement, Estimate]]:
+    return [(one.measured, one.estimate) for one in observed]
 
 
 def _better(row: Row, other: Row, suffix: str) -> bool:
@@ -113,60 +130,60 @@ def _mean(values: Tensor) -> float:
     return values.double().mean().item()
 
 
-def _occupancy(room: Room) -> Measured:
+def _slot_utilization(setup: SpeedSetup) -> Measured:
     """512 images of mixed severity, an actor of 8 slots: in units as the job packs them, and as they are listed."""
     from benchmarks.packing import mixed_steps
     from flashray.pipeline.units import Packing
 
-    steps, slots = mixed_steps(OCCUPANCY_IMAGES), 8
+    steps, slots = mixed_steps(UTILIZATION_IMAGES), 8
     order, unit = Packing(None, slots=slots, actors=1)(steps)
     packed = [steps[order[unit == number]].tolist() for number in np.unique(unit)]
     listed = [steps[first : first + 32].tolist() for first in range(0, len(steps), 32)]
     rows: list[Row] = [
-        {"units": name, "count": len(units), "occupancy": speed.occupancy(units, slots, room.jobs, *room.flight)}
+        {
+            "units": name,
+            "count": len(units),
+            "slot_utilization": speed.slot_utilization(units, slots, setup.jobs, *setup.engine_arguments),
+        }
         for name, units in {"packed": packed, "as listed, 32 images each": listed}.items()
     ]
-    return {"occupancy": rows[0]["occupancy"]}, rows
+    return {"slot_utilization": rows[0]["slot_utilization"]}, rows
 
 
-def _pipeline(room: Room) -> Measured:
+def _pipeline(setup: SpeedSetup) -> Measured:
     """The job against the bare engine, and its quote against what it took."""
     from benchmarks.speed.pipeline_cost import pipeline_over_engine
 
-    config, recipe = room.config, Path(room.config.recipes[0])
-    few, many = config.pipeline_images
-    command = [sys.executable, config.job, "--config", str(recipe)]
+    recipe = setup.config.recipes[0]
+    few, many = setup.config.pipeline_images
     with tempfile.TemporaryDirectory() as folder:
-        row = pipeline_over_engine(
-            command, Path(folder), room.recipe, room.prior, room.encoder, room.photos[1], few, many
-        )
+        row = pipeline_over_engine(recipe, Path(folder), setup.restorer, setup.photos.x_NCHW, few, many)
     found = {"pipeline_over_engine": row["ratio"], "quote_error": abs(row["quote_over_actual"] - 1)}
-    return found, [{"recipe": recipe.stem, "images": many, **row}]
+    return found, [{"recipe": recipe, "images": many, **row}]
 
 
-def _options(room: Room) -> Measured:
+def _options(setup: SpeedSetup) -> Measured:
     """The first recipe with each option, one update of 8 images timed: kept is what is faster and changes no figure."""
-    from flashray.pipeline.bench import start_of
-
-    prior, recipe, measured = room.prior, room.recipe, room.measured
-    solver, chain = make_solver(recipe.solver.name, recipe.solver.settings), recipe.solver.chain(prior.schedule)
-    jobs = room.jobs([1] * 8)
-    seed_B, problem = make_problem(prior, room.degradation, jobs)
-    z, last_B = torch.stack([job.z_start for job in jobs]).to(room.device), torch.full((8,), len(chain) - 1)
+    prior, restorer = setup.prior, setup.restorer
+    chain, eta = restorer.schedule, restorer.recipe.solver.eta
+    jobs = setup.jobs([1] * 8)
+    seed_B, problem = make_problem(prior, restorer.degradation, jobs)
+    z, last_B = torch.stack([job.z_start for job in jobs]).to(setup.device), torch.full((8,), len(chain) - 1)
 
     def scores() -> dict[str, float]:
-        found = run_cell(measured, prior, start_of(recipe), solver, chain, 8, recipe.solver.eta)
-        values = score_in_batches(found.x_NCHW, measured.x_NCHW, room.lpips, room.device)
+        found = restorer.restore_measured(_parts(setup.observed))
+        x = setup.photos.x_NCHW
+        values = scores_of(restorer, with_grey(found.images, x), x, setup.lpips)
         return {metric: _mean(values[metric]) for metric in values}
 
     def update() -> Tensor:
-        return advance(prior, solver, chain, problem, z, last_B, seed_B, recipe.solver.eta)
+        return advance(prior, restorer.solver, chain, problem, z, last_B, seed_B, eta)
 
-    rows = options.compare(options.make_options(room.config.options), prior, update, scores, room.config.repeats)
+    rows = options.compare(options.make_options(setup.config.options), prior, update, scores, setup.config.repeats)
     return {}, rows
 
 
-def _packing(room: Room) -> Measured:
+def _packing(setup: SpeedSetup) -> Measured:
     """Ten million images packed in a process of its own, and a pool of 1024 slots simulated."""
     from benchmarks.dispatch import makespan_over_ideal
     from benchmarks.packing import measure_packing, mixed_steps
@@ -181,15 +198,15 @@ def _packing(room: Room) -> Measured:
     return numbers, [{**found, "makespan_over_ideal_1024": over_ideal}]
 
 
-def _throughput(room: Room) -> Measured:
+def _throughput(setup: SpeedSetup) -> Measured:
     """NFE a second and peak memory of Latent-DPS at every batch size and precision."""
-    config = room.config
-    return {}, list(speed.throughput(*room.flight, room.timed_jobs, config.slots, repeats=config.repeats))
+    config = setup.config
+    return {}, list(speed.throughput(*setup.engine_arguments, setup.timed_jobs, config.slots, repeats=config.repeats))
 
 
-PARTS: dict[Part, Callable[[Room], Measured]] = {
+PARTS: dict[Part, Callable[[SpeedSetup], Measured]] = {
     "packing": _packing,
-    "occupancy": _occupancy,
+    "slot_utilization": _slot_utilization,
     "engine": _engine,
     "throughput": _throughput,
     "flops": _flops,

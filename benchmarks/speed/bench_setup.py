@@ -2,42 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
 
-from benchmarks.experiment_photos import archive_photos, sample_photos
-from benchmarks.measured_photos import Measurements, measure_photos
+from benchmarks.experiment_photos import Photos, archive_photos, sample_photos
+from benchmarks.observations import Observed, observe
 from benchmarks.speed.random_ldm import LDM, random_ldm
-from flashray.degradations import Degradation, make_degradation
+from flashray.degradations import Degradation
 from flashray.engine import Job
 from flashray.metrics import LPIPS, MetricUnavailable, load_lpips
-from flashray.pipeline.run_config import ReconstructConfig, parse_args
 from flashray.prior import LatentPrior, load_prior
+from flashray.recipe import Recipe, SolverConfig, load_recipe
+from flashray.restorer import Restorer
 from flashray.schedule import NoiseSchedule
-from flashray.severity import SeverityEncoder, load_severity_encoder
+from flashray.severity import Start, load_severity_encoder
 
-Part = Literal["packing", "occupancy", "engine", "throughput", "flops", "quality", "options", "pipeline"]
+Part = Literal["packing", "slot_utilization", "engine", "throughput", "flops", "quality", "options", "pipeline"]
 
 
 @dataclass(frozen=True)
 class BenchConfig:
     """What to measure.
 
-    Attributes:
+    Args:
+        recipes: flash recipes of one degradation family, by name or file; the first is the pipeline's.
         output: folder for bench.json (flat numbers), bench_tables.json (rows) and bench.md (both, for people); a second
             call keeps what other parts have written there.
-        recipes: YAML files of flash recipes of one degradation family; the first is the pipeline's.
-        job: the reconstruction job's script.
         photos: folder of clean photos; default crops of those inside scikit-image and scikit-learn.
         offset, stride: every stride-th of the sorted photos from offset on.
-        parts: packing, occupancy, engine, throughput, flops, quality, options, pipeline.
+        parts: packing, slot_utilization, engine, throughput, flops, quality, options, pipeline.
         prior: bundled, a folder or a hub id, or random-ldm: random weights of an LDM's size, for engine, throughput and
             flops.
         images: for quality.
@@ -45,19 +44,20 @@ class BenchConfig:
         full_dc_step: the full chain's step size (Latent-DPS, ancestral).
         slots: batch sizes of the engine part.
         steps: updates of each timed flight.
-        options: of `benchmark.options`, to compare with float32.
+        options: of `benchmarks.speed.device_options`, to compare with float32.
         pipeline_images: few and many, see `pipeline_over_engine`.
         threads: of this process; default torch's.
     """
 
-    recipes: list[str]
-    job: str
+    recipes: list[str] = field(
+        default_factory=lambda: ["gaussian_blur_flash_latent_dps", "gaussian_blur_flash_proximal"]
+    )
     output: str = "build"
     photos: str | None = None
     offset: int = 0
     stride: int = 1
     parts: list[Part] = field(
-        default_factory=lambda: ["packing", "occupancy", "engine", "flops", "quality", "options", "pipeline"]
+        default_factory=lambda: ["packing", "slot_utilization", "engine", "flops", "quality", "options", "pipeline"]
     )
     prior: str = "bundled"
     device: str = "cpu"
@@ -74,21 +74,15 @@ class BenchConfig:
     threads: int | None = None
 
 
-class Room:
+class SpeedSetup:
     """What the parts share, each made when it is first asked for."""
 
     def __init__(self, config: BenchConfig) -> None:
         self.config, self.device = config, torch.device(config.device)
 
     @cached_property
-    def recipes(self) -> dict[str, ReconstructConfig]:
-        """The recipes by their files' names."""
-        place = ["--archive", "/archive", "--output", "/output"]
-        return {Path(name).stem: parse_args(["--config", name, *place]) for name in self.config.recipes}
-
-    @property
-    def recipe(self) -> ReconstructConfig:
-        return next(iter(self.recipes.values()))
+    def recipes(self) -> dict[str, Recipe]:
+        return {name: load_recipe(name) for name in self.config.recipes}
 
     @cached_property
     def prior(self) -> LatentPrior:
@@ -97,12 +91,30 @@ class Room:
         return load_prior(self.config.prior, self.device)
 
     @cached_property
-    def encoder(self) -> SeverityEncoder:
-        return load_severity_encoder(self.recipe.start.severity_encoder, self.device)
+    def restorers(self) -> dict[str, Restorer]:
+        """The recipes' restorers, with one prior and one encoder."""
+        first = next(iter(self.recipes.values()))
+        encoder = load_severity_encoder(first.start.severity_encoder, self.device)
+        return {
+            name: Restorer(recipe, self.prior, encoder, measurement="simulated")
+            for name, recipe in self.recipes.items()
+        }
+
+    @property
+    def restorer(self) -> Restorer:
+        """The first recipe's."""
+        return next(iter(self.restorers.values()))
 
     @cached_property
-    def degradation(self) -> Degradation:
-        return make_degradation(self.recipe.degradation.name, self.recipe.degradation.settings)
+    def full_chain(self) -> Restorer:
+        """Latent-DPS from pure noise over the prior's whole chain, which needs no encoder."""
+        settings = {"dc_step": self.config.full_dc_step}
+        recipe = dataclasses.replace(
+            next(iter(self.recipes.values())),
+            start=Start(mode="full"),
+            solver=SolverConfig(steps=len(self.prior.schedule), settings=settings),
+        )
+        return Restorer(recipe, self.prior, measurement="simulated", slots=max(self.config.slots))
 
     @cached_property
     def lpips(self) -> LPIPS | None:
@@ -112,42 +124,31 @@ class Room:
             return None
 
     @cached_property
-    def photos(self) -> tuple[list[str], Tensor]:
-        """Keys and [N, 3, H, W]."""
+    def photos(self) -> Photos:
         config, size = self.config, self.prior.sample_size
         if config.photos is None:
-            found = sample_photos(config.images, size)
-        else:
-            found = archive_photos(config.photos, config.images, size, config.offset, config.stride)
-        return found.keys, found.x_NCHW
+            return sample_photos(config.images, size)
+        return archive_photos(config.photos, config.images, size, config.offset, config.stride)
 
     @cached_property
-    def measured(self) -> Measurements:
-        keys, x = self.photos
-        noise = self.recipe.degradation.noise_range
-        return measure_photos(x, keys, self.prior, self.encoder, self.degradation, noise)
+    def observed(self) -> list[Observed]:
+        """The photos as the first recipe's restorer observes them."""
+        return observe(self.restorer, self.photos)
 
     @cached_property
-    def one_photo(self) -> tuple[Measurements, torch.Size]:
-        """A photo measured, and the shape of its latent."""
-        keys, x = self.photos
-        measured = measure_photos(x[:1], keys[:1], self.prior, None, self.degradation, 0.05)
-        return measured, self.prior.encode(measured.x_NCHW).shape[1:]
+    def one_job(self) -> Job:
+        """A photo that starts at the full chain."""
+        (one,) = observe(self.full_chain, self.photos.first(1))
+        sigma_hat_B = one.estimate.sigma_hat_B
+        (job,) = self.full_chain.begin(one.measured, None, sigma_hat_B, self.full_chain.start_steps(sigma_hat_B)[0])
+        return job
 
     def jobs(self, starts: Sequence[int]) -> list[Job]:
         """Images with these start steps, from noise: what they show does not matter to a clock."""
-        measured, shape = self.one_photo
         generator = torch.Generator().manual_seed(0)
+        noise = [torch.randn(self.one_job.z_start.shape, generator=generator) for _ in starts]
         return [
-            Job(
-                key=str(n),
-                seed=n,
-                y=measured.y_NCHW[0],
-                parameters={name: value[0] for name, value in measured.parameters.items()},
-                noise_std=0.05,
-                z_start=torch.randn(shape, generator=generator).to(self.device),
-                start_step=step,
-            )
+            dataclasses.replace(self.one_job, key=str(n), seed=n, z_start=noise[n].to(self.device), start_step=step)
             for n, step in enumerate(starts)
         ]
 
@@ -157,9 +158,9 @@ class Room:
         return self.jobs([self.config.steps] * max(self.config.slots))
 
     @property
-    def flight(self) -> tuple[LatentPrior, Degradation, NoiseSchedule]:
-        """What a flight of jobs needs besides."""
-        return self.prior, self.degradation, self.prior.schedule
+    def engine_arguments(self) -> tuple[LatentPrior, Degradation, NoiseSchedule]:
+        """What the engine needs beside jobs."""
+        return self.prior, self.full_chain.degradation, self.prior.schedule
 
     @property
     def machine(self) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from benchmarks.speed.timing import precision, seconds_of
+from benchmarks.speed.timing import precision
+from benchmarks.stopwatch import seconds_of
 from flashray.errors import ConfigError
 from flashray.prior import LatentPrior
 

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from benchmarks.measured_photos import measure_photos, run_cell
-from benchmarks.speed.timing import precision, seconds_of
-from flashray.degradations import make_degradation
+from benchmarks.speed.timing import precision
+from benchmarks.stopwatch import seconds_of
 from flashray.errors import FlashrayError
 from flashray.images import encode_png
-from flashray.pipeline.bench import start_of
-from flashray.pipeline.precision import native
-from flashray.pipeline.run_config import ReconstructConfig
-from flashray.pipeline.slots import CPU_SLOTS
-from flashray.prior import LatentPrior
-from flashray.severity import SeverityEncoder
-from flashray.solvers import make_solver
+from flashray.pipeline.run_folder import run_uri
+from flashray.precision import native_precision
+from flashray.restorer import Restorer
 
 
 def write_archive(folder: Path, x_NCHW: Tensor, count: int) -> None:
@@ -33,65 +28,53 @@ def write_archive(folder: Path, x_NCHW: Tensor, count: int) -> None:
         (folder / f"{n:05d}.png").write_bytes(encode_png(x_NCHW[n % len(x_NCHW)]))
 
 
-def run_job(command: Sequence[str], output: Path, arguments: Sequence[str]) -> tuple[float, dict[str, float]]:
-    """(wall seconds, summary.json) of one run of the job; FlashrayError with what it said where it fails."""
+def run_job(archive: Path, output: Path, arguments: Sequence[str]) -> tuple[float, dict[str, float]]:
+    """(wall seconds, summary.json) of one `flashray restore`; FlashrayError with what it said where it fails."""
+    command = [sys.executable, "-m", "flashray", "restore", str(archive), str(output), *arguments]
     began = time.perf_counter()
-    done = subprocess.run([*command, "--output", str(output), *arguments], capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
     seconds = time.perf_counter() - began
     if done.returncode:
         raise FlashrayError(f"{' '.join(command)} failed with exit code {done.returncode}:\n{done.stderr[-2000:]}")
-    place = output / "summary.json"
-    return seconds, json.loads(place.read_text()) if place.exists() else {}
+    path = Path(run_uri(str(output), "summary.json"))
+    return seconds, json.loads(path.read_text()) if path.exists() else {}
 
 
 def pipeline_over_engine(
-    command: Sequence[str],
-    work: Path,
-    config: ReconstructConfig,
-    prior: LatentPrior,
-    encoder: SeverityEncoder,
-    x_NCHW: Tensor,
-    few: int = 32,
-    many: int = 256,
+    recipe: str, work: Path, restorer: Restorer, x_NCHW: Tensor, few: int = 32, many: int = 256
 ) -> dict[str, float]:
     """The job's throughput over that of the bare engine, and its quote over what it took.
 
     Both restore `few` and then `many` images with simulated measurements; the difference of the two runs is what
-    images cost, and what is left of the smaller one is start-up: Ray, models, tracking. The engine's part degrades,
-    encodes, solves and decodes the same images in this process, warm; the job also reads, looks a second time, writes,
-    commits and tracks. Neither scores: what metrics cost is a matter of which are asked for.
+    images cost, and what is left of the smaller one is start-up: Ray, models, tracking. The engine's part measures,
+    estimates, solves and decodes the same images in this process, warm; the job also reads, estimates a second time,
+    writes, commits and tracks. Neither scores: what metrics cost is a matter of which are asked for.
 
     Args:
-        command: the job with its recipe.
+        recipe: name or file of the recipe.
         work: an empty folder for archive and runs.
-        config: the recipe as the job reads it.
+        restorer: the recipe's, with simulated measurements.
     """
-    degradation = config.degradation
     archive = {count: work / f"archive-{count}" for count in (few, many)}
-    family = make_degradation(degradation.name, degradation.settings)
-    solver = make_solver(config.solver.name, config.solver.settings)
-    schedule = config.solver.chain(prior.schedule)
+    options = ["--recipe", recipe, "--device", restorer.device.type, "--measurement", "simulated", "--metrics", "[]"]
 
     def engine(count: int) -> None:
-        keys = [f"{n:05d}.png" for n in range(count)]
-        x = torch.stack([x_NCHW[n % len(x_NCHW)] for n in range(count)])
-        with precision(prior, native(prior.device.type) if config.precision == "auto" else config.precision):
-            measured = measure_photos(x, keys, prior, encoder, family, degradation.noise_range, config.seed)
-            run_cell(measured, prior, start_of(config), solver, schedule, config.slots or CPU_SLOTS, config.solver.eta)
+        photos = [restorer.measurer.photo(f"{n:05d}.png", x_NCHW[n % len(x_NCHW)]) for n in range(count)]
+        with precision(restorer.prior, native_precision(restorer.device.type)):
+            restorer.restore_photos(photos)
 
-    engine(config.slots or CPU_SLOTS)  # the first of everything is slow, and would count for `few` alone
+    engine(restorer.slots)  # the first of everything is slow, and would count for `few` alone
     job, bare, said = {}, {}, {}
     for count in (few, many):
         write_archive(archive[count], x_NCHW, count)
-        arguments = ["--archive", str(archive[count]), "--measurement", "simulated", "--metrics", "[]"]
         output = work / f"run-{count}"
         if count == many:
-            run_job(command, output, [*arguments, "--plan_only", "true"])
+            run_job(archive[count], output, [*options, "--plan-only"])
             # the plan pass belongs to the job's work: a run of its own, without the quote's measurement
-            said = run_job(command, output, arguments)[1]
+            said = run_job(archive[count], output, options)[1]
             output = work / f"timed-{count}"
-        job[count] = run_job(command, output, arguments)[0]
-        bare[count] = seconds_of(partial(engine, count), prior.device)
+        job[count] = run_job(archive[count], output, options)[0]
+        bare[count] = seconds_of(partial(engine, count), restorer.device)
     images = many - few
     each_job, each_bare = (job[many] - job[few]) / images, (bare[many] - bare[few]) / images
     return {

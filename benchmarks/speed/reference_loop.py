@@ -28,7 +28,7 @@ def latent_dps_loop(
         z = z.detach().requires_grad_(True)
         epsilon = prior.epsilon(z, schedule.timesteps[i : i + 1])
         z0 = (z - (1 - alpha) ** 0.5 * epsilon) / alpha**0.5
-        error = torch.linalg.vector_norm(y - operator.measure(prior.decode(z0)))
+        error = torch.linalg.vector_norm(y - operator.A(prior.decode(z0)))
         (gradient,) = torch.autograd.grad(error, z)
         with torch.no_grad():
             beta = 1 - alpha / alpha_prev

@@ -15,27 +15,13 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.speed.reference_loop import latent_dps_loop
+from benchmarks.stopwatch import seconds_of, synchronise
 from flashray.degradations import Degradation
-from flashray.engine import Job, Occupancy, advance, make_problem, solve
+from flashray.engine import Job, SlotUtilization, advance, make_problem, solve
 from flashray.prior import LatentPrior
 from flashray.schedule import NoiseSchedule
 from flashray.solvers import Solver, make_solver
 from flashray.solvers.base import Problem, Step, reverse_step
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait for the device, so that a clock read now has seen all of its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    """Wall seconds of one call."""
-    synchronise(device)
-    started = time.perf_counter()
-    work()
-    synchronise(device)
-    return time.perf_counter() - started
 
 
 def alternating(works: dict[str, Callable[[], object]], device: torch.device, repeats: int) -> dict[str, float]:
@@ -113,7 +99,7 @@ def _filled(jobs: Sequence[Job], count: int) -> list[Job]:
 
 
 class _Nothing:
-    """A rule that only counts: occupancy depends on start steps and slots alone."""
+    """A rule that only counts: slot_utilization depends on start steps and slots alone."""
 
     name: ClassVar[str] = "nothing"
     needs_gradient: ClassVar[bool] = False
@@ -123,7 +109,7 @@ class _Nothing:
         return reverse_step(step, step.noise(0))
 
 
-def occupancy(
+def slot_utilization(
     units: Sequence[Sequence[int]],
     slots: int,
     jobs: Callable[[Sequence[int]], list[Job]],
@@ -135,7 +121,7 @@ def occupancy(
 
     It flies every image's every step, with the denoiser's place empty.
     """
-    total = Occupancy(slots)
+    total = SlotUtilization(slots)
     prior.epsilon = lambda z, t: z  # type: ignore[method-assign, assignment]
     try:
         for unit in units:
@@ -194,7 +180,7 @@ def components(
     """Seconds per NFE of one image in denoiser, decoder, encoder, operator and the rest, over `steps` batched steps."""
     watch = Stopwatch(prior.device)
     seed_B, problem = make_problem(prior, degradation, list(jobs))
-    epsilon, measure = prior.epsilon, problem.operator.measure
+    epsilon, measure = prior.epsilon, problem.operator.A
     timed = dataclasses.replace(
         problem, encode=watch.wrap("encoder", problem.encode), decode=watch.wrap("decoder", problem.decode)
     )
@@ -203,14 +189,14 @@ def components(
     advance(prior, solver, schedule, problem, z, index_B, seed_B)  # warm up
     try:
         prior.epsilon = watch.wrap("denoiser", epsilon)  # type: ignore[method-assign]
-        object.__setattr__(problem.operator, "measure", watch.wrap("operator", measure))
+        object.__setattr__(problem.operator, "A", watch.wrap("operator", measure))
         total = seconds_of(
             lambda: [advance(prior, solver, schedule, timed, z, index_B - n, seed_B) for n in range(steps)],
             prior.device,
         )
     finally:
         del prior.epsilon
-        object.__delattr__(problem.operator, "measure")
+        object.__delattr__(problem.operator, "A")
     found = {name: seconds / (steps * len(jobs)) for name, seconds in watch.seconds.items()}
     return {**found, "other": total / (steps * len(jobs)) - sum(found.values())}
 

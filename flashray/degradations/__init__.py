@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from flashray.build import build
 from flashray.degradations.base import Degradation, Operator, Parameters
 from flashray.degradations.box_inpainting import BoxInpainting
 from flashray.degradations.gaussian_blur import GaussianBlur
@@ -14,7 +15,6 @@ from flashray.degradations.nonlinear_blur import NonlinearBlur
 from flashray.degradations.presets import PRESETS, with_preset
 from flashray.degradations.random_inpainting import RandomInpainting
 from flashray.degradations.super_resolution import SuperResolution
-from flashray.named import build
 
 DEGRADATIONS: dict[str, type[Degradation]] = {
     family.name: family

@@ -1,4 +1,4 @@
-"""What a degradation is: a family of operators A with a severity, and one operator bound to per-image parameters."""
+"""Degradations: a family of operators A with a severity, and an operator bound to the parameters of a batch."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from torch import Tensor
 from flashray.errors import ConfigError
 
 Parameters = dict[str, Tensor]
-SEEDS = 2**24  # of operators: float32 holds these exactly
+SEEDS = 2**24  # seeds of operators are below it, so that float32 holds them exactly
 
 
 class Operator(ABC):
-    """A with the parameters of B images, a dataclass whose tensors have a row an image.
+    """A with the parameters of B images: a dataclass whose tensors have one row for each image.
 
-    Images are [B, 3, H, W], measurements [B, 3, h, w]; `forward` and `adjoint` act on the [0, 1] scale.
+    Images are [B, 3, H, W] and measurements [B, 3, h, w], both in [-1, 1].
     """
 
     @abstractmethod
-    def forward(self, x_BCHW: Tensor) -> Tensor:
+    def A(self, x_BCHW: Tensor) -> Tensor:
         """A(x), without noise."""
 
-    def adjoint(self, y_BCHW: Tensor) -> Tensor:
-        """Aᵀ y; only linear operators have one."""
+    def A_adjoint(self, y_BCHW: Tensor) -> Tensor:
+        """Mᵀ y of an operator A(x) = M x + b; TypeError where A is nonlinear."""
         raise TypeError(f"{type(self).__name__} is nonlinear and has no adjoint")
 
     def select(self, rows: Tensor) -> Self:
@@ -37,43 +37,57 @@ class Operator(ABC):
         values = {name: getattr(self, name) for name in names}
         return type(self)(**{n: v[rows] if isinstance(v, Tensor) else v for n, v in values.items()})
 
-    def measure(self, x_BCHW: Tensor) -> Tensor:
-        """A on the [-1, 1] scale: 2 A((x + 1)/2) - 1."""
-        return 2 * self.forward((x_BCHW + 1) / 2) - 1
-
     def picture(self, y_BCHW: Tensor) -> Tensor:
-        """y in [-1, 1] at the image's size, for people to look at; most measurements are of it."""
+        """y in [-1, 1] at the image's size, for display; most measurements have that size already."""
         return y_BCHW
 
     def pseudo_image(self, y_BCHW: Tensor) -> Tensor:
-        """y in [-1, 1] at the image's size, for networks to look at: as near to a whole image as it gets easily."""
+        """y in [-1, 1] at the image's size, as input of networks; missing parts may be filled in."""
         return self.picture(y_BCHW)
 
     def blank(self, y_BCHW: Tensor, nothing_BCHW: Tensor) -> Tensor:
-        """y with `nothing` (black and noise, [-1, 1]) where it says nothing of the image, whatever a file has there."""
+        """y, replaced by `nothing` (black and noise, [-1, 1]) at the pixels that hold no information on the image."""
         return y_BCHW
+
+
+class AffineOperator(Operator):
+    """A(x) = M x + b with b = M 1 - 1: M acts on the [0, 1] scale, where black is 0.
+
+    Solvers apply `A_adjoint` to residuals only, where b cancels.
+    """
+
+    @abstractmethod
+    def A_linear(self, x_BCHW: Tensor) -> Tensor:
+        """M x, for images as for differences of images."""
+
+    @abstractmethod
+    def A_adjoint(self, y_BCHW: Tensor) -> Tensor:
+        """Mᵀ y."""
+
+    def A(self, x_BCHW: Tensor) -> Tensor:
+        return 2 * self.A_linear((x_BCHW + 1) / 2) - 1
 
 
 @dataclass(frozen=True)
 class Degradation(ABC):
     """A family of operators; its fields are the family's settings.
 
-    Parameters are small numbers from which `bind` makes the operator again; where an operator is random beyond its
-    severity (a mask, a camera's path), one of them is a seed, a whole number below SEEDS.
+    Parameters are a few numbers from which `bind` makes the operator; where an operator has more randomness than its
+    severity (a mask, a camera's path), one parameter is a seed, a whole number below SEEDS.
     """
 
     name: ClassVar[str]
     linear: ClassVar[bool]
     # Scalar parameters of one image, by the names that a manifest's columns use; the first one is the severity
     parameter_names: ClassVar[tuple[str, ...]]
-    # Whether a parameter `mask`, [B, 1, H, W] with 1 where a pixel is known, may stand in their place
+    # Whether a parameter `mask`, [B, 1, H, W] with 1 where a pixel is known, may replace them
     takes_mask: ClassVar[bool] = False
 
     @abstractmethod
     def parameters_at(self, severity_B: Tensor, generator: torch.Generator | None = None) -> Parameters:
         """The parameters at the severities in [0, 1]: 0 is the mildest of the family's range, 1 the hardest.
 
-        `generator` draws what the severity leaves open; without it every image gets the same.
+        `generator` draws the parameters that the severity does not decide; without it they are equal for all images.
         """
 
     @abstractmethod
@@ -89,7 +103,7 @@ class Degradation(ABC):
         return self.parameters_at(torch.rand(n, generator=generator), generator)
 
     def fixed_parameters(self) -> Parameters | None:
-        """The one set of parameters ([1, …] each) that the settings allow, or None where they leave something open."""
+        """The one set of parameters ([1, …] each) that the settings allow, or None where they allow several."""
         one, other = (
             self.parameters_at(torch.full((1,), severity), torch.Generator().manual_seed(seed))
             for severity, seed in ((0.0, 1), (1.0, 2))
@@ -100,7 +114,7 @@ class Degradation(ABC):
         """Raise ConfigError if the family's settings do not fit images of size (H, W)."""
 
     def weights_sha256(self) -> str | None:
-        """The hash of the operator's weights, where it has any: a run's bytes depend on them."""
+        """The hash of the operator's weights, if it has any; the bytes of a run depend on them."""
         return None
 
     def measurement_size(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -130,7 +144,7 @@ def check_range(name: str, limits: tuple[float, float], least: float, most: floa
 
     Args:
         name: the family and the setting.
-        unit: what the setting counts.
+        unit: the unit of the setting.
     """
     numbers = isinstance(limits, tuple) and len(limits) == 2 and all(isinstance(v, int | float) for v in limits)
     if not (numbers and least <= limits[0] <= limits[1] <= most and math.isfinite(limits[1])):

@@ -26,7 +26,7 @@ class BoxInpainting(MaskFamily):
     """A square of pixels is lost; the squares of one seed are nested in their side.
 
     Attributes:
-        side: the range of the square's side in pixels; its place is drawn per image.
+        side: the range of the square's side in pixels; its position is drawn for each image.
     """
 
     side: tuple[float, float] = (16, 64)
@@ -67,7 +67,7 @@ def box_mask(side_B: Tensor, seed_B: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _inside(side_B: Tensor, place_B: Tensor, length: int) -> Tensor:
-    """[B, length]: an interval with `place`, 0 … 1, of what is left of the length before it."""
+    """[B, length]: an interval of `side` pixels; `place` is the share, 0 … 1, of the remaining length before it."""
     side_B1 = side_B.round().clamp(max=length)[:, None].double()
     first_B1 = (place_B[:, None] * (length - side_B1)).floor()
     pixel = torch.arange(length, device=side_B.device)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flashray.degradations.base import Operator
+from flashray.degradations.base import AffineOperator
 from flashray.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class KernelBlur(Operator):
+class KernelBlur(AffineOperator):
     """y = crop(k ⋆ pad(x)), the same kernel in every channel; Aᵀ y = fold(k * embed(y)), fold being padᵀ, is exact.
 
     Attributes:
@@ -30,20 +30,20 @@ class KernelBlur(Operator):
         if radius >= min(size):
             raise ConfigError(
                 f"a kernel of {kernel_BKK.shape[1]} pixels does not fit an image of {size[1]} x {size[0]}: reflect "
-                "padding has no more than the image; give a smaller kernel"
+                "padding cannot be wider than the image; give a smaller kernel"
             )
         padded = (size[0] + 2 * radius, size[1] + 2 * radius)
         return cls(torch.fft.rfft2(kernel_BKK, s=padded), radius)
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
+    def A_linear(self, x_BCHW: Tensor) -> Tensor:
         height, width = x_BCHW.shape[2:]
         for dim in (2, 3):
             x_BCHW = x_BCHW.index_select(dim, reflection(x_BCHW.shape[dim], self.radius, x_BCHW.device))
-        # the conjugate makes it a correlation, whose first H x W values never wrap around
+        # the conjugate makes it a correlation, whose first H x W values do not wrap around
         blurred = torch.fft.rfft2(x_BCHW) * self.spectrum_BNF[:, None].conj()
         return torch.fft.irfft2(blurred, s=x_BCHW.shape[2:])[..., :height, :width]
 
-    def adjoint(self, y_BCHW: Tensor) -> Tensor:
+    def A_adjoint(self, y_BCHW: Tensor) -> Tensor:
         size = y_BCHW.shape[2:]
         padded = tuple(side + 2 * self.radius for side in size)
         x = torch.fft.irfft2(torch.fft.rfft2(y_BCHW, s=padded) * self.spectrum_BNF[:, None], s=padded)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flashray.degradations.base import Degradation, Operator, Parameters, between
+from flashray.degradations.base import AffineOperator, Degradation, Parameters, between
 from flashray.degradations.separable import convolve, convolve_adjoint, gaussian_kernel
 from flashray.errors import ConfigError
 
@@ -20,7 +20,7 @@ class GaussianBlur(Degradation):
 
     Attributes:
         std: the range of the kernel's standard deviation in pixels; equal ends fix it.
-        kernel_size: odd; the kernel is truncated to it, to 6 std, and to what reflect padding of the image allows.
+        kernel_size: odd; the kernel is truncated to it, to 6 std, and to the widest reflect padding of the image.
     """
 
     std: tuple[float, float] = (0.3, 3.0)
@@ -50,7 +50,7 @@ class GaussianBlur(Degradation):
 
 
 @dataclass(frozen=True)
-class SeparableBlur(Operator):
+class SeparableBlur(AffineOperator):
     """y = R x Cᵀ, a convolution along the rows and one along the columns with reflected borders; the adjoint is exact.
 
     Attributes:
@@ -65,8 +65,8 @@ class SeparableBlur(Operator):
         """The Gaussian blur of images of size (H, W); kernels are cut to kernel_size, 6 std, and what the image has."""
         return cls(*(gaussian_kernel(std_B, kernel_size, length) for length in size))
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
+    def A_linear(self, x_BCHW: Tensor) -> Tensor:
         return convolve(convolve(x_BCHW, self.rows_BK, dim=2), self.columns_BK, dim=3)
 
-    def adjoint(self, y_BCHW: Tensor) -> Tensor:
+    def A_adjoint(self, y_BCHW: Tensor) -> Tensor:
         return convolve_adjoint(convolve_adjoint(y_BCHW, self.rows_BK, dim=2), self.columns_BK, dim=3)

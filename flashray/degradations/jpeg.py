@@ -1,4 +1,4 @@
-"""JPEG artefacts: baseline JPEG without its file."""
+"""JPEG artefacts: the arithmetic of baseline JPEG, without a file."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Jpeg(Degradation):
     """Baseline JPEG at a quality of 1 … 100 (libjpeg's scale), as an operator with a gradient.
 
     Forward is the codec's own arithmetic: YCbCr, chroma halved by area means, 8×8 DCT, rounding to multiples of the
-    quantisation table, and back, chroma by linear interpolation; nothing is rounded to 8 bits or clipped. Backward
-    takes the rounding for the identity (straight-through: Bengio et al. 2013), so the gradient is that of the codec
-    with an infinitely fine table. A measurement is made by the same operator that solvers see.
+    quantisation table, and back, chroma by linear interpolation; nothing is rounded to 8 bits or clipped. The backward
+    pass treats rounding as the identity (straight-through: Bengio et al. 2013), so the gradient is that of the codec
+    with an infinitely fine table. Simulated measurements are made with the same operator that solvers use.
 
     Attributes:
         quality: the range, lowest first; the lowest is the hardest.
@@ -76,13 +76,13 @@ class Codec(Operator):
     chroma_B88: Tensor
     subsampling: bool
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
+    def A(self, x_BCHW: Tensor) -> Tensor:
         height, width = x_BCHW.shape[2:]
         block = 16 if self.subsampling else 8
         # the border pixel is repeated up to whole blocks, as encoders do
         padded = F.pad(x_BCHW, (0, -width % block, 0, -height % block), mode="replicate")
         matrix = torch.tensor(_YCC, dtype=x_BCHW.dtype, device=x_BCHW.device)
-        ycc = torch.einsum("ij,bjhw->bihw", matrix, 255 * padded)
+        ycc = torch.einsum("ij,bjhw->bihw", matrix, 127.5 * (padded + 1))
         luma = through_blocks(ycc[:, :1] - 128, self.luma_B88) + 128
         if self.subsampling:
             chroma = through_blocks(F.avg_pool2d(ycc[:, 1:], 2), self.chroma_B88)
@@ -90,7 +90,7 @@ class Codec(Operator):
         else:
             chroma = through_blocks(ycc[:, 1:], self.chroma_B88)
         decoded = torch.einsum("ij,bjhw->bihw", matrix.inverse(), torch.cat([luma, chroma], dim=1))
-        return decoded[..., :height, :width] / 255
+        return decoded[..., :height, :width] / 127.5 - 1
 
 
 def quantisation(quality_B: Tensor, base: tuple[int, ...]) -> Tensor:

@@ -34,7 +34,7 @@ LEVELS = 5  # of the adapter's U-Net
 
 @dataclass(frozen=True)
 class KernelWizard(Degradation):
-    """y = G(x, k): a network that blurs x as its random code k says; Flash-Diffusion's nonlinear blur.
+    """y = G(x, k): a network that blurs x according to a random code k; Flash-Diffusion's nonlinear blur.
 
     The weights are not part of flashray: `weights` names the published checkpoint (GOPRO_wVAE.pth of
     VinAIResearch/blur-kernel-space-exploring) or the same tensors as safetensors:
@@ -42,7 +42,7 @@ class KernelWizard(Degradation):
     multiples of 128; the code has 1/128 of them.
 
     Attributes:
-        weights: the checkpoint's file, at the same place on every machine.
+        weights: the checkpoint's file, at the same path on every machine.
         strength: the range of the code's scale (Flash-Diffusion: 1.2).
         paper: Flash-Diffusion's code brings [0, 1] images to [0.5, 1] before the network, and back after it: it
             blurs an image of half the contrast, clamped. True does so too.
@@ -98,10 +98,11 @@ class LearnedBlur(Operator):
     code_BCHW: Tensor
     paper: bool
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
+    def A(self, x_BCHW: Tensor) -> Tensor:
+        unit = (x_BCHW + 1) / 2
         if self.paper:
-            return (2 * self.network((x_BCHW + 1) / 2, self.code_BCHW) - 1).clamp(-1, 1)
-        return self.network(x_BCHW, self.code_BCHW)
+            return 2 * (2 * self.network((unit + 1) / 2, self.code_BCHW) - 1).clamp(-1, 1) - 1
+        return 2 * self.network(unit, self.code_BCHW) - 1
 
 
 def code_size(size: tuple[int, int]) -> tuple[int, int]:

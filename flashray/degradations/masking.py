@@ -1,4 +1,4 @@
-"""What the inpainting families share: an operator that keeps the known pixels."""
+"""The common part of the inpainting families: an operator that keeps the known pixels."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flashray.degradations.base import Degradation, Operator, Parameters, check_flags
+from flashray.degradations.base import AffineOperator, Degradation, Parameters, check_flags
 from flashray.degradations.gaussian_blur import SeparableBlur
 from flashray.errors import ConfigError
 
 FILL_STDS = (16.0, 4.0, 1.0)  # pixels
-FILL_TRUST = 0.02  # share of known pixels at which a weighted mean is half believed
+FILL_TRUST = 0.02  # share of known pixels at which a weighted mean has half of its full weight
 
 
 @dataclass(frozen=True)
-class Masking(Operator):
-    """y = m ⊙ x with m 1 where a pixel is known, 0 (black on the [0, 1] scale) where it is not; its own adjoint.
+class Masking(AffineOperator):
+    """A(x) = m ⊙ (x + 1) - 1: m is 1 where a pixel is known and 0 where it is missing; missing pixels are black.
 
     The measurement's noise is on all pixels, as in Flash-Diffusion, so that its variance is the mean squared residual
-    of a perfect reconstruction whatever the mask.
+    of a perfect reconstruction for any mask.
 
     Attributes:
-        filled: whether severity encoders see y with its holes filled in, or y itself.
+        filled: whether the input of severity encoders is y with its holes filled in, or y itself.
     """
 
     mask_B1HW: Tensor
     filled: bool = True
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
+    def A_linear(self, x_BCHW: Tensor) -> Tensor:
         return self.mask_B1HW * x_BCHW
 
-    def adjoint(self, y_BCHW: Tensor) -> Tensor:
+    def A_adjoint(self, y_BCHW: Tensor) -> Tensor:
         return self.mask_B1HW * y_BCHW
 
     def blank(self, y_BCHW: Tensor, nothing_BCHW: Tensor) -> Tensor:
@@ -47,9 +47,9 @@ class Masking(Operator):
 def fill_in(y_BCHW: Tensor, mask_B1HW: Tensor) -> Tensor:
     """y with its missing pixels as weighted means of the known ones around them (Knutsson & Westin 1993).
 
-    From wide to narrow Gaussian weights, each trusted as far as it finds known pixels. An autoencoder's encoder, which
-    is what severity encoders start from, reads such an image nearly as it reads a whole one, and black holes not at
-    all.
+    Three passes from wide to narrow Gaussian weights; each pass has the more weight the more known pixels it covers.
+    Severity encoders start from an autoencoder's encoder, which handles such an image almost like a complete one, and
+    fails on black holes.
     """
     known = mask_B1HW * y_BCHW
     filled = known.sum(dim=(2, 3), keepdim=True) / mask_B1HW.sum(dim=(2, 3), keepdim=True).clamp(min=1)
@@ -57,8 +57,8 @@ def fill_in(y_BCHW: Tensor, mask_B1HW: Tensor) -> Tensor:
     for std in FILL_STDS:
         height, width = y_BCHW.shape[2:]
         blur = SeparableBlur.gaussian(y_BCHW.new_full((1,), std), 2 * max(height, width) - 1, (height, width))
-        weight = blur.forward(mask_B1HW)
-        mean = blur.forward(known) / weight.clamp(min=1e-6)
+        weight = blur.A_linear(mask_B1HW)
+        mean = blur.A_linear(known) / weight.clamp(min=1e-6)
         trust = weight / (weight + FILL_TRUST)
         filled = trust * mean + (1 - trust) * filled
     return torch.where(mask_B1HW > 0, y_BCHW, filled)
@@ -66,10 +66,10 @@ def fill_in(y_BCHW: Tensor, mask_B1HW: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class MaskFamily(Degradation):
-    """What is lost is known: the mask comes with the image, or the family draws one.
+    """A family with a known mask, which is given with the image or drawn.
 
     Attributes:
-        fill: severity encoders see y with its holes filled in from around; false shows them y itself, as the paper.
+        fill: the input of severity encoders is y with its holes filled in; false gives them y itself, as in the paper.
     """
 
     fill: bool = field(default=True, kw_only=True)
@@ -99,7 +99,7 @@ class MaskFamily(Degradation):
 
 
 def bind_mask(mask_B1HW: Tensor, size: tuple[int, int], filled: bool) -> Masking:
-    """The operator of given masks; ConfigError names both sizes where they are not of the image's."""
+    """The operator of given masks; ConfigError if mask and image differ in size."""
     height, width = mask_B1HW.shape[2:]
     if (height, width) != size:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Motion blur: kernels that a moving camera draws, a line or a wandering path."""
+"""Motion blur: the kernel of a moving camera, along a line or a random path."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class MotionBlur(Degradation):
 
     Attributes:
         length: the range of the path's length in pixels.
-        path: linear, or random (a path whose direction wanders, an own one per image).
+        path: linear, or random (a smooth path with random turns, another one for each image).
         kernel_size: odd, and larger than the longest path.
     """
 
@@ -84,7 +84,7 @@ class MotionBlur(Degradation):
 def motion_path(length_B: Tensor, angle_B: Tensor, seed_B: Tensor) -> Tensor:
     """[B, POINTS, 2] points (row, column) of paths, from the middle of the box that holds them, in pixels.
 
-    Along the path the direction is angle + Σ_j a_j sin(2π j t + φ_j): as smooth as a hand's shaking, as long as asked.
+    Along the path the direction is angle + Σ_j a_j sin(2π j t + φ_j), a smooth curve of the given length.
     """
     dtype, device = length_B.dtype, length_B.device
     time_P = (torch.arange(POINTS - 1, dtype=dtype, device=device) + 0.5) / (POINTS - 1)

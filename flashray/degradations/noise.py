@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from flashray.errors import ConfigError
 from flashray.seeding import STREAM_MEASUREMENT, normal
 
 GOLDEN = (math.sqrt(5) - 1) / 2
-
-
-def noise_range(noise_std: float | Sequence[float], name: str = "noise_std") -> tuple[float, float]:
-    """(low, high) of a noise_std on the [0, 1] scale: one number is both; ConfigError unless 0 ≤ low ≤ high < ∞."""
-    values = [noise_std, noise_std] if isinstance(noise_std, (int, float)) else list(noise_std)
-    if not (len(values) == 2 and 0 <= values[0] <= values[1] < math.inf):
-        raise ConfigError(f"{name} is {noise_std}; give a number ≥ 0, or [low, high]")
-    return float(values[0]), float(values[1])
 
 
 def draw_noise_std(noise: tuple[float, float], count: int, generator: torch.Generator) -> Tensor:
@@ -29,9 +19,10 @@ def draw_noise_std(noise: tuple[float, float], count: int, generator: torch.Gene
 
 
 def spread_noise_std(noise: tuple[float, float], start: int, count: int) -> Tensor:
-    """[count] standard deviations spread evenly over (low, high), those of images start, start + 1, … of any number.
+    """[count] standard deviations spread evenly over (low, high), for the images start, start + 1, ….
 
-    Steps of the golden ratio: any run of images covers the range, and an image has its own whatever comes with it.
+    Steps of the golden ratio: any range of images covers (low, high), and the value of an image depends only on its
+    number.
     """
     low, high = noise
     return (low + (high - low) * (GOLDEN * torch.arange(start, start + count, dtype=torch.float64) % 1)).float()

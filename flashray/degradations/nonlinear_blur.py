@@ -1,4 +1,4 @@
-"""Nonlinear blur: what a shaken camera makes of a scene, from light to pixel values."""
+"""Nonlinear blur: a shaken camera, from the scene's light to pixel values."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class NonlinearBlur(Degradation):
     """A camera that moves while its shutter is open: pixel values → light, motion blur, saturation → pixel values.
 
     With ℓ the inverse of the response curve r, a gamma with a linear toe:
-    L = ℓ(x)(1 + highlights ℓ(x)⁴): scenes have brighter lights than pixel values tell;
+    L = ℓ(x)(1 + highlights ℓ(x)⁴): scenes have brighter lights than pixel values can express;
     M = mean over k of L moved along the camera's path p_k: shift, curve and roll, so each region has its own kernel;
     y = r(M - log(1 + exp(s(M - 1)))/s), a soft minimum of M and 1.
 
-    It needs no weights, is smooth, and blurs bright parts over dark ones as no convolution of pixel values does. The
+    It needs no weights, is smooth, and spreads bright parts over dark ones, unlike a convolution of pixel values. The
     ingredients are those of the deblurring literature (saturated highlights: Cho et al., ICCV 2011; camera shake with
     rotation: Whyte et al., CVPR 2010; response curves: Nah et al., CVPR 2017); Flash-Diffusion uses a learned
     operator in its place (`kernel_wizard`).
@@ -96,11 +96,11 @@ class CameraBlur(Operator):
     highlights: float
     gamma: float
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        light = to_light(x_BCHW, self.gamma)
+    def A(self, x_BCHW: Tensor) -> Tensor:
+        light = to_light((x_BCHW + 1) / 2, self.gamma)
         light = light * (1 + self.highlights * light.pow(4))
         moved = [move(light, path_B23) for path_B23 in self.path_BK23.unbind(1)]
-        return to_pixels(saturate(torch.stack(moved).mean(dim=0)), self.gamma)
+        return 2 * to_pixels(saturate(torch.stack(moved).mean(dim=0)), self.gamma) - 1
 
 
 def to_light(x: Tensor, gamma: float) -> Tensor:
@@ -116,7 +116,7 @@ def to_pixels(light: Tensor, gamma: float) -> Tensor:
 
 
 def saturate(light: Tensor) -> Tensor:
-    """A soft minimum of light and 1: what the sensor holds."""
+    """A soft minimum of light and 1: the saturation of the sensor."""
     return light - F.softplus(SHARPNESS * (light - 1)) / SHARPNESS
 
 
@@ -126,7 +126,7 @@ def move(x_BCHW: Tensor, path_B23: Tensor) -> Tensor:
 
 
 class Move(torch.autograd.Function):
-    """`grid_sample` as the linear map of x that it is: with a forward-mode derivative, which PyTorch's own lacks."""
+    """`grid_sample` as a linear map of x with a forward-mode derivative, which PyTorch's own lacks."""
 
     @staticmethod
     def forward(x_BCHW: Tensor, grid_BHW2: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ _PAPER = {"paper": True, "fill": False}
 
 @dataclass(frozen=True)
 class Preset:
-    """Settings of a family, and where they come from."""
+    """Settings of a family, and their source."""
 
     settings: Mapping[str, Any]
     source: str
@@ -49,7 +49,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
 
 
 def with_preset(family: str, settings: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The settings with their `preset`, if they name one, filled in; other settings beside it go before.
+    """The settings, with those of their `preset` added if they name one; settings that are given replace the preset's.
 
     Raises:
         ConfigError: for an unknown preset; lists the family's known ones.

@@ -1,4 +1,4 @@
-"""Random inpainting: pixels that are missing here and there."""
+"""Random inpainting: single pixels are missing."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ from flashray.seeding import STREAM_OPERATOR, random_words
 
 @dataclass(frozen=True)
 class RandomInpainting(MaskFamily):
-    """A share of the pixels is lost, drawn without pattern; the masks of one seed are nested in the share.
+    """A random share of the pixels is missing; of one seed, a mask with a smaller share is part of one with a larger.
 
     Attributes:
-        missing: the range of the share of lost pixels (Flash-Diffusion: 0 … 0.8 in training, 0.7 … 0.8 in its tests).
-        paper: Flash-Diffusion's code draws one mask, of one seed, and uses it for every image, in training as in
-            tests; true does so too, false gives each image its own.
+        missing: the range of the share of missing pixels (Flash-Diffusion: 0 … 0.8 in training, 0.7 … 0.8 in its
+            tests).
+        paper: true uses one mask for all images, in training and in tests, as Flash-Diffusion's code does; false draws
+            a mask for each image.
     """
 
     missing: tuple[float, float] = (0.0, 0.8)

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flashray.degradations.base import Degradation, Operator, Parameters
+from flashray.degradations.base import AffineOperator, Degradation, Parameters
 from flashray.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class SuperResolution(Degradation):
-    """Each pixel of y is the mean of scale × scale pixels of x, so y is `scale` times smaller; it has no parameters.
+    """Each pixel of y is the mean of scale × scale pixels of x, so y is `scale` times smaller; there are no parameters.
 
     The block averaging of DDRM (Kawar et al., NeurIPS 2022) and of the papers that compare with it.
 
@@ -57,15 +57,15 @@ class SuperResolution(Degradation):
 
 
 @dataclass(frozen=True)
-class AreaMean(Operator):
+class AreaMean(AffineOperator):
     """y = mean of x over scale × scale pixels; Aᵀ y repeats each pixel, divided by scale²."""
 
     scale: int
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
+    def A_linear(self, x_BCHW: Tensor) -> Tensor:
         return F.avg_pool2d(x_BCHW, self.scale)
 
-    def adjoint(self, y_BCHW: Tensor) -> Tensor:
+    def A_adjoint(self, y_BCHW: Tensor) -> Tensor:
         repeated = y_BCHW.repeat_interleave(self.scale, dim=2).repeat_interleave(self.scale, dim=3)
         return repeated / self.scale**2
 

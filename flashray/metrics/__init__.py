@@ -1,4 +1,4 @@
-"""How good images are: PSNR, SSIM and LPIPS of each, distances between sets of them, and intervals for means."""
+"""Quality of images: PSNR, SSIM and LPIPS of each, distances between sets of them, and intervals for means."""
 
 from __future__ import annotations
 
@@ -7,19 +7,12 @@ from collections.abc import Collection
 from torch import Tensor
 
 from flashray.metrics.bootstrap import mean_interval, paired_interval
-from flashray.metrics.features import Features, load_features
-from flashray.metrics.frechet import frechet_distance
-from flashray.metrics.kernel import kernel_distance
 from flashray.metrics.lpips import LPIPS, MetricUnavailable, load_lpips
 from flashray.metrics.pixel import psnr, ssim
 
 __all__ = [
     "LPIPS",
-    "Features",
     "MetricUnavailable",
-    "frechet_distance",
-    "kernel_distance",
-    "load_features",
     "load_lpips",
     "mean_interval",
     "paired_interval",
@@ -32,7 +25,7 @@ __all__ = [
 def score(
     x_BCHW: Tensor, ref_BCHW: Tensor, lpips: LPIPS | None = None, metrics: Collection[str] | None = None
 ) -> dict[str, Tensor]:
-    """The metrics that are asked for, all by default, of a batch of images against their references.
+    """The requested metrics (default: all) of a batch of images against their references.
 
     Both are [B, 3, H, W] in [-1, 1]; values outside are clamped, as writing the image would do.
     Returns `{"psnr": [B], "ssim": [B], "lpips": [B]}`; without a network there is no `lpips`.

@@ -1,4 +1,4 @@
-"""Bootstrap interval of a mean: how far an average over this many images can be trusted."""
+"""Bootstrap interval of a mean over images."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def paired_interval(
 ) -> tuple[float, float, float]:
     """Mean of value - other over the same images, and its interval: (mean, low, high).
 
-    What differs from image to image and not between the two methods cancels, so that this tells them apart where the
-    intervals of their own means overlap. An image that misses either value is left out; equal values, infinite ones
-    included, differ by 0. ValueError when the two are not of one length, and as `mean_interval`.
+    Differences between images that both methods share cancel, so this separates two methods even where the intervals of
+    their means overlap. An image without one of the values is left out; equal values, infinite ones included, differ by
+    0. ValueError when the lengths differ, and as `mean_interval`.
     """
 
     def difference(value: float | None, other: float | None) -> float | None:

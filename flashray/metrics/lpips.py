@@ -35,7 +35,7 @@ _NETWORK_TIMEOUT = 5.0  # seconds: a machine without the network must not wait f
 
 
 class MetricUnavailable(FlashrayError):
-    """A metric cannot be computed here; the message says why, and stands beside the empty column."""
+    """A metric cannot be computed here; the message says why, and is reported with the empty column."""
 
 
 def _vgg_layers() -> list[nn.Module]:
@@ -96,8 +96,8 @@ _BACKBONES = {
 class LPIPS(nn.Module):
     """The distance as a module: (x, ref), both [B, 3, H, W] in [-1, 1], to [B].
 
-    Differentiable in both arguments; its own weights are frozen and it stays in evaluation mode. Made with random
-    weights: `load_lpips` gives it those that mean something. ValueError for images too small for the backbone.
+    Differentiable in both arguments; its own weights are frozen and it stays in evaluation mode. It is created with
+    random weights, and `load_lpips` loads the published ones. ValueError for images too small for the backbone.
     """
 
     shift: Tensor
@@ -119,7 +119,7 @@ class LPIPS(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> LPIPS:
-        """Has no effect: the distance is a fixed yardstick, also inside a model that trains."""
+        """Has no effect: the distance stays fixed, also inside a model that trains."""
         return super().train(False)
 
     def forward(self, x_BCHW: Tensor, ref_BCHW: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ class LPIPS(nn.Module):
 
     @torch.no_grad()
     def score(self, x_BCHW: Tensor, ref_BCHW: Tensor) -> Tensor:
-        """The distance of images as they would be written: clamped to [-1, 1], in float32, without gradients; [B]."""
+        """[B] distances of images clamped to [-1, 1], as when they are written; in float32, without gradients."""
         return self(x_BCHW.float().clamp(-1, 1), ref_BCHW.float().clamp(-1, 1))
 
     def _unit_features(self, x_BCHW: Tensor) -> Iterator[Tensor]:
@@ -197,7 +197,7 @@ def _from_hub(backbone: _Backbone) -> dict[str, Tensor]:
                 check_hash=True,
                 weights_only=True,
             )
-    except Exception as error:  # whatever the network, the cache or the file does, the rest of the job goes on
+    except Exception as error:  # any failure of the network, the cache or the file: the rest of the job continues
         raise MetricUnavailable(
             f"LPIPS ({backbone.name}): the weights are neither in torch.hub's cache nor can they be downloaded"
             f" ({error}); {REMEDY}"

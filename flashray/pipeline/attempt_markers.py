@@ -1,8 +1,9 @@
-"""Attempt markers: which units a worker began, kept in the run directory so that another driver's deaths count too.
+"""Attempt markers: which units a worker began, kept in the run folder so that deaths of the driver count too.
 
-`attempts/<unit>.<n>` is put before the n-th attempt at a unit; once its images are solved one by one, it is put again
-before each and names it. What is begun and not committed when the next driver starts has killed its worker, or died
-with its driver. A put that fails is a warning: markers help a run that keeps dying, and must not stop another one.
+`attempts/<unit>.<n>` is written before the n-th attempt at a unit. Once the unit's images are solved one by one, it is
+written again before each image and names it. A unit that is begun and not committed when the next driver starts has
+killed its worker, or died with its driver. A write that fails is a warning only: markers help a run that dies again and
+again, and must not stop other runs.
 """
 
 from __future__ import annotations
@@ -15,16 +16,17 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from flashray import storage
+from flashray.pipeline.run_folder import run_uri
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Past:
-    """What happened to a piece of work before.
+    """The history of a piece of work.
 
     Attributes:
-        deaths: how often it was begun and never ended.
+        deaths: how often it was begun and did not end.
         culprits: images that were solved alone when the worker died.
     """
 
@@ -33,42 +35,42 @@ class Past:
 
 
 def put(output: str, unit_id: str, number: int, image: str | None = None) -> None:
-    """Note that attempt `number` (from 1) at a unit begins, or that it is at this image alone."""
+    """Record that attempt `number` (from 1) at a unit begins, or that it begins this image alone."""
     by = {"image": image, "host": socket.gethostname(), "pid": os.getpid()}
     try:
-        storage.put_bytes(_place(output, f"{unit_id}.{number}"), json.dumps(by).encode())
+        storage.put_bytes(_uri(output, f"{unit_id}.{number}"), json.dumps(by).encode())
     except OSError as error:
         log.warning("no attempt marker for unit %s: %s", unit_id, storage.redact(str(error)))
 
 
 def read(output: str, units: Collection[str]) -> dict[str, Past]:
-    """What earlier drivers left of these units, those that were begun."""
+    """The history of those of these units that earlier drivers began."""
     deaths: dict[str, int] = {}
     culprits: dict[str, set[str]] = {}
-    for entry in storage.list_files(_place(output)):
+    for entry in storage.list_files(_uri(output)):
         unit_id, _, number = entry.key.rpartition(".")
         if unit_id not in units:
             continue
         deaths[unit_id] = max(deaths.get(unit_id, 0), int(number))
-        if int(number) > 2:  # before that nobody works image by image
-            image = json.loads(storage.read_bytes(_place(output, entry.key)))["image"]
+        if int(number) > 2:  # the first two attempts take all images together
+            image = json.loads(storage.read_bytes(_uri(output, entry.key)))["image"]
             culprits.setdefault(unit_id, set()).update({image} - {None})
     return {unit: Past(count, frozenset(culprits.get(unit, ()))) for unit, count in deaths.items()}
 
 
 def forgive(output: str, begun: Mapping[str, int]) -> None:
-    """Take back the markers of attempts (unit: number) that end with a driver that stops in good order."""
+    """Delete the markers of attempts (unit: number) that end because their driver stops in good order."""
     try:
         for unit_id, number in begun.items():
-            storage.delete(_place(output, f"{unit_id}.{number}"))
+            storage.delete(_uri(output, f"{unit_id}.{number}"))
     except OSError as error:
-        log.warning("attempt markers stay behind: %s", storage.redact(str(error)))
+        log.warning("attempt markers could not be deleted: %s", storage.redact(str(error)))
 
 
 def forget(output: str) -> None:
-    """Take all markers away: every unit is committed, or the units are made anew."""
-    storage.delete(_place(output))
+    """Delete all markers: every unit is committed, or new units are made."""
+    storage.delete(_uri(output))
 
 
-def _place(output: str, *name: str) -> str:
-    return storage.join(output, "attempts", *name)
+def _uri(output: str, *name: str) -> str:
+    return run_uri(output, "attempts", *name)

@@ -1,4 +1,4 @@
-"""Measure the cost model: a few seconds of the run's own solver actors, on images of its own plan."""
+"""Measure the cost model: a few seconds of the run's solver actors, on images of the run's plan."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from flashray.errors import ImageError
 from flashray.pipeline.cluster import Pools
 from flashray.pipeline.cost import CostModel
 from flashray.pipeline.load import load
-from flashray.pipeline.solve import Solver, rows_of
+from flashray.pipeline.solve import SolverActor, rows_of
 from flashray.pipeline.units import Integers, index
-from flashray.pipeline.worker_settings import Work
+from flashray.pipeline.worker_settings import WorkerSettings
 from flashray.schedule import NoiseSchedule
 
-SECONDS = 2.0  # of flights for each number of filled slots; a flight under way is ended
-_FLIGHTS = (3, 16)  # at least and at most
+SECONDS = 2.0  # of trials for each number of filled slots; a trial that has begun is finished
+_FLIGHTS = (3, 16)  # trials, at least and at most
 _TOGETHER = 16  # CPU actors that are timed, at most
 log = logging.getLogger(__name__)
 
@@ -40,11 +40,11 @@ def cost_key(fingerprint: Mapping[str, Any], pools: Pools) -> dict[str, Any]:
     }
 
 
-def measure_cost(plan: pa.Table, work: Work, pools: Pools, board: Any) -> CostModel | None:
-    """Start solver actors as the solve pass will, and time them; None, with a warning, where no image can be flown.
+def measure_cost(plan: pa.Table, work: WorkerSettings, pools: Pools, board: Any) -> CostModel | None:
+    """Start solver actors as the solve pass will, and time them; None, with a warning, if no image can be solved.
 
-    One has a GPU to itself. Actors on CPUs fly at the same time, for they share caches and memory, and the costs are
-    the means.
+    On a GPU one actor is timed. Actors on CPUs are timed together, because they share caches and memory, and the costs
+    are their means.
 
     Args:
         plan: rows that belong to units.
@@ -72,7 +72,7 @@ def measure_cost(plan: pa.Table, work: Work, pools: Pools, board: Any) -> CostMo
 
 
 def mean(measured: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Of each figure over the actors; what they say of the same numbers of filled slots."""
+    """The mean of each figure over the actors, for the same numbers of filled slots."""
     each = {name: [one[name] for one in measured] for name in measured[0]}
     return {
         "filled": each["filled"][0],
@@ -82,12 +82,12 @@ def mean(measured: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def sample(plan: pa.Table, work: Work) -> pa.Table:
-    """One unit that fills the slots with images from all over the plan, and the visited steps' `visits`, as a table.
+def sample(plan: pa.Table, work: WorkerSettings) -> pa.Table:
+    """One unit that fills the slots with images from the whole plan, and the steps' `visits`, as a table.
 
     `visits[i]` images of the plan are updated at step i.
     """
-    nfe, slots = plan["nfe"].to_numpy(), work.config.slots
+    nfe, slots = plan["nfe"].to_numpy(), work.config.resources.slots
     places = ((np.arange(slots) + 0.5) / slots * len(plan)).astype(np.int64)
     rows = plan.take(pa.array(places))
     rows = rows.set_column(rows.column_names.index("unit_id"), "unit_id", pa.array(["calibration"] * slots))
@@ -96,19 +96,19 @@ def sample(plan: pa.Table, work: Work) -> pa.Table:
 
 
 class Calibrator:
-    """A solver actor that flies parts of chains and looks at the clock.
+    """A solver actor that runs parts of chains and times them.
 
-    It hands units to the very `Solver` of the solve pass, so that whatever that does to an image is in the figures: the
-    seconds of the engine are those that commits will hold, and the rest of a unit's time is what comes beside it.
+    It gives units to the `SolverActor` of the solve pass, so that the figures include everything that is done to an
+    image: the engine's seconds are those of the commits, and the rest of a unit's time is counted separately.
     """
 
-    def __init__(self, work: Work, board: Any) -> None:
-        self.solver = Solver(work, board, durable=False)
+    def __init__(self, work: WorkerSettings, board: Any) -> None:
+        self.actor = SolverActor(work, board, durable=False)
         self.work, self.board = work, board
-        self.schedule, _ = self.solver.bench.schedule, self.solver.bench.encoder
+        self.schedule = self.actor.restorer.schedule
 
     def ready(self) -> None:
-        """Answers when the models are loaded."""
+        """Returns when the models are loaded."""
 
     def measure(self, unit: pa.Table) -> dict[str, Any]:
         """The fields of a `CostModel` but for the start-up, from the table of `sample`.
@@ -118,10 +118,10 @@ class Calibrator:
         """
         visits = np.array(unit["visits"][0].as_py(), np.int64)
         (loaded,) = load(unit.drop_columns("visits"), self.work, self.board).to_pylist()
-        torch.set_num_threads(self.work.threads)  # loading is a task of its own in a run, and takes one
-        slots = self.work.config.slots
+        torch.set_num_threads(self.work.threads)  # in a run, loading is a separate task with its own threads
+        slots = self.work.config.resources.slots
         filled = tuple(numbers_filled(slots))
-        self.fly(loaded, slots, self.schedule, min(1, len(visits)))  # the first of everything is slow
+        self.fly(loaded, slots, self.schedule, min(1, len(visits)))  # warm-up: the first call is slow
         landing, beside = (seconds / slots for seconds in self.fly(loaded, slots, self.schedule, 0))
         steps = [self.step_seconds(loaded, count, visits, landing) if len(visits) else 0.0 for count in filled]
         return {
@@ -132,12 +132,13 @@ class Calibrator:
         }
 
     def step_seconds(self, loaded: dict[str, Any], count: int, visits: Integers, landing: float) -> float:
-        """A batched step's time with `count` slots filled: the median of flights over the parts that the plan visits.
+        """A batched step's time with `count` slots filled: the median of trials over the parts that the plan visits.
 
-        The median, since the machine has just ended one pool and started another, and a flight that this disturbs says
-        nothing about the others.
+        It is the median because the machine has just ended one pool and started another, which disturbs single trials.
         """
-        turn = getattr(self.solver.solver, "every", 1)  # steps after which a rule begins again; flown as a whole
+        turn = getattr(
+            self.actor.restorer.solver, "every", 1
+        )  # the period of the rule in steps; a trial takes whole periods
         length = min(2 * turn, len(visits))
         spent, flown, means = 0.0, 0, []
         for flights, place in enumerate(evenly(_FLIGHTS[1])):
@@ -147,16 +148,16 @@ class Calibrator:
             means.append(seconds / steps)
             if spent > SECONDS and flights + 1 >= _FLIGHTS[0]:
                 break
-            # whatever a flight costs beside its steps is not to be paid often
+            # longer trials, because each has a cost besides its steps
             length = min(turn * max(1, int(SECONDS / 2 * flown / max(spent, 1e-9) / turn)), len(visits))
         return statistics.median(means)
 
     def fly(self, loaded: dict[str, Any], count: int, schedule: NoiseSchedule, steps: int) -> tuple[float, float]:
         """(the engine's seconds, the other seconds) of `count` images that take `steps` steps to the schedule's end."""
-        self.solver.bench.schedule = schedule
+        self.actor.restorer.schedule = schedule
         unit = {name: value[:count] if isinstance(value, list) else value for name, value in loaded.items()}
         began = time.perf_counter()
-        (solved,) = self.solver(pa.Table.from_pylist([unit | {"start_step": [steps] * count}])).to_pylist()
+        (solved,) = self.actor(pa.Table.from_pylist([unit | {"start_step": [steps] * count}])).to_pylist()
         wall = time.perf_counter() - began
         flown = [row for row in solved["rows"] if row["seconds"] is not None]
         if not flown:
@@ -166,7 +167,7 @@ class Calibrator:
 
 
 def numbers_filled(slots: int) -> list[int]:
-    """The numbers of filled slots to time: all of them, a quarter, a sixteenth … and one."""
+    """The numbers of filled slots to be timed: all of them, a quarter, a sixteenth … and one."""
     numbers = {1, slots}
     while slots > 1:
         numbers.add(slots)
@@ -175,7 +176,7 @@ def numbers_filled(slots: int) -> list[int]:
 
 
 def evenly(count: int) -> Iterator[float]:
-    """Places in (0, 1) of which every beginning is spread evenly: ½, ¼, ¾, ⅛, … (van der Corput 1935)."""
+    """Numbers in (0, 1) whose first n are spread evenly for any n: ½, ¼, ¾, ⅛, … (van der Corput 1935)."""
 
     def places() -> Iterator[float]:
         number = 0
@@ -188,10 +189,10 @@ def evenly(count: int) -> Iterator[float]:
 
 
 def part(schedule: NoiseSchedule, visits: Integers, place: float, length: int) -> tuple[NoiseSchedule, int]:
-    """A part of the chain with its start step: `length` steps around the place where so much of the work lies below.
+    """A part of the chain with its start step: `length` steps around the step below which this share of the work lies.
 
-    Every step keeps its own timestep and noise levels. One step more lies on top, except at the chain's own top: a
-    start there would be a start from pure noise.
+    Every step keeps its own timestep and noise levels. One more step is added on top, except at the top of the whole
+    chain, because a start there would be a start from pure noise.
     """
     below = np.cumsum(visits) / visits.sum()
     middle = int(np.searchsorted(below, place))

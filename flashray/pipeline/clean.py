@@ -1,4 +1,4 @@
-"""Orphans of a run directory: what killed writers left behind, and no commit will ever name."""
+"""Orphans of a run: files that killed writers left behind and that no commit names."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import pyarrow.compute as pc
 
 from flashray import storage
 from flashray.pipeline.lease import held
-from flashray.pipeline.verify import read_run
+from flashray.pipeline.outputs import output_name
+from flashray.pipeline.verify import read_run, restored_files
 
 
 def clean(output: str) -> list[str]:
-    """Delete the orphans; returns their places.
+    """Delete the orphans; returns their URIs.
 
-    They are the reconstructions that no commit names, but for those of pending units, which the same command puts
-    again, and files that are half-written (on local disks; an object is put whole or not at all). A run does not look
-    for them by itself: they do no harm, and on a disk it would cost every resume a walk through all of the output.
+    Orphans are restored images that the plan names and no commit does, and half-written files (on local disks only; an
+    object is written completely or not at all). Images of pending units are kept, because the same command writes them
+    again. A file that the plan does not name is never deleted: no run wrote it. A run does not search for orphans: they
+    do no harm, and on a disk the search would read the whole output at each resume.
 
     Raises:
         ConfigError: when it holds no run with a plan.
@@ -22,13 +24,14 @@ def clean(output: str) -> list[str]:
     """
     output = read_run(output)[1].output
     with held(output):
-        _, state = read_run(output)
-        results = state.results
-        named = results.filter(pc.equal(results["status"], "ok"))["key"].to_pylist()
-        keep = {*named, *state.pending["key"].to_pylist()}
-        root = storage.join(output, "reconstructions")
-        found = [entry.key for entry in storage.list_files(root) if entry.key.removesuffix(".png") not in keep]
-        orphans = [storage.join(root, name) for name in found] + storage.half_written(output)
-        for place in orphans:
-            storage.delete(place)
+        record, status = read_run(output)
+        format = record["config"]["io"]["format"]
+        results = status.results
+        done = results.filter(pc.equal(results["status"], "ok"))["key"].to_pylist()
+        keep = {output_name(key, format) for key in (*done, *status.pending["key"].to_pylist())}
+        planned = {output_name(key, format) for key in status.plan["key"].to_pylist()}
+        found = [name for name in restored_files(output) if name in planned - keep]
+        orphans = [storage.join(output, name) for name in found] + storage.half_written(output)
+        for uri in orphans:
+            storage.delete(uri)
     return orphans

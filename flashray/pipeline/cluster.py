@@ -21,14 +21,15 @@ import ray
 import ray.data
 from ray.util.placement_group import placement_group, remove_placement_group
 
+from flashray import storage
 from flashray.errors import ConfigError
 from flashray.pipeline.progress import clock
-from flashray.pipeline.run_config import ReconstructConfig
+from flashray.pipeline.run_config import RunConfig
 
-# Logical CPUs beside the solver's: load and write tasks need a place to run while the actors hold theirs.
+# Logical CPUs in addition to the solvers': load and write tasks need CPUs while the actors hold theirs.
 SPARE_CPUS = 2
 IO_CPUS = 0.5  # of a load or write task; unlike any actor's, so that Ray Data does not fuse reading into the solver
-WAVE = 10_000  # tasks of a stage in one Ray Data program; beyond some 20,000 its bookkeeping weighs
+WAVE = 10_000  # tasks of a stage in one Ray Data program; beyond some 20,000 its bookkeeping is slow
 _OBJECT_STORE = 2 * 1024**3  # bytes, or less where the machine is small
 _THREADS_PER_IO = 4  # threads of CPU solvers that one load or write task serves with ease
 _GPU_THREADS = 4  # CPU threads of an actor that has a GPU
@@ -36,8 +37,8 @@ _SEVERITIES = 2  # severity actors a GPU: one's images are unpacked while the ot
 _USED = 0.75  # share of the cores that actors of one size have to use, where nodes differ or memory is short
 _PROCESS = 3 * 1024**3 // 2  # bytes of a CPU actor whose models weigh next to nothing
 _WORKSPACE = 16  # times its models' weights, which what an update keeps grows with
-_LOOK_EVERY = 15  # seconds between two lines while nodes are awaited
-# What Ray says by default and a run says better itself, or not at all; its files in /tmp/ray keep the rest
+_LOOK_EVERY = 15  # seconds between two lines while the run waits for nodes
+# Messages of Ray that a run prints itself or that are not needed; Ray's log files keep them
 _QUIET = {
     "ray.data": logging.WARNING,
     "ray.data._internal.progress": logging.ERROR,
@@ -55,7 +56,7 @@ class Pools:
     Attributes:
         device: cpu or cuda.
         threads: what one actor computes with.
-        cpus: what a solver actor asks of Ray; less than its threads where the tasks would find no place otherwise.
+        cpus: CPUs that a solver actor requests from Ray; fewer than its threads where tasks would have none otherwise.
     """
 
     device: str
@@ -66,22 +67,22 @@ class Pools:
 
     @property
     def solver(self) -> dict[str, Any]:
-        """What a solver actor asks of Ray."""
+        """The resources that a solver actor requests from Ray."""
         return {"num_cpus": self.cpus, "num_gpus": 1 if self.device == "cuda" else None}
 
     @property
     def severity(self) -> dict[str, Any]:
-        """What a severity actor asks of Ray: on GPUs a share of what a solver actor has, which it would not fill."""
+        """The resources that a severity actor requests: on GPUs a share of a solver actor's, because it needs less."""
         if self.device != "cuda":
             return {"num_cpus": self.cpus, "num_gpus": None}
         return {"num_cpus": self.cpus / _SEVERITIES, "num_gpus": 1 / _SEVERITIES}
 
     @property
     def io(self) -> dict[str, Any]:
-        """What load and write tasks ask of Ray.
+        """The resources that load and write tasks request.
 
-        Beside solvers on CPUs few are enough, and more would do harm: each new worker imports torch on the solvers'
-        cores, and units that came through workers already warm would overtake the dearest ones.
+        With solvers on CPUs a few tasks are enough, and more would do harm: each new worker imports torch on the
+        solvers' cores, and units loaded by workers that are already running would overtake the most expensive units.
         """
         most = max(1, self.threads * self.solver_actors // _THREADS_PER_IO) if self.device == "cpu" else None
         return {"num_cpus": IO_CPUS, "compute": ray.data.TaskPoolStrategy(size=most)}
@@ -89,7 +90,7 @@ class Pools:
 
 @dataclass(frozen=True)
 class Node:
-    """What a node of the cluster has; `memory` in bytes."""
+    """The resources of a node of the cluster; `memory` in bytes."""
 
     cpus: float
     gpus: int = 0
@@ -107,7 +108,7 @@ def _memory() -> int:
 
 
 def connect() -> bool:
-    """Connect to the configured cluster (RAY_ADDRESS), or start one on this machine; whether this call did either.
+    """Connect to the configured cluster (RAY_ADDRESS), or start one on this machine; returns whether this call did.
 
     Raises:
         ConfigError: when the configured cluster cannot be reached.
@@ -116,7 +117,7 @@ def connect() -> bool:
         return False
     for logger, level in _QUIET.items():
         logging.getLogger(logger).setLevel(level)
-    # for every pool of Ray Data, Ray's core writes an error line about Ray Data's own arguments (its issue 53727)
+    # Ray's core writes an error line for each pool of Ray Data (Ray's issue 53727)
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     with _stderr_without("RAY_BACKEND_LOG_LEVEL"), _own_sigterm():
         address = os.environ.get("RAY_ADDRESS", "local")
@@ -126,8 +127,9 @@ def connect() -> bool:
         try:
             ray.init(log_to_driver=False, logging_level=logging.WARNING)
         except (ConnectionError, ray.exceptions.RayError) as error:
+            shown, reason = storage.redact(address), storage.redact(str(error))
             raise ConfigError(
-                f"the Ray cluster of RAY_ADDRESS={address} cannot be reached ({error}); a cluster with tokens wants "
+                f"the Ray cluster of RAY_ADDRESS={shown} cannot be reached ({reason}); a cluster with tokens needs "
                 "RAY_AUTH_MODE=token and its token; without RAY_ADDRESS the run stays on this machine"
             ) from error
     return True
@@ -149,7 +151,7 @@ def _start_here() -> None:
 
 @contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Keep the process's own way to end on SIGTERM; `ray.init` puts another in its place."""
+    """Keep the process's handler of SIGTERM; `ray.init` replaces it."""
     handler = signal.getsignal(signal.SIGTERM)
     yield
     if threading.current_thread() is threading.main_thread() and handler is not None:
@@ -158,7 +160,7 @@ def _own_sigterm() -> Iterator[None]:
 
 @contextmanager
 def _stderr_without(notice: str) -> Iterator[None]:
-    """Keep back the lines with this notice; they come from C++, so the file descriptor itself is caught for a while."""
+    """Drop the lines with this notice; they come from C++, so the file descriptor itself is captured meanwhile."""
     with tempfile.TemporaryFile() as caught:
         stderr = os.dup(2)
         os.dup2(caught.fileno(), 2)
@@ -172,12 +174,12 @@ def _stderr_without(notice: str) -> Iterator[None]:
 
 
 def cause_of(error: BaseException) -> str:
-    """What went wrong, out of an error of Ray: the innermost exception of the worker's trace, on one line."""
+    """The cause of an error of Ray: the innermost exception of the worker's trace, on one line."""
     lines = [line for line in str(error).splitlines() if re.match(r"[\w.]+(Error|Exception|Interrupt)\b", line)]
     return lines[0] if lines else f"{type(error).__name__}: {error}"
 
 
-def size_pools(config: ReconstructConfig, threads: int | None, weights: int = 0) -> Pools:
+def size_pools(config: RunConfig, threads: int | None, weights: int = 0) -> Pools:
     """Pools that fit the cluster as it is now.
 
     Args:
@@ -186,7 +188,7 @@ def size_pools(config: ReconstructConfig, threads: int | None, weights: int = 0)
             convolution may depend on them.
 
     Raises:
-        ConfigError: when the cluster has no place to work on, or the device is cuda and it has no GPU.
+        ConfigError: when the cluster has no CPUs, or the device is cuda and it has no GPU.
     """
     found = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
     has = [node["Resources"] for node in found]
@@ -197,35 +199,35 @@ def size_pools(config: ReconstructConfig, threads: int | None, weights: int = 0)
             "or let the run ask for its nodes with --device, --solver_actors and --autoscale_seconds"
         )
     gpus = sum(node.gpus for node in nodes)
-    if config.device == "cuda" and not gpus:
+    if config.resources.device == "cuda" and not gpus:
         raise ConfigError(
             "device is cuda, and the Ray cluster has no GPU; use --device cpu or auto, or, where a group of GPUs "
             "scales from zero, --solver_actors N --autoscale_seconds 900"
         )
-    if gpus and config.device != "cpu":
+    if gpus and config.resources.device != "cpu":
         return _pools_on_gpus(nodes, config, threads)
     here = [node["NodeID"] for node in found] == [ray.get_runtime_context().get_node_id()]
     return _pools_on_cpus(nodes, config, threads, _PROCESS + _WORKSPACE * weights, cores() if here else None)
 
 
-def _pools_on_gpus(nodes: Sequence[Node], config: ReconstructConfig, threads: int | None) -> Pools:
-    """A solver actor a GPU; nodes without GPUs are left to the load and write tasks."""
+def _pools_on_gpus(nodes: Sequence[Node], config: RunConfig, threads: int | None) -> Pools:
+    """One solver actor a GPU; nodes without GPUs run the load and write tasks."""
     nodes = [node for node in nodes if node.gpus]
     threads = threads or min(max(1, int(node.cpus - 1) // node.gpus) for node in nodes)
     threads = min(threads, _GPU_THREADS)
     asked = min(threads, *((node.cpus - IO_CPUS) / node.gpus for node in nodes))
     room = sum(node.gpus for node in nodes)
-    solver_actors = _at_most(room, config.solver_actors or room, "one a GPU")
-    severity_actors = min(config.severity_actors or _SEVERITIES * solver_actors, _SEVERITIES * room)
+    solver_actors = _at_most(room, config.resources.solver_actors or room, "one a GPU")
+    severity_actors = min(config.resources.severity_actors or _SEVERITIES * solver_actors, _SEVERITIES * room)
     return Pools("cuda", threads, _exact(asked), solver_actors, severity_actors)
 
 
 def _pools_on_cpus(
-    nodes: Sequence[Node], config: ReconstructConfig, threads: int | None, memory: int, most: int | None = None
+    nodes: Sequence[Node], config: RunConfig, threads: int | None, memory: int, most: int | None = None
 ) -> Pools:
-    """Actors of as few threads as the nodes' memory allows, or so many as are asked for; equal ones, for equal bytes.
+    """Actors with as few threads as the nodes' memory allows, or the requested number; equal threads, for equal bytes.
 
-    Threads of one actor wait for each other, at every operation; actors do not.
+    Threads of one actor wait for each other at every operation; actors do not.
 
     Args:
         memory: bytes that an actor takes.
@@ -233,7 +235,7 @@ def _pools_on_cpus(
     """
     free = [min(max(1, int(node.cpus) - 1), most or sys.maxsize) for node in nodes]  # one CPU a node is left for tasks
 
-    def places(threads: int) -> int:
+    def capacity(threads: int) -> int:
         return sum(count // threads for count in free)
 
     def actors(threads: int) -> int:
@@ -241,17 +243,17 @@ def _pools_on_cpus(
         return int(sum(fit))
 
     sizes = range(1, max(free) + 1)
-    if threads is None and config.solver_actors:
-        threads = max((size for size in sizes if places(size) >= config.solver_actors), default=1)
+    if threads is None and config.resources.solver_actors:
+        threads = max((size for size in sizes if capacity(size) >= config.resources.solver_actors), default=1)
     elif threads is None:
         busy = (size for size in sizes if size * actors(size) >= _USED * sum(free))
         threads = min(busy, default=max(sizes, key=lambda size: (size * actors(size), size)))
     largest = max(node.cpus for node in nodes)
     asked = min(float(threads), largest / 2) if largest < threads + 1 else float(threads)
     room = max(1, sum(int((node.cpus - IO_CPUS) // asked) for node in nodes))
-    wanted = config.solver_actors or max(1, actors(threads))
+    wanted = config.resources.solver_actors or max(1, actors(threads))
     solver_actors = _at_most(room, wanted, f"{asked:g} CPUs each")
-    return Pools("cpu", threads, asked, solver_actors, min(config.severity_actors or solver_actors, room))
+    return Pools("cpu", threads, asked, solver_actors, min(config.resources.severity_actors or solver_actors, room))
 
 
 def _at_most(room: int, wanted: int, size: str) -> int:
@@ -265,25 +267,25 @@ def _exact(cpus: float) -> float:
     return math.floor(cpus * 10_000) / 10_000
 
 
-def await_nodes(config: ReconstructConfig) -> None:
-    """Ask an autoscaling cluster for the solver actors' places, and wait until they are there or the time is over.
+def await_nodes(config: RunConfig) -> None:
+    """Ask an autoscaling cluster for the solver actors' CPUs and GPUs, and wait for them.
 
-    A placement group is what the autoscaler sees; it is let go at once, and the nodes stay for as long as their idle
-    timeout, until the actors take the places.
+    The autoscaler reacts to a placement group. The group is removed at once; the nodes stay until their idle timeout,
+    and the actors take them before that.
     """
-    if not config.autoscale_seconds:
+    if not config.resources.autoscale_seconds:
         return
-    assert config.solver_actors  # config.check asks for it
-    bundle = {"CPU": 1.0, "GPU": 1.0} if config.device == "cuda" else {"CPU": 1.0}
-    group = placement_group([bundle] * config.solver_actors, strategy="SPREAD")
+    assert config.resources.solver_actors  # check() asks for it
+    bundle = {"CPU": 1.0, "GPU": 1.0} if config.resources.device == "cuda" else {"CPU": 1.0}
+    group = placement_group([bundle] * config.resources.solver_actors, strategy="SPREAD")
     began = time.monotonic()
     try:
         while not group.wait(_LOOK_EVERY):
             waited = time.monotonic() - began
-            if waited > config.autoscale_seconds:
-                log.warning("the cluster has not grown to %d actors in %.0f s", config.solver_actors, waited)
+            if waited > config.resources.autoscale_seconds:
+                log.warning("the cluster has not grown to %d actors in %.0f s", config.resources.solver_actors, waited)
                 return
-            print(f"waiting for nodes for {config.solver_actors} actors  {clock(waited)}", flush=True)
+            print(f"waiting for nodes for {config.resources.solver_actors} actors  {clock(waited)}", flush=True)
     finally:
         remove_placement_group(group)
 

@@ -1,4 +1,4 @@
-"""Commit markers: the only truth about which images are done."""
+"""Commit markers: the only record of which images are done."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import pyarrow.parquet as pq
 
 from flashray import storage
 from flashray.pipeline.run_config import METRICS
+from flashray.pipeline.run_folder import run_uri
 
 # of the reconstruction, of the measurement itself, and of the decoded estimate ẑ alone
 SCORED = ("", "measurement_", "estimate_")
 COMMIT = pa.schema(
     [
         ("key", pa.string()),
-        ("part", pa.int32()),
         ("status", pa.string()),  # ok or error
         ("error", pa.string()),
         ("start_step", pa.int32()),
         ("nfe", pa.int32()),
         ("sigma_hat", pa.float64()),
         ("sigma_true", pa.float64()),
-        ("sha256", pa.string()),  # of the reconstruction's bytes
+        ("sha256", pa.string()),  # of the restored image's bytes
         ("seconds", pa.float64()),  # the image's share of the solver's time
         *((prefix + metric, pa.float64()) for prefix in SCORED for metric in METRICS),
     ]
@@ -34,15 +34,15 @@ _READERS = 16
 
 
 def write_commit(output: str, unit_id: str, rows: Iterable[Mapping[str, Any]]) -> bool:
-    """Create the marker of a unit whose reconstructions are all in place; False when another writer was first."""
+    """Create the marker of a unit whose images are all written; False when another writer was first."""
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(list(rows), schema=COMMIT), sink)
-    return storage.create_if_absent(storage.join(output, "commits", f"{unit_id}.parquet"), sink.getvalue())
+    return storage.create_if_absent(run_uri(output, "commits", f"{unit_id}.parquet"), sink.getvalue())
 
 
 def committed_units(output: str) -> set[str]:
     """The ids of the units that are done."""
-    entries = storage.list_files(storage.join(output, "commits"))
+    entries = storage.list_files(run_uri(output, "commits"))
     return {entry.key.removesuffix(".parquet") for entry in entries if entry.key.endswith(".parquet")}
 
 
@@ -50,7 +50,7 @@ def read_commits(output: str, unit_ids: Iterable[str]) -> pa.Table:
     """The rows of these units' markers, with a column unit_id."""
 
     def read(unit_id: str) -> pa.Table:
-        data = storage.read_bytes(storage.join(output, "commits", f"{unit_id}.parquet"))
+        data = storage.read_bytes(run_uri(output, "commits", f"{unit_id}.parquet"))
         table = pq.read_table(io.BytesIO(data)).cast(COMMIT)
         return table.append_column("unit_id", pa.array([unit_id] * len(table), pa.string()))
 

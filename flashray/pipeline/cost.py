@@ -1,4 +1,4 @@
-"""What a plan will cost: a model of the solver's seconds, measured on the run's own actor, and its prediction."""
+"""The cost of a plan: a model of the solver's seconds, measured on the run's actors, and its prediction."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from flashray import storage
+from flashray.pipeline.run_folder import run_uri
 from flashray.pipeline.simulation import Pool, simulate
-from flashray.pipeline.slot_utilization import batch_seconds, occupancy, slot_steps
+from flashray.pipeline.slot_utilization import batch_seconds, slot_steps, slot_utilization
 from flashray.pipeline.units import Floats, Integers, Packing, dearest_first, unit_costs, unit_starts
 
 
@@ -21,10 +22,10 @@ class CostModel:
 
     Attributes:
         filled: numbers of filled slots, ascending from 1, for which a batched step was timed.
-        step_seconds: of one batched step with so many slots filled.
-        landing_seconds: an image, once its chain is at its end (decoding); the engine counts it as the image's.
-        beside_seconds: an image, outside the engine: measuring, the encoder's look, scoring.
-        start_up_seconds: from asking for an actor until its models are loaded.
+        step_seconds: seconds of one batched step with that many slots filled.
+        landing_seconds: seconds of an image after its last step (decoding); the engine counts them as the image's.
+        beside_seconds: seconds of an image outside the engine: measuring, severity encoder, scoring.
+        start_up_seconds: from requesting an actor until its models are loaded.
     """
 
     filled: tuple[int, ...]
@@ -34,7 +35,7 @@ class CostModel:
     start_up_seconds: float
 
     def steps(self, slots: int) -> Floats:
-        """[slots] seconds of a batched step with 1 … `slots` filled; straight lines between what was timed."""
+        """[slots] seconds of a batched step with 1 … `slots` filled, interpolated linearly between measurements."""
         return np.interp(np.arange(1, slots + 1), self.filled, self.step_seconds)
 
     @property
@@ -45,18 +46,18 @@ class CostModel:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a plan will cost.
+    """The predicted cost of a plan.
 
     Attributes:
-        units: how many there are.
-        occupancy: useful slot-steps over all slot-steps.
-        solver_seconds: what the commits' `seconds` will add up to.
+        units: number of units.
+        slot_utilization: slot-steps that update an image over all slot-steps.
+        solver_seconds: the predicted sum of the commits' `seconds`.
         wall_seconds: of the solve pass, from the actors' start-up to the last unit's end.
-        actors: among which it is shared.
+        actors: number of actors that share the units.
     """
 
     units: int
-    occupancy: float
+    slot_utilization: float
     solver_seconds: float
     wall_seconds: float
     actors: int
@@ -68,13 +69,13 @@ class Prediction:
 
 
 def predict(nfe: Integers, first: Integers, slots: int, actors: int, cost: CostModel) -> Prediction:
-    """The cost of units: `nfe` in their order, and the places where each begins (`units.unit_starts`)."""
+    """The cost of units: `nfe` in their order, and the index at which each begins (`units.unit_starts`)."""
     steps_US = slot_steps(nfe, first, slots)
     images_U = np.diff(np.append(first, len(nfe)))
     solver_U = batch_seconds(steps_US, cost.steps(slots)) + cost.landing_seconds * images_U
     dispatched = (solver_U + cost.beside_seconds * images_U)[dearest_first(unit_costs(nfe, first))]
     wall = simulate(dispatched, Pool(min(actors, max(len(first), 1)), start_up=cost.start_up_seconds)).makespan
-    return Prediction(len(first), occupancy(steps_US), float(solver_U.sum()), wall, actors)
+    return Prediction(len(first), slot_utilization(steps_US), float(solver_U.sum()), wall, actors)
 
 
 def predict_plan(plan: pa.Table, slots: int, actors: int, cost: CostModel) -> Prediction:
@@ -91,11 +92,11 @@ def predict_full(images: int, chain: int, slots: int, actors: int, cost: CostMod
 
 @dataclass(frozen=True)
 class Quoted:
-    """A cost model and what it was measured with, as the run directory keeps them.
+    """A cost model and the conditions of its measurement, as kept in the run folder.
 
     Attributes:
-        key: what the seconds depend on; another key asks for another measurement.
-        actors: the pool's solver actors.
+        key: what the seconds depend on; with another key they are measured again.
+        actors: number of solver actors in the pool.
     """
 
     key: dict[str, Any]
@@ -114,9 +115,9 @@ class Quoted:
 
 
 def read_quoted(output: str) -> Quoted | None:
-    """cost.json of a run directory, or None."""
+    """cost.json of a run folder, or None."""
     try:
-        found = json.loads(storage.read_bytes(_place(output)))
+        found = json.loads(storage.read_bytes(_uri(output)))
         curve = {name: tuple(found["cost"].pop(name)) for name in ("filled", "step_seconds")}
         cost = CostModel(**{**found["cost"], **curve})
         return Quoted(found["key"], cost, found["actors"])
@@ -126,8 +127,8 @@ def read_quoted(output: str) -> Quoted | None:
 
 def write_quoted(output: str, quoted: Quoted) -> None:
     """Keep it as cost.json."""
-    storage.put_bytes(_place(output), json.dumps(asdict(quoted), indent=2).encode() + b"\n")
+    storage.put_bytes(_uri(output), json.dumps(asdict(quoted), indent=2).encode() + b"\n")
 
 
-def _place(output: str) -> str:
-    return storage.join(output, "cost.json")
+def _uri(output: str) -> str:
+    return run_uri(output, "cost.json")

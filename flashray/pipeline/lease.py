@@ -1,4 +1,4 @@
-"""One driver a run directory: a lease that is renewed while its driver lives, and taken over when it does not."""
+"""One driver for a run folder: a lease, renewed while its driver lives and taken over when the driver is dead."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from dataclasses import asdict, dataclass, replace
 
 from flashray import storage
 from flashray.errors import FlashrayError
+from flashray.pipeline.run_folder import run_uri
 
-EXPIRES = 60.0  # seconds without renewal after which a driver is taken for dead
-_RENEW = 15.0
+EXPIRES = 60.0  # seconds without renewal after which a driver counts as dead
+RENEW = 15.0
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Lease:
-    """Who works on a run directory: the content of the highest-numbered file in `drivers/`.
+    """The driver of a run folder: the content of the highest-numbered file in `drivers/`.
 
     Attributes:
-        number: one more than the lease before.
-        host, pid, began: of the driver; `began` tells its process from another one of the same number.
+        number: one more than the previous lease.
+        host, pid, began: of the driver; `began` distinguishes its process from a later one with the same pid.
         renewed: seconds since the epoch, by the driver's clock.
-        ended: the driver has let go.
+        ended: whether the driver has given the lease back.
     """
 
     number: int
@@ -41,7 +42,7 @@ class Lease:
 
     @property
     def alive(self) -> bool:
-        """Whether its driver may still be at work. On its own machine a dead process is known at once."""
+        """Whether its driver may still be working. On the same machine a dead process is recognised at once."""
         if self.ended or time.time() - self.renewed > EXPIRES:
             return False
         return self.host != socket.gethostname() or began(self.pid) == self.began
@@ -49,16 +50,16 @@ class Lease:
 
 @contextmanager
 def held(output: str) -> Iterator[None]:
-    """Hold the run directory for the length of a block.
+    """Hold the lease of a run folder for the duration of a block.
 
-    Drivers that ask at once get one lease between them: it is a file that only one can create. (A driver that was
-    frozen for longer than EXPIRES and wakes up finds its lease taken and stops at its next renewal; until then it can
-    do no harm, since every unit has one commit, whoever writes it.)
+    Of several drivers only one gets the lease, because it is a file that only one can create. (A driver that was frozen
+    for longer than EXPIRES finds its lease taken and stops at its next renewal; until then it does no harm, because
+    each unit has one commit, no matter which driver writes it.)
 
     Raises:
         FlashrayError: when another driver is at work there.
     """
-    lease = _take(output)
+    lease = take(output)
     stop = threading.Event()
     keeper = threading.Thread(target=_keep, args=(output, lease, stop), name="lease", daemon=True)
     keeper.start()
@@ -69,16 +70,16 @@ def held(output: str) -> Iterator[None]:
         keeper.join()
         try:
             _put(output, replace(lease, renewed=time.time(), ended=True))
-        except OSError as error:  # it expires by itself
+        except OSError as error:  # the lease expires anyway
             log.warning("the lease of %s could not be given back: %s", output, storage.redact(str(error)))
 
 
 def latest(output: str) -> Lease | None:
-    """The lease that counts, or None where there never was one."""
-    files = [entry.key for entry in storage.list_files(storage.join(output, "drivers"))]
+    """The current lease, or None where there never was one."""
+    files = [entry.key for entry in storage.list_files(run_uri(output, "drivers"))]
     if not files:
         return None
-    return Lease(**json.loads(storage.read_bytes(storage.join(output, "drivers", files[-1]))))
+    return Lease(**json.loads(storage.read_bytes(run_uri(output, "drivers", files[-1]))))
 
 
 def began(pid: int) -> str:
@@ -102,7 +103,8 @@ def _alive(pid: int) -> str:
     return "alive"
 
 
-def _take(output: str) -> Lease:
+def take(output: str) -> Lease:
+    """A lease of this process; FlashrayError when another driver is at work."""
     before = latest(output)
     if before is not None and before.alive:
         raise FlashrayError(
@@ -112,17 +114,17 @@ def _take(output: str) -> Lease:
         )
     number = 1 if before is None else before.number + 1
     mine = Lease(number, socket.gethostname(), os.getpid(), began(os.getpid()), time.time())
-    if not storage.create_if_absent(_place(output, number), _bytes(mine)):
+    if not storage.create_if_absent(_uri(output, number), _bytes(mine)):
         raise FlashrayError(f"another driver has just begun to work on {output}; wait for it to end")
     return mine
 
 
 def _keep(output: str, lease: Lease, stop: threading.Event) -> None:
-    while not stop.wait(_RENEW):
+    while not stop.wait(RENEW):
         try:
             now = latest(output)
             if now is not None and now.number > lease.number:
-                log.error("another driver took over %s, as this one was not heard of; stopping", output)
+                log.error("another driver took over %s, because this one did not renew its lease; stopping", output)
                 _interrupt()
                 return
             _put(output, replace(lease, renewed=time.time()))
@@ -131,16 +133,16 @@ def _keep(output: str, lease: Lease, stop: threading.Event) -> None:
 
 
 def _interrupt() -> None:
-    """End the driver as its scheduler does; SIGINT is ignored by what a script starts in the background."""
+    """End the driver with SIGTERM; processes that a script starts in the background ignore SIGINT."""
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _put(output: str, lease: Lease) -> None:
-    storage.put_bytes(_place(output, lease.number), _bytes(lease))
+    storage.put_bytes(_uri(output, lease.number), _bytes(lease))
 
 
-def _place(output: str, number: int) -> str:
-    return storage.join(output, "drivers", f"{number:06d}.json")
+def _uri(output: str, number: int) -> str:
+    return run_uri(output, "drivers", f"{number:06d}.json")
 
 
 def _bytes(lease: Lease) -> bytes:

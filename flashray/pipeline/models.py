@@ -1,4 +1,4 @@
-"""The driver's own copies of the models: for their hashes, the schedule, and the contact sheet."""
+"""The driver's copies of the models: for their hashes, the schedule, and the contact sheet."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 from flashray import storage
 from flashray.checkpoints import warn_of_another_family, warn_of_another_noise
-from flashray.degradations import make_degradation
-from flashray.errors import ConfigError
 from flashray.metrics import MetricUnavailable, load_lpips
-from flashray.pipeline import run_record as rundir
-from flashray.pipeline.run_config import ReconstructConfig
+from flashray.pipeline import run_record
+from flashray.pipeline.run_config import RunConfig
+from flashray.pipeline.run_folder import run_uri
 from flashray.prior import LatentPrior, load_prior
+from flashray.restorer import Restorer
 from flashray.severity import SeverityEncoder, load_severity_encoder
 from flashray.tracking import default_uri
 from flashray.tracking.model_registry import SCHEME, Registered, Unreachable, fetch
@@ -27,38 +27,38 @@ class Models:
     """Prior and severity encoder (None for full chains) of a configuration, on the CPU.
 
     Attributes:
-        registered: where the encoder was fetched from a model registry.
+        registered: the encoder's version in a model registry, if it was fetched from one.
     """
 
-    config: ReconstructConfig
+    config: RunConfig
     prior: LatentPrior
     encoder: SeverityEncoder | None
     registered: Registered | None = None
 
     @property
-    def encoder_place(self) -> str:
-        """Where workers load the severity encoder from: of a registered one, the run directory has a copy (`share`)."""
-        source = self.config.start.severity_encoder
+    def encoder_source(self) -> str:
+        """Where workers load the severity encoder from; for a registered one, a copy in the run folder (`share`)."""
+        source = self.config.recipe.start.severity_encoder
         return _copy_of(self.config) if source.startswith(SCHEME) else source
 
     def share(self) -> None:
-        """Put a registered encoder where every worker can read it; only the driver asks the registry."""
-        place = _copy_of(self.config)
-        if self.registered is None or storage.exists(storage.join(place, "config.json")):
+        """Copy a registered encoder to where every worker can read it; only the driver reads from the registry."""
+        copy = _copy_of(self.config)
+        if self.registered is None or storage.exists(storage.join(copy, "config.json")):
             return
         paths = [path for path in self.registered.folder.rglob("*") if path.is_file()]
         for path in sorted(paths, key=lambda path: path.name == "config.json"):  # the sign that all is there comes last
             name = path.relative_to(self.registered.folder).as_posix()
-            storage.put_bytes(storage.join(place, name), path.read_bytes())
+            storage.put_bytes(storage.join(copy, name), path.read_bytes())
 
     @property
     def chain(self) -> int:
         """NFE of the full chain."""
-        return self.config.solver.steps
+        return self.config.recipe.solver.steps
 
     @property
     def weights(self) -> int:
-        """Bytes of the parameters of both, as an actor holds them."""
+        """Bytes of the parameters of both models in an actor."""
         return sum(
             parameter.nbytes
             for model in (self.prior.autoencoder, self.prior.denoiser, self.encoder)
@@ -67,16 +67,16 @@ class Models:
         )
 
     def identity(self) -> dict[str, Any]:
-        """What the bytes of a run with these models depend on (`rundir.identity`)."""
+        """Everything that the bytes of a run with these models depend on (`run_record.identity`)."""
         weights = {"prior": self.prior.sha256, "severity_encoder": self.encoder.sha256 if self.encoder else None}
-        operator = make_degradation(self.config.degradation.name, self.config.degradation.settings).weights_sha256()
-        return rundir.identity(self.config, weights if operator is None else weights | {"degradation": operator})
+        operator = self.config.recipe.degradation.make().weights_sha256()
+        return run_record.identity(self.config, weights if operator is None else weights | {"degradation": operator})
 
     @cached_property
     def unavailable(self) -> dict[str, str]:
-        """The metrics that are asked for and cannot be computed, and why."""
-        scored = self.config.measurement == "simulated" or self.config.references is not None
-        if scored and "lpips" in self.config.metrics:
+        """The requested metrics that cannot be computed, and why."""
+        scored = self.config.io.simulated or self.config.io.references is not None
+        if scored and "lpips" in self.config.io.metrics:
             try:
                 load_lpips("vgg")
             except MetricUnavailable as error:
@@ -85,44 +85,38 @@ class Models:
 
     @property
     def lpips(self) -> bool:
-        """Whether LPIPS is asked for and can be computed."""
-        return "lpips" in self.config.metrics and "lpips" not in self.unavailable
+        """Whether LPIPS is requested and can be computed."""
+        return "lpips" in self.config.io.metrics and "lpips" not in self.unavailable
 
 
-def load_models(config: ReconstructConfig) -> Models:
-    """Load them, and check them against each other and against the recipe.
+def load_models(config: RunConfig) -> Models:
+    """Load the models, and check them against each other and against the recipe.
 
-    A severity encoder of another degradation, or of much other noise, is a warning that names both.
+    A severity encoder of another degradation, or trained with very different noise, causes a warning.
 
     Raises:
         ConfigError: when one is missing, the chain is longer than the prior's, the degradation does not fit the prior's
-            images, the encoder speaks of other latents, or its registry does not answer.
+            images, the encoder belongs to other latents, or its registry does not answer.
     """
-    prior = load_prior(config.prior)
-    config.solver.chain(prior.schedule)
-    degradation = make_degradation(config.degradation.name, config.degradation.settings)
-    degradation.check_size((prior.sample_size, prior.sample_size))
-    if config.start.mode == "full":
-        return Models(config, prior, None)
-    source = config.start.severity_encoder
-    registered = _fetch(config) if source.startswith(SCHEME) else None
-    place = _copy_of(config) if source.startswith(SCHEME) else source
-    encoder = load_severity_encoder(str(registered.folder) if registered else place)
-    warn_of_another_family(f"severity encoder {source}", encoder.degradation, config.degradation.name)
-    warn_of_another_noise(f"severity encoder {source}", encoder.noise_range, config.degradation.noise_range)
-    pairs = [(getattr(encoder, f"latent_{name}"), getattr(prior, name)) for name in ("scale", "shift")]
-    if not all(one.shape == other.shape and one.allclose(other) for one, other in pairs):
-        raise ConfigError(
-            f"severity encoder {source} was trained for another prior than {config.prior}: their latents are scaled "
-            "differently; train one with jobs/train_severity.py, or name the prior that it belongs to"
-        )
+    recipe = config.recipe
+    prior = load_prior(recipe.prior)
+    encoder, registered = None, None
+    if recipe.start.uses_encoder:
+        source = recipe.start.severity_encoder
+        registered = _fetch(config) if source.startswith(SCHEME) else None
+        folder = _copy_of(config) if source.startswith(SCHEME) else source
+        encoder = load_severity_encoder(str(registered.folder) if registered else folder)
+        warn_of_another_family(f"severity encoder {source}", encoder.degradation, recipe.degradation.name)
+        warn_of_another_noise(f"severity encoder {source}", encoder.noise_range, recipe.degradation.noise_range)
+    Restorer(recipe, prior, encoder, config.io.measurement, config.io.fit)  # raises where they do not fit
     return Models(config, prior, encoder, registered)
 
 
-def _fetch(config: ReconstructConfig) -> Registered | None:
-    """The registered encoder; None where the registry is away and an earlier start has left a copy."""
+def _fetch(config: RunConfig) -> Registered | None:
+    """The registered encoder; None if the registry does not answer and an earlier start has left a copy."""
     try:
-        return fetch(config.start.severity_encoder, config.mlflow.tracking_uri or default_uri(config.output))
+        uri = config.tracking.tracking_uri or default_uri(config.io.output)
+        return fetch(config.recipe.start.severity_encoder, uri)
     except Unreachable as error:
         copy = _copy_of(config)
         if not storage.exists(storage.join(copy, "config.json")):
@@ -131,5 +125,5 @@ def _fetch(config: ReconstructConfig) -> Registered | None:
         return None
 
 
-def _copy_of(config: ReconstructConfig) -> str:
-    return storage.join(config.output, "severity_encoder")
+def _copy_of(config: RunConfig) -> str:
+    return run_uri(config.io.output, "severity_encoder")

@@ -1,11 +1,11 @@
-"""The plan pass: one look of the severity encoder at each image gives σ̂, start step and cost, kept as Parquet."""
+"""The plan pass: the severity encoder runs once on each image; σ̂, start step and cost are stored as Parquet."""
 
 from __future__ import annotations
 
 import io
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,27 +18,24 @@ import torch
 
 from flashray import storage
 from flashray.errors import ImageError
-from flashray.pipeline.bench import Bench, start_of
+from flashray.measurement import Photo
 from flashray.pipeline.cluster import Pools, blocks, waves
+from flashray.pipeline.decoding import decode_photo, kept_parameters
 from flashray.pipeline.load import load
-from flashray.pipeline.measurement import Photo
 from flashray.pipeline.progress import Progress
 from flashray.pipeline.quarantine import reason, watched
-from flashray.pipeline.run_config import ReconstructConfig
+from flashray.pipeline.run_config import RunConfig
+from flashray.pipeline.run_folder import run_uri
 from flashray.pipeline.units import Packing, unit_ids
-from flashray.pipeline.worker_settings import Work
+from flashray.pipeline.worker_settings import WorkerSettings
 from flashray.schedule import NoiseSchedule
-from flashray.severity import Start, error_std
+from flashray.severity import Start
 
-# One row an image, or a part of one. `left` and `top` place a part in its image, `width` and `height` are the part's.
+# One row an image; `width` and `height` are the file's, upright
 PLAN = pa.schema(
     [
         ("key", pa.string()),
         ("uri", pa.string()),
-        ("part", pa.int32()),
-        ("parts", pa.int32()),
-        ("left", pa.int32()),
-        ("top", pa.int32()),
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("sigma_hat", pa.float64()),
@@ -48,12 +45,12 @@ PLAN = pa.schema(
         ("fallback", pa.bool_()),
         ("unit_id", pa.string()),
         ("noise_std", pa.float64()),
-        ("parameters", pa.string()),  # JSON of the degradation's scalar parameters, or of its mask's place
+        ("parameters", pa.string()),  # JSON of the degradation's scalar parameters, or of its mask's URI
         ("status", pa.string()),  # ok or error
         ("error", pa.string()),
     ]
 )
-# What the severity pass finds of one image
+# The result of the severity pass for one image
 SEVERITY = pa.schema(
     [
         ("index", pa.int64()),
@@ -61,67 +58,68 @@ SEVERITY = pa.schema(
         *(PLAN.field(name) for name in ("parameters", "status", "error")),
     ]
 )
-_KEEP_EVERY = 60.0  # seconds between two shards of a severity pass under way
+KEEP_EVERY = 60.0  # seconds between two shards of a severity pass under way
 log = logging.getLogger(__name__)
 
 
-class Severity:
+class SeverityActor:
     """An actor of the severity pool: one loaded chunk in, one row of `SEVERITY` an image out."""
 
-    def __init__(self, work: Work, board: Any) -> None:
-        self.bench, self.board = Bench(work), board
+    def __init__(self, work: WorkerSettings, board: Any) -> None:
+        self.restorer, self.board = work.restorer(), board
 
     def __call__(self, table: pa.Table) -> pa.Table:
         (chunk,) = table.to_pylist()
-        count = len(chunk["key"])
         rows: list[dict[str, Any]] = [
-            {name: chunk[name][i] for name in ("index", "key", "uri", "width", "height", "error")} for i in range(count)
+            {name: chunk[name][i] for name in ("index", "key", "uri", "error")} for i in range(len(chunk["key"]))
         ]
-        photos: list[Photo | None] = [None] * count
-        for i, row in enumerate(rows):
-            if row["error"] is None:
-                given, noise_std = chunk["given"][i], chunk["noise_std"][i]
-                try:
-                    photos[i] = self.bench.photo(row["key"], chunk["pixels"][i], given, noise_std, chunk["mask"][i])
-                except ImageError as error:
-                    row["error"] = str(error)
-        sound = [(row, photo) for row, photo in zip(rows, photos, strict=True) if photo is not None]
         with watched(self.board, f"the severity of {chunk['unit_id']}") as watch:
-            for places, given_up in watch.parts([row["key"] for row, _ in sound]):
-                part = [sound[i] for i in places]
+            for indices, given_up in watch.parts(chunk["key"]):
+                part = [i for i in indices if rows[i]["error"] is None]
                 try:
                     if given_up:
                         raise given_up
-                    if part:
-                        self._look(*(list(column) for column in zip(*part, strict=True)))
-                except Exception as error:  # the part's own loss, and its rows say so
+                    self.estimate(chunk, rows, part)
+                except Exception as error:  # becomes the error of the part's rows
                     log.exception("%s", chunk["unit_id"])
                     why = reason(error)
-                    for row, _ in part:
-                        row["error"] = why
+                    for i in part:
+                        rows[i]["error"] = why
         for row in rows:
             row["status"] = "ok" if row["error"] is None else "error"
         return pa.Table.from_pylist(rows, schema=SEVERITY)
 
     @torch.no_grad()
-    def _look(self, rows: list[dict[str, Any]], photos: list[Photo]) -> None:
-        bench = self.bench
-        measured = bench.measure(photos)
-        z_hat, sigma_hat = bench.estimate(measured.seen_BCHW)
-        for row, photo in zip(rows, photos, strict=True):
-            row["noise_std"], row["parameters"] = photo.noise_std, bench.measurer.kept(photo)
-        if z_hat is None:
+    def estimate(self, chunk: dict[str, Any], rows: list[dict[str, Any]], indices: Sequence[int]) -> None:
+        """Decode, measure and estimate these images of the chunk, and fill in their rows."""
+        restorer = self.restorer
+        photos: list[Photo] = []
+        sound: list[dict[str, Any]] = []
+        for i in indices:
+            arguments = (chunk[name][i] for name in ("key", "data", "given", "noise_std", "mask_data"))
+            try:
+                photo, (width, height) = decode_photo(restorer, *arguments)
+            except ImageError as error:
+                rows[i]["error"] = str(error)
+                continue
+            rows[i] |= {"width": width, "height": height, "noise_std": photo.noise_std}
+            rows[i]["parameters"] = kept_parameters(photo, chunk["given"][i])
+            photos.append(photo)
+            sound.append(rows[i])
+        if not photos or not restorer.start.uses_encoder:
             return
-        for row, sigma in zip(rows, sigma_hat.tolist(), strict=True):
+        measured = restorer.measure(photos)
+        found = restorer.estimate(measured)
+        for row, sigma in zip(sound, found.sigma_hat_B.tolist(), strict=True):
             row["sigma_hat"] = sigma
-        if bench.measurer.simulated:
-            z_0 = bench.prior.encode(torch.stack([photo.x for photo in photos]).to(bench.device))
-            for row, sigma in zip(rows, error_std(z_hat, z_0).double().tolist(), strict=True):
+        if measured.x_BCHW is not None and found.z_hat_BCHW is not None:
+            true = restorer.true_sigma(found.z_hat_BCHW, measured.x_BCHW)
+            for row, sigma in zip(sound, true.double().tolist(), strict=True):
                 row["sigma_true"] = sigma
 
 
 def chunks(listing: pa.Table, size: int) -> pa.Table:
-    """One row a chunk of `size` images, fixed by the listing alone, so that σ̂ is the same however often it is asked."""
+    """One row a chunk of `size` images. Chunks depend on the listing alone, so that σ̂ is the same in each pass."""
     listing = listing.combine_chunks()
     offsets = pa.array(np.append(np.arange(0, len(listing), size), len(listing)), pa.int32())
     names = pa.array([f"chunk-{number:08d}" for number in range(len(offsets) - 1)], pa.string())
@@ -132,12 +130,14 @@ def chunks(listing: pa.Table, size: int) -> pa.Table:
     return pa.table({"unit_id": names, **lists})
 
 
-def severities(listing: pa.Table, folder: str, work: Work, pools: Pools, board: Any, progress: Progress) -> pa.Table:
+def severities(
+    listing: pa.Table, folder: str, work: WorkerSettings, pools: Pools, board: Any, progress: Progress
+) -> pa.Table:
     """The severity pass over a listing: a table of `SEVERITY` in the listing's order.
 
-    What is known is kept as shards in `folder` about once a minute, and an interrupted pass goes on from there.
+    Results are stored as shards in `folder` about once a minute, and an interrupted pass continues from there.
     """
-    todo = chunks(listing, work.config.severity_batch)
+    todo = chunks(listing, work.config.resources.severity_batch)
     shards = [_read_parquet(storage.join(folder, entry.key)) for entry in storage.list_files(folder)]
     known = pa.concat_tables([SEVERITY.empty_table(), *shards])
     todo = todo.filter(pc.invert(pc.is_in(_firsts(todo["index"]), known["index"])))
@@ -146,10 +146,10 @@ def severities(listing: pa.Table, folder: str, work: Work, pools: Pools, board: 
     fresh: list[pa.Table] = []
     kept = len(shards)
     saved_at = time.monotonic()
-    for table in (table for wave in waves(todo) for table in _look_at(wave, work, pools, board)):
+    for table in (table for wave in waves(todo) for table in estimate_all(wave, work, pools, board)):
         fresh.append(table)
         progress.advance(len(table))
-        if time.monotonic() - saved_at > _KEEP_EVERY:
+        if time.monotonic() - saved_at > KEEP_EVERY:
             _write_parquet(storage.join(folder, f"{kept:08d}.parquet"), pa.concat_tables(fresh))
             known, fresh, kept, saved_at = pa.concat_tables([known, *fresh]), [], kept + 1, time.monotonic()
     return pa.concat_tables([known, *fresh]).sort_by("index")
@@ -161,14 +161,15 @@ def _firsts(column: pa.ChunkedArray) -> pa.Array:
     return column.values.take(column.offsets[:-1]) if len(column) else pa.array([], column.type.value_type)
 
 
-def _look_at(todo: pa.Table, work: Work, pools: Pools, board: Any) -> Iterator[pa.Table]:
+def estimate_all(todo: pa.Table, work: WorkerSettings, pools: Pools, board: Any) -> Iterator[pa.Table]:
+    """Tables of `SEVERITY` of these chunks, as the pool's actors finish them."""
     arguments = {"work": work, "board": board}
     actors = min(pools.severity_actors, len(todo))
     dataset = (
         ray.data.from_arrow(blocks(todo))
         .map_batches(load, batch_size=1, batch_format="pyarrow", **pools.io, fn_kwargs=arguments)
         .map_batches(
-            Severity,
+            SeverityActor,
             batch_size=1,
             batch_format="pyarrow",
             **pools.severity,
@@ -180,18 +181,17 @@ def _look_at(todo: pa.Table, work: Work, pools: Pools, board: Any) -> Iterator[p
         yield table.cast(SEVERITY)
 
 
-def finish(found: pa.Table, schedule: NoiseSchedule, work: Work, attempt: int, actors: int = 1) -> pa.Table:
+def finish_plan(found: pa.Table, schedule: NoiseSchedule, config: RunConfig, attempt: int, actors: int = 1) -> pa.Table:
     """The plan of an attempt: start steps from the severities, and units. Rows of units first, then the unreadable.
 
     Args:
         found: rows of `SEVERITY`.
         schedule: the recipe's (respaced) chain.
-        actors: how many will share the units.
+        actors: number of actors that will share the units.
     """
-    config = work.config
     sound = found.filter(pc.equal(found["status"], "ok"))
     broken = found.filter(pc.equal(found["status"], "error"))
-    start_step, fallback = chain_lengths(sound, schedule, start_of(config))
+    start_step, fallback = chain_lengths(sound, schedule, config.recipe.start)
     order, unit = packing_of(config, actors)(start_step)
     steps = pa.array(start_step.astype(np.int32))
     planned = sound.append_column("start_step", steps).append_column("nfe", steps)
@@ -203,50 +203,47 @@ def finish(found: pa.Table, schedule: NoiseSchedule, work: Work, attempt: int, a
 def chain_lengths(
     sound: pa.Table, schedule: NoiseSchedule, start: Start
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """(start steps, whether the full chain is a fall-back) of readable images, each [n] in their order."""
+    """(start steps, whether the full chain is a fallback) of readable images, each [n] in their order."""
     sigma_hat = torch.from_numpy(sound["sigma_hat"].cast(pa.float64()).to_numpy().copy())
     step, fallback = start.start_step(sigma_hat, schedule)
     return step.numpy(), fallback.numpy()
 
 
-def packing_of(config: ReconstructConfig, actors: int) -> Packing:
-    """How a run packs."""
-    return Packing(config.unit_images, config.slots, actors)
+def packing_of(config: RunConfig, actors: int) -> Packing:
+    """The packing of a run."""
+    return Packing(config.resources.unit_images, config.resources.slots, actors)
 
 
 def found_again(plan: pa.Table, listing: pa.Table) -> pa.Table:
-    """What the severity pass found, out of a plan that was made of it: rows of `SEVERITY` in the listing's order."""
+    """The severity pass's results, taken from a plan that was made from them: rows of `SEVERITY` in listing order."""
     rows = plan.append_column("index", pc.index_in(plan["key"], listing["key"].combine_chunks()).cast(pa.int64()))
     return rows.select(SEVERITY.names).cast(SEVERITY).sort_by("index")
 
 
 def _as_plan(table: pa.Table) -> pa.Table:
     count = len(table)
-    whole = {"part": 0, "parts": 1, "left": 0, "top": 0}
     columns = []
     for field in PLAN:
         if field.name in table.column_names:
             columns.append(table[field.name].cast(field.type))
-        elif field.name in whole:
-            columns.append(pa.array(np.full(count, whole[field.name]), field.type))
         else:
             columns.append(pa.nulls(count, field.type))
     return pa.table(columns, schema=PLAN)
 
 
 def plan_path(output: str, attempt: int) -> str:
-    return storage.join(output, "plan", f"plan-{attempt:02d}.parquet")
+    return run_uri(output, "plan", f"plan-{attempt:02d}.parquet")
 
 
 def write_plan(output: str, attempt: int, plan: pa.Table) -> None:
-    """Keep the plan of an attempt; it is never changed once one of its units is committed."""
+    """Store the plan of an attempt; it is not changed once one of its units is committed."""
     _write_parquet(plan_path(output, attempt), plan)
 
 
 def read_plan(output: str) -> tuple[pa.Table, int]:
     """(the latest row of each image, number of attempts planned so far)."""
-    entries = storage.list_files(storage.join(output, "plan"))
-    plans = [_read_parquet(storage.join(output, "plan", entry.key)).cast(PLAN) for entry in entries]
+    entries = storage.list_files(run_uri(output, "plan"))
+    plans = [_read_parquet(run_uri(output, "plan", entry.key)).cast(PLAN) for entry in entries]
     latest = PLAN.empty_table()
     for plan in plans:
         latest = pa.concat_tables([without(latest, plan), plan])

@@ -1,4 +1,4 @@
-"""Progress for people: a line a few times a minute, or a bar on a terminal."""
+"""Progress: a line a few times a minute, or a bar on a terminal."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _BAR = 24
 
 
 class Progress:
-    """Counts images, and NFE where there are any to count; prints from a thread of its own while it is open.
+    """Counts images, and NFE if there are any; prints from its own thread while it is open.
 
     Args:
-        label: what is under way.
-        images, nfe: totals of the work, what earlier starts did included.
-        inside: gives the NFE of work that is under way and not counted yet.
+        label: name of the work.
+        images, nfe: totals of the work, including earlier starts.
+        inside: returns the NFE of work that is under way and not counted yet.
     """
 
     def __init__(self, label: str, images: int, nfe: int = 0, inside: Callable[[], int] = lambda: 0) -> None:
@@ -32,7 +32,7 @@ class Progress:
         self._thread = threading.Thread(target=self._print, name="progress", daemon=True)
 
     def skip(self, images: int, nfe: int = 0) -> None:
-        """Count what an earlier start did; it says nothing about the speed of this one."""
+        """Count the work of an earlier start, which does not count for this start's speed."""
         self._images_before += images
         self._nfe_before += nfe
         self.advance(images, nfe)
@@ -45,7 +45,7 @@ class Progress:
         """`solve  12/64 images  NFE 1,200/6,000  0.8 images/s  1:05 left`."""
         seconds = max(time.monotonic() - self._started, 1e-9)
         images, nfe = self.images_done, self._nfe_now()
-        # NFE foretell the time better than images do: images of one archive differ by two orders of magnitude
+        # NFE predict the time better than images do: the costs of images differ by two orders of magnitude
         done, total, before = (
             (nfe, self.nfe, self._nfe_before) if self.nfe else (images, self.images, self._images_before)
         )

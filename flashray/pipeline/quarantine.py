@@ -1,8 +1,9 @@
-"""A small actor on which workers note what they are at: progress inside units, and work that kills its worker.
+"""Quarantine: find and give up images that kill their worker.
 
-Ray runs a task again, without end, when its worker dies; work that always kills it (a decoder that crashes, an image
-that exhausts the memory) would hold the run forever. The board counts the deaths. After two the images of the work are
-taken one by one, so that a third names the image that is to blame: it is given up, and its neighbours are not.
+A small actor, the board, records what the workers are doing: progress inside units, and which work is under way.
+When a worker dies, Ray repeats its task, without a limit; an image that always kills its worker (a decoder that
+crashes, memory) would hold the run forever. The board counts the deaths. After two deaths the images of the work are
+taken one by one, so that a third death identifies the image. That image is given up, and the others are restored.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ from flashray.errors import ImageError
 from flashray.pipeline.attempt_markers import Past
 
 ATTEMPTS = 3
-CULPRITS = 8  # images to blame after which the rest of their work is given up with them
+CULPRITS = 8  # images that killed the worker alone, after which the rest of their work is given up too
 _PATIENCE = 30  # seconds; a lost board must not stop the work
-_CLOSED = Past(deaths=-1)  # the driver stops, and its workers with it
+_CLOSED = Past(deaths=-1)  # the driver is stopping, and its workers end with it
 Note = Callable[[int, str | None], None]
 
 
 class _Board:
     def __init__(self) -> None:
         self.begun: Counter[str] = Counter()
-        self.latest: dict[str, int] = {}  # attempt (from 1) at whatever a worker of this run began
+        self.latest: dict[str, int] = {}  # number (from 1) of the last attempt at each piece of work
         self.closed = False
         self.alone: dict[str, str] = {}
         self.culprits: dict[str, set[str]] = {}
@@ -43,7 +44,7 @@ class _Board:
             self.culprits[work] = set(one.culprits)
 
     def begin(self, work: str) -> Past:
-        """What became of this work before: its worker died whenever it was begun and never ended."""
+        """The history of this work: each time that it was begun and not ended, its worker died."""
         if self.closed:
             return _CLOSED
         if work in self.alone:
@@ -72,7 +73,7 @@ class _Board:
 
 
 def start_board() -> Any:
-    """A board beside the driver, which lives as long as the driver."""
+    """A board on the driver's node, which lives as long as the driver."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     return ray.remote(_Board).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
 
@@ -82,8 +83,8 @@ class Watch:
     """A piece of work that a worker has begun.
 
     Attributes:
-        past: what happened to it before.
-        note: called at the beginning, and before each image that is taken alone, with the attempt's number and it.
+        past: its history.
+        note: called with the attempt's number at the beginning, and with the image before each that is taken alone.
     """
 
     board: Any
@@ -92,12 +93,12 @@ class Watch:
     note: Note
 
     def parts(self, images: Sequence[str]) -> Iterator[tuple[list[int], ImageError | None]]:
-        """The images' places in the parts to be taken together; with an error, those to be given up.
+        """The indices of the images to be taken together; with an error, the indices of those to be given up.
 
-        All at once, until the work has killed its worker twice; from then on one by one.
+        All images at once, until the work has killed its worker twice; then one by one.
 
         Args:
-            images: names that tell them apart within the work.
+            images: names that are unique within the work.
         """
         if self.past.deaths < ATTEMPTS - 1:
             yield list(range(len(images))), None
@@ -120,15 +121,15 @@ class Watch:
 
 
 def unnoted(number: int, image: str | None) -> None:
-    """The note of work whose attempts are known to the board alone."""
+    """A note that does nothing, for work whose attempts only the board records."""
 
 
 @contextmanager
 def watched(board: Any, work: str, note: Note = unnoted) -> Iterator[Watch]:
-    """Note the beginning and the end of a piece of work that may kill its worker."""
+    """Record the beginning and the end of a piece of work that may kill its worker."""
     past = _ask(board.begin, work) or Past()
     if past == _CLOSED:
-        Event().wait()  # for the end that the driver brings
+        Event().wait()  # until the driver ends this process
     watch = Watch(board, work, past, note)
     note(watch.past.deaths + 1, None)
     try:
@@ -138,10 +139,10 @@ def watched(board: Any, work: str, note: Note = unnoted) -> Iterator[Watch]:
 
 
 def reason(error: Exception) -> str:
-    """What a row says of an error that its image, or its whole batch, ran into.
+    """The text in a row for an error of its image or batch.
 
-    After an error of the GPU itself nothing works in the process any more: it ends here, before the board learns of an
-    end, and Ray starts another one.
+    After an error of the GPU itself the process is unusable: it ends here, before the work counts as ended on the
+    board, and Ray starts another process.
     """
     if "CUDA error" in str(error):
         os._exit(1)
@@ -149,26 +150,26 @@ def reason(error: Exception) -> str:
 
 
 def recall(board: Any, past: Mapping[str, Past]) -> None:
-    """Tell the board what earlier drivers know of the work."""
+    """Give the board the history that earlier drivers recorded."""
     _ask(board.recall, past)
 
 
 def close(board: Any) -> dict[str, int]:
-    """Let no worker begin anything more; what they began so far, ended or not, and at which attempt (from 1).
+    """Stop workers from beginning more work; returns what they have begun and the number (from 1) of the attempt.
 
-    Nothing when the board cannot be reached.
+    Empty when the board cannot be reached.
     """
     return _ask(board.close) or {}
 
 
 def nfe_under_way(board: Any, nfe_of: Mapping[str, int]) -> int:
-    """NFE that the workers have behind them in the units of `nfe_of`, those that are not committed yet."""
+    """NFE done so far in the units of `nfe_of`, which are not committed yet."""
     units = _ask(board.reported, patience=2) or {}
     return sum(min(nfe, nfe_of.get(unit_id, 0)) for unit_id, nfe in units.items())
 
 
 def _ask(method: Any, *arguments: Any, patience: float = _PATIENCE) -> Any:
-    """The board's answer, or None when it has none."""
+    """The board's answer, or None when it does not answer."""
     try:
         return ray.get(method.remote(*arguments), timeout=patience)
     except ray.exceptions.RayError:

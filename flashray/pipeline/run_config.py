@@ -1,153 +1,41 @@
-"""Configuration: frozen dataclasses, the command line that jsonargparse makes of them, the checks before any work."""
+"""The configuration of a run: the recipe, and how and where it is carried out; it is checked before any work."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import yaml
 
 from flashray import storage
-from flashray.degradations.noise import noise_range
 from flashray.errors import ConfigError
+from flashray.recipe import Recipe
 from flashray.storage.working_folder import in_submitted_job, refuse_relative
-
-if TYPE_CHECKING:  # torch is slow to import, and whoever only reads a configuration does without
-    from flashray.schedule import NoiseSchedule
+from flashray.tracking.tracking_config import TrackingConfig
 
 METRICS = ("psnr", "ssim", "lpips")
-_FLAGS = ("plan_only", "retry_failed")  # may stand on the command line without a value
+Format = Literal["same", "png", "jpeg", "webp", "tiff"]
 
 
 @dataclass(frozen=True)
-class DegradationConfig:
-    """The degradation that the measurements went through.
+class IoConfig:
+    """What is read and written.
 
     Args:
-        name: the family, such as gaussian_blur.
-        settings: the family's own settings, such as the range of its severity; preset names reference settings.
-        noise_std: standard deviation of the measurement's noise on the [0, 1] scale; [low, high] draws it per image.
-
-    Raises:
-        ConfigError: if noise_std is no number ≥ 0 and no such range.
-    """
-
-    name: str = "gaussian_blur"
-    settings: dict[str, Any] = field(default_factory=dict)
-    noise_std: float | list[float] = 0.05
-
-    def __post_init__(self) -> None:
-        _ = self.noise_range  # raises
-
-    @property
-    def noise_range(self) -> tuple[float, float]:
-        """(low, high) of noise_std; equal where it is one number."""
-        return noise_range(self.noise_std, "degradation.noise_std")
-
-
-@dataclass(frozen=True)
-class StartConfig:
-    """Where the reverse diffusion of each image starts.
-
-    Args:
-        mode: flash starts at the step that the severity encoder asks for, full at pure noise.
-        severity_encoder: bundled:NAME, a folder or s3:// prefix, or models:/NAME@ALIAS (or models:/NAME/VERSION) of
-            MLflow's model registry; a full chain needs none.
-        formula: the start latent; paper is √(1-cσ²) ẑ + √(cσ²) ε, schedule is √ᾱ ẑ + √(1-ᾱ) ε.
-        c: the paper formula's noise correction.
-        sigma_scale: multiplies σ̂ before anything else.
-    """
-
-    mode: Literal["flash", "full"] = "flash"
-    severity_encoder: str = "bundled:gaussian_blur"
-    formula: Literal["paper", "schedule"] = "schedule"
-    c: float = 1.0
-    sigma_scale: float = 1.0
-
-
-@dataclass(frozen=True)
-class SolverConfig:
-    """The update rule and its chain.
-
-    Args:
-        name: the solver, such as latent_dps.
-        steps: length of the (respaced) chain; the prior's own length is the whole of it.
-        eta: DDIM's η of the reverse steps; 1 is ancestral sampling.
-        set_alpha_to_one: whether a respaced chain's last update leads to the data (ᾱ = 1) or, as in LDM's sampler and
-            ReSample's, to ᾱ_0.
-        settings: the solver's own settings, such as its step size.
-    """
-
-    name: str = "latent_dps"
-    steps: int = 1000
-    eta: float = 1.0
-    set_alpha_to_one: bool = True
-    settings: dict[str, Any] = field(default_factory=dict)
-
-    def chain(self, schedule: NoiseSchedule) -> NoiseSchedule:
-        """The prior's schedule respaced for this solver; ConfigError where it has fewer steps."""
-        return schedule.respaced(self.steps, self.set_alpha_to_one)
-
-
-@dataclass(frozen=True)
-class TrackingConfig:
-    """MLflow.
-
-    Args:
-        enabled: false runs without tracking.
-        experiment: the experiment's name.
-        tracking_uri: an MLflow server or database; default MLFLOW_TRACKING_URI, else mlflow.db beside the output.
-        patience: seconds that the job waits for MLflow, in all; what has not arrived by then is sent by the next start.
-    """
-
-    enabled: bool = True
-    experiment: str = "flashray"
-    tracking_uri: str | None = None
-    patience: float = 10.0
-
-
-@dataclass(frozen=True)
-class ReconstructConfig:
-    """Everything that one run of jobs/reconstruct.py depends on.
-
-    Args:
-        archive: folder or s3:// prefix of images; an image's key is its path below it.
-        output: run directory, a folder or s3:// prefix outside the archive.
-        measurement: observed (the archive holds degraded images) or simulated (it holds clean ones, which the run
-            degrades, each by its key, and scores against).
-        manifest: CSV or Parquet with a column key, the degradation's parameters (for inpainting, or mask: the place of
-            an image of the same size, white where pixels are known) and perhaps noise_std.
+        archive: folder or s3:// prefix of images, or one image; an image's key is its path below it.
+        output: a new folder or s3:// prefix outside the archive; a restored image is written to its key below it.
+        measurement: observed (the archive holds degraded images) or simulated (it holds clean images; the run degrades
+            each by its key and scores the result against it).
+        manifest: CSV or Parquet with the columns key, the degradation's parameters, and optionally noise_std; for
+            inpainting, a column mask may replace the parameters (the path of an image of the same size, white where
+            pixels are known).
         references: folder or prefix of clean images with the archive's keys, to score observed measurements against.
-        degradation: the forward operator and the noise.
-        start: where the reverse diffusion starts.
-        solver: the update rule.
-        prior: bundled, a folder in diffusers' layout, or a hub id.
-        seed: all randomness follows from it and the keys.
-        limit: only the first so many images, in the order of their keys.
-        fit: photos of another size than the prior's; resize (shorter side, then centre crop), crop, or error.
-        metrics: what to compute where a reference exists, of psnr, ssim and lpips.
-        slots: images that one solver actor has in flight; 0 chooses: what a GPU's memory takes, 8 on CPUs.
-        severity_batch: images that the severity encoder sees at once.
-        unit_images: mean number of images of a unit, the grain of dispatch, retry and resume; default by archive and
-            pool.
-        device: cpu, cuda, or auto (cuda where the cluster has GPUs).
-        precision: bf16 runs the networks under autocast; latents, norms and the operator stay in float32. auto takes it
-            where the device is made for it.
-        solver_actors: default one a GPU; on CPUs one a core, or fewer of more threads where memory is short.
-        severity_actors: default two a GPU; on CPUs as many as solver actors.
-        autoscale_seconds: ask an autoscaling cluster for the places of solver_actors, and wait for them so long.
-        budget_seconds: fit the solve pass into so much time by starting every chain milder than σ̂ asks.
-        budget_gpu_hours: the same, in hours of the pool's devices (on CPUs: of its actors).
-        plan_only: print the quote (images, steps, share saved, time) and stop.
-        retry_failed: take up the images that failed before.
-        overwrite: begin anew where the output holds a run, and delete that one first; give the output's last component,
-            so that no other run is deleted by mistake.
-        mlflow: tracking.
+        fit: for photos of another size than the prior's; resize (shorter side, then centre crop), crop, or error.
+        format: of the restored images; same keeps each file's format, any other appends its suffix to the name.
+        metrics: metrics to compute where a reference exists, of psnr, ssim and lpips.
     """
 
     archive: str
@@ -155,161 +43,178 @@ class ReconstructConfig:
     measurement: Literal["observed", "simulated"] = "observed"
     manifest: str | None = None
     references: str | None = None
-    degradation: DegradationConfig = field(default_factory=DegradationConfig)
-    start: StartConfig = field(default_factory=StartConfig)
-    solver: SolverConfig = field(default_factory=SolverConfig)
-    prior: str = "bundled"
-    seed: int = 0
-    limit: int | None = None
     fit: Literal["resize", "crop", "error"] = "resize"
+    format: Format = "same"
     metrics: list[str] = field(default_factory=lambda: list(METRICS))
-    slots: int = 0
-    severity_batch: int = 16
-    unit_images: int | None = None
+
+    @property
+    def simulated(self) -> bool:
+        return self.measurement == "simulated"
+
+
+@dataclass(frozen=True)
+class ResourcesConfig:
+    """The machines and processes of a run.
+
+    Args:
+        device: cpu, cuda, or auto (cuda where the cluster has GPUs).
+        precision: bf16 runs the networks under autocast; latents, norms and the operator stay in float32. auto is bf16
+            where the device computes in it natively, else float32.
+        solver_actors: default one a GPU; on CPUs one a core, or fewer with more threads where memory is short.
+        severity_actors: default two a GPU; on CPUs as many as solver actors.
+        slots: images that one solver actor has in flight; 0 is automatic (as many as a GPU's memory allows, 8 on CPUs).
+        severity_batch: images in one call of the severity encoder.
+        unit_images: mean number of images of a unit, the grain of dispatch, retry and resume; the default depends on
+            archive and pool.
+        autoscale_seconds: request nodes for solver_actors from an autoscaling cluster, and wait this long for them.
+    """
+
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bf16"] = "auto"
     solver_actors: int | None = None
     severity_actors: int | None = None
+    slots: int = 0
+    severity_batch: int = 16
+    unit_images: int | None = None
     autoscale_seconds: float = 0
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """How much is done, and what happens to an earlier run in the output.
+
+    Args:
+        limit: at most this many images, the first in the order of their keys.
+        budget_seconds: limit of the solve pass's time; all chains start milder than σ̂ requires, by one factor.
+        budget_gpu_hours: the same, in hours of the pool's devices (on CPUs: of its actors).
+        plan_only: print the quote (images, steps, share saved, time) and stop.
+        retry_failed: try the images again that failed before.
+        overwrite: delete the run that the output holds, and start again; give the output's last component, so that no
+            other run is deleted by mistake.
+    """
+
+    limit: int | None = None
     budget_seconds: float | None = None
     budget_gpu_hours: float | None = None
     plan_only: bool = False
     retry_failed: bool = False
     overwrite: str | None = None
-    mlflow: TrackingConfig = field(default_factory=TrackingConfig)
 
 
-def parse_args(argv: Sequence[str] | None = None) -> ReconstructConfig:
-    """The checked configuration of a command line; bad arguments print a message and exit with code 2.
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that one run depends on."""
 
-    `--config recipe.yaml` holds any of the keys, later arguments override it (`--solver.settings.dc_step 2`),
-    `--print_config` prints the result and exits.
-    """
-    import sys
+    io: IoConfig
+    recipe: Recipe = field(default_factory=Recipe)
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(prog="reconstruct", description="Restore an archive of degraded images.")
-    parser.add_argument("--config", action="config", help="a recipe: a YAML file with the keys below")
-    parser.add_class_arguments(ReconstructConfig)
-    try:
-        values = parser.instantiate(parser.parse_args(_normalise(sys.argv[1:] if argv is None else argv)))
-        config = ReconstructConfig(
-            **{item.name: getattr(values, item.name) for item in dataclasses.fields(ReconstructConfig)}
-        )
-        return check(config)
-    except ConfigError as error:
-        parser.error(str(error))
-        raise  # parser.error has already left
+    def replaced(self, section: str, **values: Any) -> RunConfig:
+        """This configuration with some values of one section changed."""
+        return dataclasses.replace(self, **{section: dataclasses.replace(getattr(self, section), **values)})
 
 
-def check(config: ReconstructConfig) -> ReconstructConfig:
-    """The configuration with absolute places, or a ConfigError that names what is wrong; starts nothing."""
-    from flashray.degradations import make_degradation
-    from flashray.severity.start import Start
-    from flashray.solvers import make_solver
-
+def check(config: RunConfig) -> RunConfig:
+    """The configuration with absolute paths, or a ConfigError that names what is wrong; starts nothing."""
+    io, resources, policy = config.io, config.resources, config.policy
+    for section, values in (("resources", resources), ("policy", policy), ("tracking", config.tracking)):
+        for name, value in vars(values).items():
+            _require(
+                not isinstance(value, float) or math.isfinite(value), f"{section}.{name} is {value}; give a number"
+            )
     for name, least in (("slots", 0), ("severity_batch", 1)):
-        _require(getattr(config, name) >= least, f"{name} is {getattr(config, name)}; give at least {least}")
-    for name in ("limit", "unit_images", "solver_actors", "severity_actors"):
-        value = getattr(config, name)
+        value = getattr(resources, name)
+        _require(value >= least, f"{name} is {value}; give at least {least}")
+    for section_values, name in (
+        (policy, "limit"),
+        (resources, "unit_images"),
+        (resources, "solver_actors"),
+        (resources, "severity_actors"),
+    ):
+        value = getattr(section_values, name)
         _require(value is None or value >= 1, f"{name} is {value}; give at least 1, or leave it out")
-    budgets = {name: getattr(config, name) for name in ("budget_seconds", "budget_gpu_hours")}
+    budgets = {name: getattr(policy, name) for name in ("budget_seconds", "budget_gpu_hours")}
     budgets = {name: value for name, value in budgets.items() if value is not None}
     _require(len(budgets) <= 1, f"{' and '.join(budgets)} are given; give one budget")
     for name, value in budgets.items():
-        _require(0 < value < math.inf, f"{name} is {value}; give a positive number")
+        _require(value > 0, f"{name} is {value}; give a positive number")
         _require(
-            config.start.mode == "flash",
-            f"{name} scales σ̂, and a full chain has none; take start.mode flash, or fewer solver.steps",
+            config.recipe.start.mode == "flash",
+            f"{name} scales σ̂, and start.mode is {config.recipe.start.mode}; take start.mode flash, or fewer "
+            "solver.steps",
         )
+    _require(resources.autoscale_seconds >= 0, "autoscale_seconds is negative; give seconds, 0 or more")
     _require(
-        not config.autoscale_seconds or (config.solver_actors is not None and config.device != "auto"),
-        "autoscale_seconds asks for the nodes of solver_actors on a device; give both, --device cpu or cuda",
+        not resources.autoscale_seconds or (resources.solver_actors is not None and resources.device != "auto"),
+        "autoscale_seconds requests nodes for solver_actors on a device; give both, --device cpu or cuda",
     )
-    _require(config.mlflow.patience >= 0, f"mlflow.patience is {config.mlflow.patience}; give seconds, 0 or more")
-    _require(config.solver.steps >= 1, f"solver.steps is {config.solver.steps}; give at least 1")
-    _require(0 <= config.solver.eta <= 1, f"solver.eta is {config.solver.eta}; give a number from 0 to 1")
-    unknown = sorted(set(config.metrics) - set(METRICS))
+    _require(config.tracking.patience >= 0, f"tracking.patience is {config.tracking.patience}; give seconds, 0 or more")
+    unknown = sorted(set(io.metrics) - set(METRICS))
     _require(not unknown, f"metrics: {', '.join(unknown)} not known; known: {', '.join(METRICS)}")
     _require(
-        config.references is None or config.measurement == "observed",
+        io.references is None or not io.simulated,
         "references are for observed measurements; simulated ones are scored against the archive itself",
     )
-
-    degradation = make_degradation(config.degradation.name, config.degradation.settings)
-    solver = make_solver(config.solver.name, config.solver.settings)
+    recipe = config.recipe.check()
+    # model folders are absolute too, unless the run's working folder travels to every node
+    recipe = recipe if in_submitted_job() else recipe.with_absolute_folders()
+    config = dataclasses.replace(config, recipe=recipe, io=_with_absolute_paths(io))
+    name = config.io.output.rpartition("/")[2]
     _require(
-        degradation.linear or not solver.needs_adjoint,
-        f"solver {config.solver.name} needs an adjoint, and {config.degradation.name} is nonlinear and has none; "
-        "take a solver that goes by gradients, such as latent_dps",
-    )
-    Start(mode=config.start.mode, formula=config.start.formula, c=config.start.c, sigma_scale=config.start.sigma_scale)
-    config = _with_places(config)
-    name = config.output.rpartition("/")[2]
-    _require(
-        config.overwrite in (None, name),
-        f"overwrite is {config.overwrite!r} and does not name the output {config.output}; "
+        policy.overwrite in (None, name),
+        f"overwrite is {policy.overwrite!r} and does not name the output {config.io.output}; "
         f"to delete the run in it and begin anew, give --overwrite {name}",
     )
     return config
 
 
-def to_dict(config: ReconstructConfig) -> dict[str, Any]:
+def to_dict(config: RunConfig) -> dict[str, Any]:
     """The resolved configuration as plain values, with passwords in addresses hidden."""
     values = dataclasses.asdict(config)
-    values["mlflow"]["tracking_uri"] = storage.redact(config.mlflow.tracking_uri)
+    values["tracking"]["tracking_uri"] = storage.redact(config.tracking.tracking_uri)
     return values
 
 
-def to_yaml(config: ReconstructConfig) -> str:
-    """The resolved configuration as a recipe."""
+def to_yaml(config: RunConfig) -> str:
+    """The resolved configuration as YAML."""
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
 
 
-def _with_places(config: ReconstructConfig) -> ReconstructConfig:
-    """Absolute URIs; refuses an output inside the archive, and relative paths where the working folder is a copy."""
-    places = {name: getattr(config, name) for name in ("archive", "output", "manifest", "references")}
-    refuse_relative(**places)
-    for name, place in places.items():
-        if place is None:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{a: {b: 1}} as {a.b: 1}."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _with_absolute_paths(io: IoConfig) -> IoConfig:
+    """Absolute URIs; refuses archives and outputs inside each other, and relative paths where they would be lost."""
+    uris = {name: getattr(io, name) for name in ("archive", "output", "manifest", "references")}
+    refuse_relative(**uris)
+    for name, uri in uris.items():
+        if uri is None:
             continue
-        _require(bool(place), f"{name} is empty; give a folder or a URI")
-        places[name] = storage.normalise(place)
-    archive, output = places["archive"], places["output"]
+        _require(bool(uri), f"{name} is empty; give a folder or a URI")
+        uris[name] = storage.normalise(uri)
+    archive, output = uris["archive"], uris["output"]
     _require(
         not storage.is_inside(output, archive),
         f"output {output} lies inside the archive {archive}: its images would be listed as new ones; "
         "choose an output outside",
     )
-    _require(
-        not storage.is_inside(archive, storage.join(output, "reconstructions")),
-        f"archive {archive} lies inside the reconstructions of the output {output}; choose another output",
-    )
-    # a model folder is absolute too, unless the run's working folder travels to every node
-    travels = in_submitted_job()
-    models = (config.prior, config.start.severity_encoder)
-    prior, encoder = (os.path.abspath(m) if os.path.isdir(m) and not travels else m for m in models)
-    start = dataclasses.replace(config.start, severity_encoder=encoder)
-    settings = config.degradation.settings
-    if "weights" in settings and not travels:
-        settings = settings | {"weights": os.path.abspath(settings["weights"])}
-    degradation = dataclasses.replace(config.degradation, settings=settings)
-    return dataclasses.replace(config, prior=prior, start=start, degradation=degradation, **places)
-
-
-def _normalise(argv: Sequence[str]) -> list[str]:
-    """Allow `--retry-failed` for `--retry_failed`, and the flags without a value."""
-    result: list[str] = []
-    for position, token in enumerate(argv):
-        option, equals, value = token.partition("=")
-        if re.match(r"--[a-z]", option):
-            option = "--" + option[2:].replace("-", "_")
-            following = argv[position + 1].lower() if position + 1 < len(argv) else ""
-            if option[2:] in _FLAGS and not equals and following not in ("true", "false"):
-                equals, value = "=", "true"
-        result.append(option + equals + value)
-    return result
+    for name in ("archive", "references"):
+        uri = uris[name]
+        _require(
+            uri is None or not storage.is_inside(uri, output),
+            f"{name} {uri} lies inside the output {output}: a run writes there; choose another output",
+        )
+    return dataclasses.replace(io, **uris)
 
 
 def _require(condition: bool, message: str) -> None:

@@ -1,4 +1,4 @@
-"""The run directory's identity: run.json, the listing it was made from, and whether this start belongs to it."""
+"""The run's identity: run.json, the archive's listing, and the check that a start belongs to the run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import io
 import json
 import logging
 import platform
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -18,118 +19,151 @@ import pyarrow.parquet as pq
 from flashray import storage
 from flashray.errors import ConfigError
 from flashray.pipeline.archive import differences, listing_hash
-from flashray.pipeline.run_config import ReconstructConfig, to_dict
+from flashray.pipeline.run_config import RunConfig, flatten, to_dict
+from flashray.pipeline.run_folder import is_run_file, refuse_old_layout, run_uri
 
-# What a run's results do not depend on: where it is written, how many actors share the work; the weights' places, which
-# the weights' hashes stand for; and the manifest's place, since the listing holds what it says of each image. A budget
-# has its own entry in run.json, because it may change until something is committed.
+# Settings that a run's results do not depend on: the output, the number of actors, the weights' folders (their hashes
+# count instead), and the manifest's path (the listing holds its values for each image). A budget has its own entry in
+# run.json, because it may change until something is committed.
 _FREE = {
-    *("output", "mlflow", "plan_only", "retry_failed", "overwrite", "device", "solver_actors", "severity_actors"),
-    *("autoscale_seconds", "budget_seconds", "budget_gpu_hours"),
-    *("prior", "start.severity_encoder", "manifest"),
+    *("io.output", "io.manifest", "policy.plan_only", "policy.retry_failed", "policy.overwrite"),
+    *("policy.budget_seconds", "policy.budget_gpu_hours"),
+    *("resources.device", "resources.solver_actors", "resources.severity_actors", "resources.autoscale_seconds"),
+    *("recipe.prior", "recipe.start.severity_encoder"),
 }
 _PACKAGES = ("flashray", "torch", "ray", "diffusers", "pyarrow", "pillow", "mlflow")
 _PARTS = (
-    *("summary.json", "contact_sheet.png", "commits", "reconstructions", "attempts", "severity", "plan", "cost.json"),
-    *("tracking", "archive.parquet"),
+    *("summary.json", "contact_sheet.png", "commits", "attempts", "severity", "plan", "cost.json", "tracking"),
+    "archive.parquet",
 )
 _NAMED = 3  # keys in a message
+_DELETERS = 16
 log = logging.getLogger(__name__)
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{a: {b: 1}} as {a.b: 1}."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
-def identity(config: ReconstructConfig, weights: Mapping[str, str | None]) -> dict[str, Any]:
-    """Everything but the listing that a run's bytes depend on, as one flat dict."""
-    flat = flatten({name: value for name, value in to_dict(config).items() if name not in _FREE})
-    flat = {name: value for name, value in flat.items() if name not in _FREE}
-    if config.start.mode == "full":  # a full chain has no use for the rest of the start
-        flat = {name: value for name, value in flat.items() if not name.startswith("start.") or name == "start.mode"}
+def identity(config: RunConfig, weights: Mapping[str, str | None]) -> dict[str, Any]:
+    """Everything that a run's bytes depend on, except the listing, as one flat dict."""
+    flat = flatten(to_dict(config))
+    flat = {n: value for n, value in flat.items() if n not in _FREE and not n.startswith("tracking.")}
+    if not config.recipe.start.uses_encoder:  # a full chain does not depend on the rest of the start
+        unused = {name for name in flat if name.startswith("recipe.start.") and name != "recipe.start.mode"}
+        flat = {name: value for name, value in flat.items() if name not in unused}
     flat |= {f"weights.{name}": digest for name, digest in weights.items()}
     return json.loads(json.dumps(flat))
 
 
-def open_run(
-    config: ReconstructConfig, found: Mapping[str, Any], listing: pa.Table, failed: Collection[str] = ()
-) -> dict[str, Any]:
-    """The content of run.json: of the run that the output already holds, else of a new one.
+def examine(
+    config: RunConfig, found: Mapping[str, Any], listing: pa.Table, failed: Collection[str] = ()
+) -> dict[str, Any] | None:
+    """run.json of the run that the output holds, or None where it holds none; changes nothing.
 
     Args:
         found: `identity` of this start.
-        failed: keys that failed before; a retry lets these change in the archive.
+        failed: keys that failed before; with a retry these may have changed in the archive.
 
     Raises:
-        ConfigError: when the output holds a run of another configuration or archive; the difference is named.
+        ConfigError: when the output holds a run of another configuration, archive or layout (the difference is named),
+            or files that no run wrote.
     """
-    old = read_record(config.output)
-    record: dict[str, Any]
+    output = config.io.output
+    old = read_record(output)
     if old is None:
-        record = {
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "config": to_dict(config),
-            "fingerprint": {"sha256": _digest(found, listing), **found},
-            "archive": {"images": len(listing), "sha256": listing_hash(listing)},
-            "versions": _versions(),
-        }
-        try:
-            record["single_writer"] = not storage.creates_if_absent(storage.join(config.output, "probe"))
-            _write_listing(config.output, listing)
-            write_record(config.output, record)
-        except OSError as error:
-            raise ConfigError(f"output {config.output} cannot be written to: {error}") from error
-    else:
-        record = old
-        _refuse_other_configuration(config, old["fingerprint"], found)
-        _refuse_other_archive(config, listing, failed)
+        refuse_old_layout(output)
+        other = next((entry.key for entry in storage.list_files(output) if not is_run_file(entry.key)), None)
+        if other is not None:
+            raise ConfigError(
+                f"output {output} is not empty ({other!r} is there) and holds no run of flashray; choose a new folder, "
+                "so that no file of yours is mixed with restored images or replaced"
+            )
+        return None
+    _refuse_other_configuration(config, old["fingerprint"], found)
+    _refuse_other_archive(config, listing, failed)
+    return old
+
+
+def open_record(
+    config: RunConfig, old: dict[str, Any] | None, found: Mapping[str, Any], listing: pa.Table
+) -> dict[str, Any]:
+    """run.json of this start, written where it is new; the caller holds the lease.
+
+    Args:
+        old: what `examine` returned.
+    """
+    output = config.io.output
+    record = old
+    try:
+        if record is None:
+            record = {
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "config": to_dict(config),
+                "fingerprint": {"sha256": _digest(found, listing), **found},
+                "archive": {"images": len(listing), "sha256": listing_hash(listing)},
+                "versions": _versions(),
+                "single_writer": not storage.creates_if_absent(run_uri(output, "probe")),
+            }
+            _write_listing(output, listing)
+            write_record(output, record)
+        elif config.policy.retry_failed:
+            _write_listing(output, listing)  # failed images may have been repaired
+    except OSError as error:
+        raise ConfigError(f"output {output} cannot be written to: {error}") from error
     if record.get("single_writer"):
         log.warning(
             "the store of %s does not honour conditional puts (If-None-Match): two drivers at once would not notice "
-            "each other. See to it that only one works on this output",
-            config.output,
+            "each other. Make sure that only one works on this output",
+            output,
         )
     return record
 
 
-def erase(output: str, *others: str) -> None:
-    """Delete the run that an output holds, and these other parts of it; what else lies there stays, leases too.
+def erase(output: str, names: Iterable[str], *others: str) -> None:
+    """Delete the run that an output holds: these restored images, its records, and these other parts of it.
 
-    run.json goes last: a run that is half deleted is still one, of its own configuration.
+    Everything else in the output stays, leases too. run.json is deleted last, so that a half-deleted run is still
+    recognised as a run of its configuration.
+
+    Args:
+        names: of the restored images that the run's plan names, below the output.
     """
-    if storage.exists(storage.join(output, "run.json")):
-        for name in (*_PARTS, *others, "run.json"):
-            storage.delete(storage.join(output, name))
+    if not storage.exists(run_uri(output, "run.json")):
+        return
+    with ThreadPoolExecutor(_DELETERS) as deleters:
+        list(deleters.map(lambda name: storage.delete(storage.join(output, name)), names))
+    for name in (*_PARTS, *others, "run.json"):
+        storage.delete(run_uri(output, name))
+
+
+def with_choices(config: RunConfig, record: Mapping[str, Any]) -> RunConfig:
+    """The configuration in which what was left to the machine is what run.json says of it, if it does."""
+    resources = config.resources
+    precision = record.get("precision", "auto") if resources.precision == "auto" else resources.precision
+    return config.replaced("resources", precision=precision, slots=resources.slots or record.get("slots", 0))
 
 
 def read_record(output: str) -> dict[str, Any] | None:
     """run.json, or None where there is no run yet."""
     try:
-        data = storage.read_bytes(storage.join(output, "run.json"))
+        data = storage.read_bytes(run_uri(output, "run.json"))
     except FileNotFoundError:
         return None
     except OSError as error:
         raise ConfigError(f"output {output} cannot be read: {error}") from error
     try:
-        return json.loads(data)
+        record = json.loads(data)
     except ValueError as error:
-        raise ConfigError(f"{output}/run.json is damaged ({error}); choose another --output") from error
+        raise ConfigError(f"{run_uri(output, 'run.json')} is damaged ({error}); choose another output") from error
+    if not isinstance(record, dict) or "created" not in record:
+        raise ConfigError(f"{run_uri(output, 'run.json')} is not the record of a run; choose another output")
+    return record
 
 
 def write_record(output: str, record: Mapping[str, Any]) -> None:
     """Replace run.json."""
-    storage.put_bytes(storage.join(output, "run.json"), dump(record))
+    storage.put_bytes(run_uri(output, "run.json"), dump(record))
 
 
 def note_tracked(output: str, record: dict[str, Any], tracked: Mapping[str, Any]) -> None:
-    """Note in run.json (`record`) which MLflow run it is, where that is news."""
+    """Record the MLflow run in run.json (`record`), if it has changed."""
     if record.get("mlflow") != tracked:
         record["mlflow"] = dict(tracked)
         write_record(output, record)
@@ -140,46 +174,41 @@ def dump(values: Mapping[str, Any]) -> bytes:
     return (json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def _refuse_other_configuration(config: ReconstructConfig, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+def _refuse_other_configuration(config: RunConfig, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     names = sorted(name for name in (there.keys() | here.keys()) - {"sha256"} if there.get(name) != here.get(name))
     if names:
         listed = "; ".join(f"{name} is {there.get(name)!r} there and {here.get(name)!r} here" for name in names)
         raise ConfigError(
-            f"output {config.output} holds a run of another configuration: {listed}. "
-            "Choose another --output, or give that run's settings"
+            f"output {config.io.output} holds a run of another configuration: {listed}. "
+            "Choose another output, or give that run's settings"
         )
 
 
-def _refuse_other_archive(config: ReconstructConfig, listing: pa.Table, failed: Collection[str]) -> None:
-    path = storage.join(config.output, "archive.parquet")
-    old = pq.read_table(io.BytesIO(storage.read_bytes(path)))
+def _refuse_other_archive(config: RunConfig, listing: pa.Table, failed: Collection[str]) -> None:
+    output = config.io.output
+    old = pq.read_table(io.BytesIO(storage.read_bytes(run_uri(output, "archive.parquet"))))
     changes = differences(old, listing)
-    if config.retry_failed:
-        repaired = [key for key in changes["changed"] if key in failed]
+    hint = ""
+    if set(changes["changed"]) & set(failed):
+        hint = "; --retry-failed takes up images that failed and were replaced"
+    if config.policy.retry_failed:
         changes["changed"] = [key for key in changes["changed"] if key not in failed]
-    else:
-        repaired = []
     named = [
         f"{len(keys)} {kind} ({', '.join(keys[:_NAMED])}{', …' if len(keys) > _NAMED else ''})"
         for kind, keys in changes.items()
         if keys
     ]
     if named:
-        hint = ""
-        if set(changes["changed"]) & set(failed):
-            hint = "; --retry-failed takes up images that failed and were replaced"
         raise ConfigError(
-            f"archive {config.archive} is not what the run in {config.output} was planned from: {', '.join(named)}. "
-            f"Choose another --output for the archive as it is now{hint}"
+            f"archive {config.io.archive} is not what the run in {output} was planned from: {', '.join(named)}. "
+            f"Choose another output for the archive as it is now{hint}"
         )
-    if repaired:
-        _write_listing(config.output, listing)
 
 
 def _write_listing(output: str, listing: pa.Table) -> None:
     sink = io.BytesIO()
     pq.write_table(listing, sink)
-    storage.put_bytes(storage.join(output, "archive.parquet"), sink.getvalue())
+    storage.put_bytes(run_uri(output, "archive.parquet"), sink.getvalue())
 
 
 def _digest(found: Mapping[str, Any], listing: pa.Table) -> str:

@@ -1,4 +1,4 @@
-"""What a run directory says of each image: planned, done, failed, or still to do."""
+"""The status of each image of a run: planned, done, failed, or pending."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from flashray.pipeline.plan import read_plan
 
 
 @dataclass(frozen=True)
-class State:
+class RunStatus:
     """The plan's latest rows and the commits, as they are now.
 
     Attributes:
-        output: the run directory.
+        output: the output of the run.
         plan: one row an image, the latest attempt's.
-        attempts: how many plans there are; 0 before the first is complete.
+        attempts: number of plans; 0 before the first one is complete.
         units: ids of the committed units.
     """
 
@@ -29,7 +29,7 @@ class State:
     units: frozenset[str]
 
     @classmethod
-    def read(cls, output: str) -> State:
+    def read(cls, output: str) -> RunStatus:
         plan, attempts = read_plan(output)
         return cls(output, plan, attempts, frozenset(committed_units(output)) if attempts else frozenset())
 
@@ -46,7 +46,7 @@ class State:
 
     @cached_property
     def results(self) -> pa.Table:
-        """Commit rows that hold: a retried image's old row does not. Columns of `COMMIT`, and unit_id."""
+        """Valid commit rows; the old row of a retried image is not. Columns of `COMMIT`, and unit_id."""
         wanted = set(pc.unique(self.planned["unit_id"]).to_pylist()) & self.units
         rows = read_commits(self.output, wanted)
         unit = self.plan["unit_id"].take(pc.index_in(rows["key"], self.plan["key"]))

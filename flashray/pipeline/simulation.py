@@ -1,4 +1,4 @@
-"""The dispatch of units to a pool of actors, simulated event by event; without Ray, in the unit of time it is given."""
+"""A simulation of the dispatch of units to a pool of actors, event by event, without Ray, in any unit of time."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class Pool:
 
     Attributes:
         actors: each works on one unit at a time.
-        ahead: units that wait at an actor beside the one it works on, already loaded (Ray Data's
+        ahead: loaded units that wait at an actor, in addition to the one it works on (Ray Data's
             max_tasks_in_flight_per_actor, less one).
         start_up: time before an actor's first unit, and again after it has died.
-        failures: deaths per unit of busy time; the unit that an actor was at is begun anew, before all others.
+        failures: deaths per unit of busy time; the unit of a dead actor is repeated before all others.
         slow: share of the actors that are slower than the rest.
         slowness: how many times longer these take.
         wave: units of one Ray Data program; the next wave starts when the last unit of this one is done.
-        seed: which actors are slow, and when they die.
+        seed: decides which actors are slow, and when they die.
     """
 
     actors: int
@@ -39,12 +39,12 @@ class Pool:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a dispatch.
+    """The result of a dispatch.
 
     Attributes:
         makespan: from the first start-up to the last unit's end.
-        ideal: the units' time divided over the actors by their speed, nothing else.
-        deaths: of actors, and so of units begun anew.
+        ideal: the units' time divided over the actors by their speed, without any other loss.
+        deaths: number of actors that died, and so of units that were repeated.
     """
 
     makespan: float

@@ -1,4 +1,4 @@
-"""What in-flight batching makes of a unit: how long each slot flies, told from the start steps alone."""
+"""The use of slots by in-flight batching: how many steps each slot of a unit takes, computed from the start steps."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from flashray.pipeline.units import Floats, Integers
 
 
 def slot_steps(nfe: npt.NDArray[np.integer], first: Integers, slots: int) -> Integers:
-    """The steps that each slot of each unit flies.
+    """The number of steps that each slot of each unit is filled.
 
     The engine gives the next image to the slot that is free first, and its slots step together: list scheduling.
 
     Args:
         nfe: [n] start steps, in their units' order.
-        first: [units] places in `nfe` where the units begin.
+        first: [units] indices in `nfe` at which the units begin.
         slots: images in flight.
 
     Returns:
@@ -29,8 +29,8 @@ def slot_steps(nfe: npt.NDArray[np.integer], first: Integers, slots: int) -> Int
     return -np.sort(-steps, axis=1)
 
 
-def occupancy(steps_US: Integers) -> float:
-    """Useful slot-steps over all slot-steps; 1 where there is nothing to do."""
+def slot_utilization(steps_US: Integers) -> float:
+    """Slot-steps that update an image over all slot-steps; 1 if there are none."""
     held = int(steps_US[:, 0].sum()) * steps_US.shape[1]
     return float(steps_US.sum() / held) if held else 1.0
 

@@ -1,4 +1,4 @@
-"""How many images a solver actor has in flight: as many as the device's memory takes, measured once a run."""
+"""The number of images that a solver actor has in flight: as many as memory allows, measured once for each run."""
 
 from __future__ import annotations
 
@@ -9,21 +9,19 @@ import torch
 
 from flashray.degradations.simulate import draw_parameters
 from flashray.engine import Job, advance, make_problem
-from flashray.pipeline.bench import Bench
 from flashray.pipeline.cluster import Pools
-from flashray.pipeline.worker_settings import Work
-from flashray.solvers import make_solver
+from flashray.pipeline.worker_settings import WorkerSettings
 
 CPU_SLOTS = 8  # more gain nothing there: `make bench`, part engine
 MOST = 64
-_MARGIN = 0.8  # of the free memory: others may want some of it later
+_MARGIN = 0.8  # share of the free memory that is used; other processes may need some of it later
 
 
-def choose_slots(work: Work, pools: Pools) -> int:
-    """The slots of every actor of the pool; on a GPU an actor of its own measures an update's memory."""
+def choose_slots(work: WorkerSettings, pools: Pools) -> int:
+    """The slots of every actor of the pool; on a GPU a separate actor measures the memory of an update."""
     if pools.device == "cpu":
         return CPU_SLOTS
-    actor = ray.remote(_Prober).options(**pools.solver).remote(work)
+    actor = ray.remote(Prober).options(**pools.solver).remote(work)
     try:
         return int(ray.get(actor.slots.remote()))
     finally:
@@ -34,9 +32,9 @@ def slots_that_fit(peak: Callable[[int], int], free: int, most: int = MOST) -> i
     """The largest power of two of images whose update stays within `_MARGIN` of the free memory; at least 1.
 
     Args:
-        peak: bytes that an update of so many images takes beside what is there before it; it is asked for 1 and for 2,
-            and what more images take is a straight line through both.
-        free: bytes.
+        peak: returns the additional bytes of an update of a number of images; it is called with 1 and 2, and larger
+            numbers are extrapolated linearly.
+        free: free bytes.
     """
     one, two = peak(1), peak(2)
     each = max(two - one, 1)
@@ -47,24 +45,21 @@ def slots_that_fit(peak: Callable[[int], int], free: int, most: int = MOST) -> i
     return slots
 
 
-class _Prober:
+class Prober:
     """A process with the run's models on the pool's device."""
 
-    def __init__(self, work: Work) -> None:
-        self.bench = Bench(work)
-        self.bench.encoder, self.bench.prior.eval()  # both in memory, as when the run solves
-        self.solver = make_solver(work.config.solver.name, work.config.solver.settings)
+    def __init__(self, work: WorkerSettings) -> None:
+        self.restorer = work.restorer()  # prior and encoder are in memory, as when the run solves
 
     def slots(self) -> int:
-        """What fits this device now."""
-        device = self.bench.device
+        """The number of images that fits this device now."""
         self.peak(1)  # the first of everything allocates more
         torch.cuda.empty_cache()
-        return slots_that_fit(self.peak, torch.cuda.mem_get_info(device)[0])
+        return slots_that_fit(self.peak, torch.cuda.mem_get_info(self.restorer.device)[0])
 
     def peak(self, count: int) -> int:
         """Bytes that an update of so many images takes at most."""
-        device = self.bench.device
+        device = self.restorer.device
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -73,13 +68,13 @@ class _Prober:
 
     def update(self, count: int) -> None:
         """One update of images of noise at the chain's first step."""
-        bench, side = self.bench, self.bench.work.size
-        degradation = bench.measurer.degradation
-        parameters = {name: value[0] for name, value in draw_parameters(degradation, 0).items()}
-        y = torch.zeros(3, *degradation.measurement_size((side, side)))
-        z_start = bench.no_estimate(1)[0]
+        restorer, size = self.restorer, self.restorer.prior.sample_size
+        parameters = {name: value[0] for name, value in draw_parameters(restorer.degradation, 0).items()}
+        y = torch.zeros(3, *restorer.degradation.measurement_size((size, size)))
+        z_start = torch.zeros(restorer.latent_shape, device=restorer.device)
         jobs = [Job(str(n), n, y, parameters, 0.05, z_start, 1) for n in range(count)]
-        seed_B, problem = make_problem(bench.prior, degradation, jobs)
+        seed_B, problem = make_problem(restorer.prior, restorer.degradation, jobs)
         z = torch.stack([job.z_start for job in jobs])
-        index_B = torch.full((count,), len(bench.schedule) - 1)
-        advance(bench.prior, self.solver, bench.schedule, problem, z, index_B, seed_B, bench.work.config.solver.eta)
+        index_B = torch.full((count,), len(restorer.schedule) - 1)
+        eta = restorer.recipe.solver.eta
+        advance(restorer.prior, restorer.solver, restorer.schedule, problem, z, index_B, seed_B, eta)

@@ -15,39 +15,40 @@ import ray.data
 import torch
 from torch import Tensor
 
-from flashray.engine import Job, solve
+from flashray.engine import Job
+from flashray.errors import ImageError
 from flashray.images import to_uint8
-from flashray.metrics import MetricUnavailable, load_lpips, score
-from flashray.pipeline import attempt_markers as attempts
-from flashray.pipeline.bench import Bench
+from flashray.metrics import MetricUnavailable, load_lpips
+from flashray.pipeline import attempt_markers as markers
 from flashray.pipeline.cluster import Pools, blocks, waves
 from flashray.pipeline.commit import COMMIT
+from flashray.pipeline.decoding import decode_photo, decode_reference
 from flashray.pipeline.load import load
-from flashray.pipeline.measurement import unpack_pixels
 from flashray.pipeline.quarantine import close, reason, recall, unnoted, watched
 from flashray.pipeline.units import gather, index
-from flashray.pipeline.worker_settings import Work
+from flashray.pipeline.worker_settings import WorkerSettings
 from flashray.pipeline.write import write
-from flashray.severity import error_std
-from flashray.solvers import make_solver
 
-UNIT_COLUMNS = ["key", "uri", "part", "sigma_hat", "sigma_true", "start_step", "noise_std", "parameters"]
+UNIT_COLUMNS = ["key", "uri", "sigma_hat", "sigma_true", "start_step", "noise_std", "parameters"]
+PIXELS = pa.struct(
+    [("pixels", pa.large_binary()), ("height", pa.int32()), ("width", pa.int32())]
+)  # 8-bit RGB [H, W, 3]
 SOLVED = pa.schema(
     [
         ("unit_id", pa.string()),
         ("rows", pa.list_(pa.struct(list(COMMIT)))),
-        ("images", pa.list_(pa.binary())),  # 8-bit pixels [3, size, size], null where a row has an error
+        ("images", pa.list_(PIXELS)),  # null where a row has an error
     ]
 )
 _REPORT_EVERY = 2.0  # seconds
-_WORK = "solving "  # and a unit's id: a piece of work on the board
+_WORK = "solving "  # followed by a unit's id: the name of a piece of work on the board
 log = logging.getLogger(__name__)
 
 
 class Prepared(NamedTuple):
-    """An image that is ready to be solved: its place in the unit, its commit row, and what it is scored by."""
+    """An image that is ready to be solved: its position in the unit, its commit row, and what its score needs."""
 
-    place: int
+    position: int
     row: dict[str, Any]
     job: Job
     shown: Tensor
@@ -55,136 +56,124 @@ class Prepared(NamedTuple):
     reference: Tensor | None
 
 
-class Solver:
-    """An actor of the solver pool: one loaded unit in, one row of `SOLVED` out. Nothing that an image does stops it.
+class SolverActor:
+    """An actor of the solver pool: one loaded unit in, one row of `SOLVED` out. No failure of an image stops it.
 
     Args:
-        durable: whether its attempts are noted in the run directory.
+        durable: whether its attempts are recorded in the run folder.
     """
 
-    def __init__(self, work: Work, board: Any, durable: bool = True) -> None:
-        self.bench, self.board, self.durable = Bench(work), board, durable
-        config = work.config
-        self.solver = make_solver(config.solver.name, config.solver.settings)
+    def __init__(self, work: WorkerSettings, board: Any, durable: bool = True) -> None:
+        self.work, self.board, self.durable = work, board, durable
+        self.restorer = work.restorer()
         self.lpips = None
         if work.lpips:
             try:
-                self.lpips = load_lpips("vgg").to(self.bench.device)
-            except MetricUnavailable as error:  # the driver has the weights and this machine has not
+                self.lpips = load_lpips("vgg").to(self.restorer.device)
+            except MetricUnavailable as error:  # the driver has the weights, and this machine does not
                 log.warning("%s", error)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         (unit,) = table.to_pylist()
         rows: list[dict[str, Any]] = [
-            {name: unit[name][i] for name in ("key", "part", "sigma_hat", "sigma_true", "start_step", "error")}
+            {name: unit[name][i] for name in ("key", "sigma_hat", "sigma_true", "start_step", "error")}
             for i in range(len(unit["key"]))
         ]
         images: dict[int, Tensor] = {}
-        note = partial(attempts.put, self.bench.work.config.output, unit["unit_id"]) if self.durable else unnoted
+        note = partial(markers.put, self.work.config.io.output, unit["unit_id"]) if self.durable else unnoted
         with watched(self.board, _WORK + unit["unit_id"], note) as watch:
-            for places, given_up in watch.parts(unit["key"]):
+            for indices, given_up in watch.parts(unit["key"]):
                 try:
                     if given_up:
                         raise given_up
-                    self._solve(unit, rows, places, images)
-                except Exception as error:  # out of memory, a broken operator: the part's own loss, and its rows say so
+                    self.restore(unit, rows, indices, images)
+                except Exception as error:  # such as out of memory or a broken operator: an error of the part's rows
                     log.exception("unit %s", unit["unit_id"])
                     why = reason(error)
-                    for i in places:
+                    for i in indices:
                         if i not in images and rows[i]["error"] is None:
                             rows[i]["error"] = why
         for row in rows:
             row["status"] = "ok" if row["error"] is None else "error"
-        pixels = [to_uint8(images[i]).numpy().tobytes() if i in images else None for i in range(len(rows))]
+        pixels = [as_pixels(images[i]) if i in images else None for i in range(len(rows))]
         return pa.Table.from_pylist([{"unit_id": unit["unit_id"], "rows": rows, "images": pixels}], schema=SOLVED)
 
-    def _solve(
-        self, unit: dict[str, Any], rows: list[dict[str, Any]], places: Sequence[int], images: dict[int, Tensor]
+    def restore(
+        self, unit: dict[str, Any], rows: list[dict[str, Any]], indices: Sequence[int], images: dict[int, Tensor]
     ) -> None:
-        """Solve the sound images in these places of the unit into `images`, by their places, and fill in their rows."""
-        bench, config = self.bench, self.bench.work.config
-        sound = [i for i in places if rows[i]["error"] is None]
+        """Restore the sound images of the unit at these indices into `images`, and fill in their rows."""
+        restorer, batch = self.restorer, self.work.config.resources.severity_batch
+        sound = [i for i in indices if rows[i]["error"] is None]
         prepared: list[Prepared] = []
-        for first in range(0, len(sound), config.severity_batch):
-            prepared += self._prepare(unit, rows, sound[first : first + config.severity_batch])
-        finished = solve(
-            bench.prior,
-            bench.measurer.degradation,
-            self.solver,
-            bench.schedule,
-            [one.job for one in prepared],
-            slots=config.slots,
-            eta=config.solver.eta,
-            on_step=self._reporter(unit["unit_id"]),
-        )
-        for solved in finished:
-            place = int(solved.key)
-            rows[place] |= {"nfe": solved.nfe, "seconds": solved.seconds, "error": solved.error}
+        for first in range(0, len(sound), batch):
+            prepared += self.prepare(unit, rows, sound[first : first + batch])
+        index_of = {one.job.key: one.position for one in prepared}
+        for solved in restorer.solve([one.job for one in prepared], on_step=self._reporter(unit["unit_id"])):
+            i = index_of[solved.key]
+            rows[i] |= {"nfe": solved.nfe, "seconds": solved.seconds, "error": solved.error}
             if solved.image is not None:
-                images[place] = solved.image
-        scored = [one for one in prepared if one.place in images and one.reference is not None]
-        for first in range(0, len(scored), config.slots):
-            self._score(scored[first : first + config.slots], images)
-
-    def _prepare(self, unit: dict[str, Any], rows: list[dict[str, Any]], batch: Sequence[int]) -> list[Prepared]:
-        """Measure a batch of the unit's images, look at them once, and make their start latents."""
-        bench, size = self.bench, self.bench.work.size
-        photos = [
-            bench.photo(*(unit[name][i] for name in ("key", "pixels", "parameters", "noise_std", "mask")))
-            for i in batch
-        ]
-        measured = bench.measure(photos)
-        z_hat, _ = bench.estimate(measured.seen_BCHW)
-        sigma_hat = torch.tensor([np.nan if rows[i]["sigma_hat"] is None else rows[i]["sigma_hat"] for i in batch])
-        start_step = torch.tensor([rows[i]["start_step"] for i in batch])
-        around = bench.no_estimate(len(batch)) if z_hat is None else z_hat
-        z_start = bench.start.latent(around, sigma_hat, start_step, bench.schedule, measured.seed_B)
-        prepared = []
-        for b, (place, photo) in enumerate(zip(batch, photos, strict=True)):
-            job = Job(
-                key=str(place),
-                seed=int(measured.seed_B[b]),
-                y=measured.y_BCHW[b],
-                parameters={name: values[b] for name, values in measured.parameters.items()},
-                noise_std=photo.noise_std,
-                z_start=z_start[b],
-                start_step=int(start_step[b]),
-            )
-            reference = photo.x if bench.measurer.simulated else None
-            if "reference" in unit and unit["reference"][place] is not None:
-                reference = unpack_pixels(unit["reference"][place], size)
-            estimate = None if z_hat is None else z_hat[b]
-            prepared.append(Prepared(place, rows[place], job, measured.shown_BCHW[b], estimate, reference))
-        return prepared
+                images[i] = solved.image
+        scored = [one for one in prepared if one.position in images and one.reference is not None]
+        for first in range(0, len(scored), restorer.slots):
+            self.score(scored[first : first + restorer.slots], images)
 
     @torch.no_grad()
-    def _score(self, batch: Sequence[Prepared], images: dict[int, Tensor]) -> None:
-        """Metrics of reconstructions, measurements and decoded estimates against the references, into the rows."""
-        prior, device, metrics = self.bench.prior, self.bench.device, self.bench.work.config.metrics
-        # the plan of observed images does not know σ̄
+    def prepare(self, unit: dict[str, Any], rows: list[dict[str, Any]], batch: Sequence[int]) -> list[Prepared]:
+        """Decode, measure and estimate a batch of the unit's images, and make their start latents."""
+        restorer = self.restorer
+        photos, references, indices = [], [], []
+        for i in batch:
+            arguments = (unit[name][i] for name in ("key", "data", "parameters", "noise_std", "mask_data"))
+            try:
+                photo, _ = decode_photo(restorer, *arguments)
+            except ImageError as error:  # it has changed since the plan
+                rows[i]["error"] = str(error)
+                continue
+            reference = photo.x if restorer.measurer.simulated else None
+            if "reference_data" in unit:
+                reference = decode_reference(restorer, unit["reference_data"][i])
+            photos.append(photo)
+            references.append(reference)
+            indices.append(i)
+        if not photos:
+            return []
+        measured = restorer.measure(photos)
+        z_hat = restorer.estimate(measured).z_hat_BCHW
+        sigma_hat = torch.tensor([np.nan if rows[i]["sigma_hat"] is None else rows[i]["sigma_hat"] for i in indices])
+        jobs = restorer.begin(measured, z_hat, sigma_hat, torch.tensor([rows[i]["start_step"] for i in indices]))
+        shown = measured.shown_BCHW
+        return [
+            Prepared(i, rows[i], jobs[b], shown[b], None if z_hat is None else z_hat[b], references[b])
+            for b, i in enumerate(indices)
+        ]
+
+    @torch.no_grad()
+    def score(self, batch: Sequence[Prepared], images: dict[int, Tensor]) -> None:
+        """Metrics of restored images, measurements and decoded estimates against the references, into the rows."""
+        restorer, metrics = self.restorer, self.work.config.io.metrics
+        # the plan has no σ̄ where the images are observed
         unknown = any(one.z_hat is not None and one.row["sigma_true"] is None for one in batch)
         if not metrics and not unknown:
             return
-        reference = torch.stack([one.reference for one in batch if one.reference is not None]).to(device)
+        reference = torch.stack([one.reference for one in batch if one.reference is not None]).to(restorer.device)
         candidates = {
-            "": torch.stack([images[one.place] for one in batch]),
+            "": torch.stack([images[one.position] for one in batch]),
             "measurement_": torch.stack([one.shown for one in batch]),
         }
         estimates = [one.z_hat for one in batch if one.z_hat is not None]
         if estimates:
             z_hat = torch.stack(estimates)
             if metrics:
-                candidates["estimate_"] = prior.decode(z_hat)
+                candidates["estimate_"] = restorer.prior.decode(z_hat)
             if unknown:
-                for one, sigma in zip(batch, error_std(z_hat, prior.encode(reference)).tolist(), strict=True):
+                for one, sigma in zip(batch, restorer.true_sigma(z_hat, reference).tolist(), strict=True):
                     one.row["sigma_true"] = sigma
-        for prefix, candidate in candidates.items():
-            for metric, values in score(candidate.to(device), reference, self.lpips, metrics).items():
-                for one, value in zip(batch, values.tolist(), strict=True):
-                    one.row[prefix + metric] = value
+        for name, values in restorer.score(candidates, reference, metrics, self.lpips).items():
+            for one, value in zip(batch, values.tolist(), strict=True):
+                one.row[name] = value
 
     def _reporter(self, unit_id: str) -> Callable[[int], None]:
-        """An engine callback that tells the board now and then how many NFE the unit has behind it."""
+        """An engine callback that reports the unit's NFE so far to the board every few seconds."""
         done, last = 0, time.monotonic()
 
         def on_step(count: int) -> None:
@@ -197,10 +186,16 @@ class Solver:
         return on_step
 
 
-def solve_units(plan: pa.Table, work: Work, pools: Pools, board: Any) -> Iterator[dict[str, Any]]:
-    """Solve the units of these plan rows, dearest first; yields a row of `WRITTEN` as each is committed."""
-    output, units = work.config.output, index(plan)
-    past = attempts.read(output, set(units["unit_id"].to_pylist()))
+def as_pixels(image_CHW: Tensor) -> dict[str, Any]:
+    """An image in [-1, 1] as a value of `PIXELS`."""
+    pixels = to_uint8(image_CHW).permute(1, 2, 0).contiguous()
+    return {"pixels": pixels.numpy().tobytes(), "height": pixels.shape[0], "width": pixels.shape[1]}
+
+
+def solve_units(plan: pa.Table, work: WorkerSettings, pools: Pools, board: Any) -> Iterator[dict[str, Any]]:
+    """Solve the units of these plan rows, most expensive first; yields a row of `WRITTEN` as each is committed."""
+    output, units = work.config.io.output, index(plan)
+    past = markers.read(output, set(units["unit_id"].to_pylist()))
     recall(board, {_WORK + unit_id: one for unit_id, one in past.items()})
     committed: set[str] = set()
     try:
@@ -209,27 +204,27 @@ def solve_units(plan: pa.Table, work: Work, pools: Pools, board: Any) -> Iterato
                 committed.add(unit["unit_id"])
                 yield unit
     except BaseException:
-        # what is under way, or solved and not yet committed, ends with this driver by no fault of its own
+        # the units under way, and those solved and not yet committed, end because of this driver and did not fail
         begun = {name.removeprefix(_WORK): number for name, number in close(board).items() if name.startswith(_WORK)}
-        attempts.forgive(output, {unit: number for unit, number in begun.items() if unit not in committed})
+        markers.forgive(output, {unit: number for unit, number in begun.items() if unit not in committed})
         raise
 
 
-def rows_of(plan: pa.Table, units: pa.Table, work: Work) -> pa.Table:
-    """These units of `index(plan)` with all that the load stage asks for."""
+def rows_of(plan: pa.Table, units: pa.Table, work: WorkerSettings) -> pa.Table:
+    """These units of `index(plan)` with all columns that the load stage needs."""
     units = gather(plan, units, UNIT_COLUMNS)
-    if work.config.references is not None:
-        units = units.append_column("reference_uri", _reference_uris(units["key"], work.config.references))
+    if work.config.io.references is not None:
+        units = units.append_column("reference_uri", _reference_uris(units["key"], work.config.io.references))
     return units
 
 
-def _solve_wave(units: pa.Table, work: Work, pools: Pools, board: Any) -> Iterator[dict[str, Any]]:
+def _solve_wave(units: pa.Table, work: WorkerSettings, pools: Pools, board: Any) -> Iterator[dict[str, Any]]:
     arguments = {"work": work, "board": board}
     dataset = (
         ray.data.from_arrow(blocks(units))
         .map_batches(load, batch_size=1, batch_format="pyarrow", **pools.io, fn_kwargs=arguments)
         .map_batches(
-            Solver,
+            SolverActor,
             batch_size=1,
             batch_format="pyarrow",
             **pools.solver,

@@ -1,4 +1,4 @@
-"""The numbers of a run: summary.json, what of it goes to tracking, and the quote."""
+"""The numbers of a run: summary.json, its metrics for tracking, and the quote."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from flashray.pipeline.commit import SCORED
 from flashray.pipeline.cost import Quoted, predict_full, predict_plan
 from flashray.pipeline.progress import clock
 from flashray.pipeline.run_config import METRICS
-from flashray.pipeline.run_status import State
+from flashray.pipeline.run_status import RunStatus
 
 _BINS = 10
 _FAILURES = 20  # listed in summary.json; the plan and the commits hold them all
 
 
 def summarise(
-    state: State, chain: int, unavailable: dict[str, str], slots: int = 1, quoted: Quoted | None = None
+    state: RunStatus, chain: int, unavailable: dict[str, str], slots: int = 1, quoted: Quoted | None = None
 ) -> dict[str, Any]:
-    """The content of summary.json but for the times of this start.
+    """The content of summary.json, without the times of this start.
 
     Args:
         chain: length of the full chain in NFE.
         unavailable: metrics that could not be computed, and why.
         slots: images that a solver actor has in flight.
-        quoted: what was measured for a quote, if one was asked for.
+        quoted: the measurements for a quote, if there are any.
 
     Means are over the images that have the value; a metric without any value is null.
     """
@@ -65,7 +65,7 @@ def summarise(
     return summary
 
 
-def distributions(state: State) -> dict[str, dict[str, Any]]:
+def distributions(state: RunStatus) -> dict[str, dict[str, Any]]:
     """Mean, quantiles and histogram of nfe and sigma_hat over the plan."""
     found = {}
     for name in ("nfe", "sigma_hat"):
@@ -82,7 +82,7 @@ def distributions(state: State) -> dict[str, dict[str, Any]]:
 
 
 def numbers(summary: Mapping[str, Any]) -> dict[str, float | None]:
-    """What tracking keeps as metrics: every number of summary.json, ends of intervals and quantiles included.
+    """The metrics for tracking: every number of summary.json, including ends of intervals and quantiles.
 
     None where there is no value.
     """
@@ -99,19 +99,19 @@ def numbers(summary: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def quote(
-    state: State,
+    state: RunStatus,
     chain: int,
     slots: int = 1,
     quoted: Quoted | None = None,
     budget: Mapping[str, Any] | None = None,
 ) -> str:
-    """What the plan costs, for people: images, histogram of NFE, total, share saved, and time where it was measured.
+    """The plan's cost as text: images, histogram of NFE, total, share saved, and time if it was measured.
 
     Args:
         chain: length of the full chain in NFE.
         slots: images that a solver actor has in flight.
         quoted: the measured cost model.
-        budget: what run.json keeps of one.
+        budget: the budget's entry in run.json.
     """
     planned = state.planned
     nfe = _numbers(planned, "nfe").astype(np.int64)
@@ -144,10 +144,10 @@ def _histogram(nfe: npt.NDArray[np.int64]) -> list[str]:
 
 
 def _coverage(budget: Mapping[str, Any]) -> str:
-    """What a budget costs: how much of σ̂ the starts still cover."""
-    ((name, value),) = budget["asked"].items()
+    """The effect of a budget: the factor on σ̂ that is left."""
+    ((name, value),) = budget["requested"].items()
     if budget["scale"] == 1:
-        return f"{name} {value:g} is enough: every chain starts where σ̂ asks"
+        return f"{name} {value:g} is enough: every chain starts at the step that matches σ̂"
     return (
         f"{name} {value:g}: every chain starts at {budget['scale']:.1%} of the σ̂ that the recipe asks for "
         f"(start.sigma_scale {budget['sigma_scale']:.4g}), {budget['mean_nfe']:.1f} NFE an image instead of "
@@ -169,13 +169,13 @@ def _price(planned: pa.Table, chain: int, slots: int, quoted: Quoted) -> list[st
     return [
         f"about {clock(found.wall_seconds)} on {pool} with {slots} slots, {clock(cost.start_up_seconds)} of it to "
         f"start, and {hours}; the full chain: {clock(full.wall_seconds)}",
-        f"{found.units:,} units, {found.occupancy:.1%} of the slots filled; measured: {cost.nfe_seconds:.3g} s an NFE "
-        f"with all slots filled, {besides:.3g} s an image besides",
+        f"{found.units:,} units, {found.slot_utilization:.1%} of the slots filled; measured: "
+        f"{cost.nfe_seconds:.3g} s an NFE with all slots filled, {besides:.3g} s an image besides",
     ]
 
 
 def table(summary: Mapping[str, Any]) -> str:
-    """The quality table of a summary, for people; empty where nothing was scored."""
+    """The quality table of a summary as text; empty if nothing was scored."""
     lines = []
     for prefix, name in (("measurement_", "degraded"), ("estimate_", "ẑ decoded"), ("", "restored")):
         values = {metric: summary[prefix + metric] for metric in METRICS}

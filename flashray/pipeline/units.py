@@ -1,4 +1,4 @@
-"""Units: fixed lists of images of like start step and about equal cost, the grain of dispatch, retry and resume."""
+"""Units: fixed lists of images with similar start steps and about equal cost, the grain of dispatch and resume."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ import pyarrow.compute as pc
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-ALONE = 1  # what an image costs besides its NFE (encoder pass, decoding, writing), in NFE
-MOST = 4  # a unit holds at most about so many times the mean number of images, however easy they are
-TAPER = 8  # the last units are so much smaller than the others
-# Where nobody says how large units shall be:
-PER_ACTOR = 16  # units of full share that an actor of several gets
-ALL_ALONE = 4  # and one that has nobody to wait for
-FILLINGS = 4  # times that a unit fills the slots, unless some actor would go without
-LARGEST = 128  # images of a mean unit at most: it travels as one row
-DEAREST = 32_000  # NFE of a unit at most: what is lost with an actor, and by an interruption
+ALONE = 1  # cost of an image besides its NFE (encoder pass, decoding, writing), in NFE
+MOST = 4  # a unit holds at most about this many times the mean number of images, even if they are very easy
+TAPER = 8  # the last units are up to this many times smaller than the others
+# The size of units where the configuration does not give it:
+PER_ACTOR = 16  # units of full share for each of several actors
+ALL_ALONE = 4  # units of full share for a single actor
+FILLINGS = 4  # times that a unit fills the slots, unless some actor would get no unit
+LARGEST = 128  # images of a mean unit at most, because a unit is one row
+DEAREST = 32_000  # NFE of a unit at most, because this is lost with an actor or by an interruption
 
 
 def choose_unit_images(nfe: Integers, actors: int, slots: int) -> int:
-    """The mean number of images of a unit that suits an archive and a pool, in whole slotfuls.
+    """The mean number of images of a unit that suits an archive and a pool, a multiple of the number of slots.
 
-    Large units lose little to slots that idle while the last images of a unit finish, small ones little to actors that
-    idle while the last units finish, and to interruptions. `pack` makes the last units smaller, so large is the rule.
+    Large units lose little time to slots that idle while the last images of a unit finish. Small units lose little to
+    actors that idle while the last units finish, and to interruptions. `pack` makes the last units smaller, so large
+    units are preferred.
     """
     fair = len(nfe) / actors
     dearest = DEAREST / max(nfe.mean(), 1.0) if len(nfe) else LARGEST
@@ -36,7 +37,7 @@ def choose_unit_images(nfe: Integers, actors: int, slots: int) -> int:
 
 
 def image_costs(nfe: Integers) -> Floats:
-    """What each image weighs in packing, in NFE. The floor keeps units of very easy images from growing without end."""
+    """The cost of each image for packing, in NFE. The lower limit bounds the size of units of very easy images."""
     cost = nfe.astype(np.float64) + ALONE
     return np.maximum(cost, cost.mean() / MOST) if len(cost) else cost
 
@@ -46,19 +47,19 @@ def pack(
 ) -> tuple[Integers, Integers]:
     """Pack images into units: sorted by start step, hardest first, and cut where the cost reaches an equal share.
 
-    Cuts fall between slotfuls only, so that a unit of like images drains without idle slots. The last units, when
-    fewer than two of full share are left for each of several actors, take a fixed part of what is left, down to
-    1/`TAPER` of a share: the actors then end together (guided self-scheduling, Polychronopoulos & Kuck 1987).
-    Vectorised: ten million images take seconds and a few arrays.
+    Units are cut at multiples of the number of slots, so that a unit of similar images ends without idle slots. When
+    fewer than two units of full share are left for each of several actors, a unit takes a fixed part of the rest, down
+    to 1/`TAPER` of a share, so that the actors end at about the same time (guided self-scheduling, Polychronopoulos &
+    Kuck 1987). Vectorised: ten million images take seconds and a few arrays.
 
     Args:
         start_step, nfe: [n], in the order of the listing; images of equal start step keep that order.
         unit_images: the mean number of images of a unit of full share.
         slots: images that an actor has in flight.
-        actors: how many will share the work; one has nobody to wait for.
+        actors: number of actors that will share the work.
 
     Returns:
-        (order [n], unit [n]): `order` holds the images' places in their units' order, and `unit[i]`, ascending from 0
+        (order [n], unit [n]): `order` holds the images' indices in their units' order, and `unit[i]`, ascending from 0
         without gaps, is the unit of image `order[i]`. The same input gives the same units.
     """
     order = hardest_first(start_step)
@@ -67,7 +68,7 @@ def pack(
     slotfuls = np.arange(0, len(order), slots)
     cost = np.add.reduceat(image_costs(nfe)[order], slotfuls)
     share = cost.sum() / -(-len(order) // unit_images)
-    left = cost[::-1].cumsum()[::-1] - cost / 2  # a slotful belongs where its middle lies
+    left = cost[::-1].cumsum()[::-1] - cost / 2  # a slotful belongs to the unit that contains its middle
     cut = np.floor(_units_in(cost.sum(), share, actors) - _units_in(left, share, actors))
     unit = np.cumsum(np.diff(cut, prepend=cut[0]) > 0)
     return order, np.repeat(unit, np.diff(np.append(slotfuls, len(order))))
@@ -75,7 +76,7 @@ def pack(
 
 @dataclass(frozen=True)
 class Packing:
-    """A run's way to pack.
+    """The packing of a run.
 
     Attributes:
         unit_images: the mean number of images of a unit of full share; None chooses.
@@ -93,15 +94,15 @@ class Packing:
 
 
 def hardest_first(start_step: Integers) -> Integers:
-    """The order of descending start step; stable. Sixteen bits hold every chain, and are sorted by radix."""
+    """The order of descending start step; stable. Sixteen bits are enough for every chain, and sort by radix."""
     most = start_step.max(initial=0)
     return np.argsort((most - start_step).astype(np.min_scalar_type(most)), kind="stable")
 
 
 def _units_in(left: Floats | np.float64, share: np.float64, actors: int) -> Floats:
-    """How many units the work that is left makes: the integral of 1/size from 0 to `left`.
+    """The number of units in the work that is left: the integral of 1/size from 0 to `left`.
 
-    size(w) = w/(2 actors), between share/TAPER and share; `share` all along for one actor.
+    size(w) = w/(2 actors), between share/TAPER and share; for one actor it is always `share`.
     """
     taper = 2 * actors if actors > 1 else 0
     whole, tail = taper * share, taper * share / TAPER
@@ -126,9 +127,10 @@ def unit_starts(ids: pa.Array | pa.ChunkedArray) -> Integers:
 
 
 def index(plan: pa.Table) -> pa.Table:
-    """One row a unit, dearest first, in the order of dispatch: unit_id, first (row in the plan), images, cost (in NFE).
+    """One row a unit, in the order of dispatch (most expensive first): unit_id, first row in the plan, images, cost.
 
-    `plan` holds rows of units in their order, each unit's rows together. No Python object is made for an image.
+    The cost is in NFE. `plan` holds rows of units in their order, each unit's rows together. No Python object is made
+    for an image.
     """
     ids = plan["unit_id"].combine_chunks() if len(plan) else pa.array([], pa.string())
     first = unit_starts(ids)
@@ -139,7 +141,7 @@ def index(plan: pa.Table) -> pa.Table:
 
 
 def unit_costs(nfe: npt.NDArray[np.integer], first: Integers) -> Integers:
-    """Each unit's cost in NFE, of images in their units' order and the places where the units begin."""
+    """Each unit's cost in NFE, from images in their units' order and the indices at which the units begin."""
     total = np.add.reduceat(nfe, first, dtype=np.int64) if len(first) else np.array([], np.int64)
     return total + ALONE * np.diff(np.append(first, len(nfe)))
 

@@ -1,4 +1,4 @@
-"""Proof that a run directory holds what it says: every planned image once, each with the bytes of its commit."""
+"""Check that an output holds what its run records: every planned image once, each with the bytes of its commit."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import pyarrow.compute as pc
 
 from flashray import storage
 from flashray.errors import ConfigError
+from flashray.pipeline.outputs import output_name
+from flashray.pipeline.run_folder import is_run_file, refuse_old_layout
 from flashray.pipeline.run_record import read_record
-from flashray.pipeline.run_status import State
+from flashray.pipeline.run_status import RunStatus
 
 _READERS = 16
 _NAMED = 5  # keys a line
@@ -21,18 +23,18 @@ _NAMED = 5  # keys a line
 
 @dataclass(frozen=True)
 class Verified:
-    """What was found; the lists hold keys, but `strangers` names of files.
+    """What was found; the lists hold keys, except `strangers`, which holds names of files.
 
     Attributes:
-        images: planned.
-        restored: reconstructions whose bytes are their commit's.
-        failed: with an error in the plan or in their commit; `--retry-failed` takes them up.
-        pending: of units that are not committed: the same command goes on with them.
-        duplicated: with more than one row in the plan, or committed by more than one unit that counts.
-        missing: committed, and no reconstruction is there.
-        changed: reconstructions whose bytes are others than their commit's.
-        strangers: reconstructions that no commit and no pending unit knows.
-        unplanned: how many images of the archive no plan names.
+        images: number of planned images.
+        restored: number of images with the bytes that their commits record.
+        failed: images with an error in the plan or in their commit; `--retry-failed` tries them again.
+        pending: images of units that are not committed; the same command restores them.
+        duplicated: images with more than one row in the plan, or committed by more than one valid unit.
+        missing: committed images whose file is not there.
+        changed: committed images whose file has other bytes.
+        strangers: files that no commit and no pending unit names.
+        unplanned: number of images of the archive that no plan names.
     """
 
     images: int
@@ -47,17 +49,17 @@ class Verified:
 
     @property
     def sound(self) -> bool:
-        """Whether nothing contradicts a commit. Failed and pending images do not: the run says so itself."""
+        """Whether nothing contradicts a commit. Failed and pending images do not, because the run records them."""
         return not (self.duplicated or self.missing or self.changed or self.strangers)
 
     @property
     def complete(self) -> bool:
-        """Whether besides every planned image is restored."""
+        """Whether it is sound and every planned image is restored."""
         return self.sound and not (self.failed or self.pending or self.unplanned)
 
     def lines(self) -> list[str]:
-        """The findings, for people."""
-        found = [f"{self.images:,} images planned, {self.restored:,} reconstructions match their commits"]
+        """The findings as lines of text."""
+        found = [f"{self.images:,} images planned, {self.restored:,} restored images match their commits"]
         for name, keys in asdict(self).items():
             if isinstance(keys, list) and keys:
                 more = f" and {len(keys) - _NAMED:,} more" if len(keys) > _NAMED else ""
@@ -68,57 +70,65 @@ class Verified:
 
 
 def verify(output: str) -> Verified:
-    """Read plan, commits and every reconstruction of a run directory; changes nothing.
+    """Read plan, commits and every restored image of a run; changes nothing.
 
     Raises:
         ConfigError: when it holds no run with a plan.
     """
-    record, state = read_run(output)
-    output = state.output
-    results = state.results
+    record, status = read_run(output)
+    output = status.output
+    results = status.results
     done = results.filter(pc.equal(results["status"], "ok"))
     promised = dict(zip(done["key"].to_pylist(), done["sha256"].to_pylist(), strict=True))
-    there = {entry.key.removesuffix(".png") for entry in storage.list_files(storage.join(output, "reconstructions"))}
+    format = record["config"]["io"]["format"]
+    key_of = {output_name(key, format): key for key in status.plan["key"].to_pylist()}
+    files = restored_files(output)
+    there = {key_of[name] for name in files if name in key_of}
 
     def digest(key: str) -> str:
-        data = storage.read_bytes(storage.join(output, "reconstructions", key + ".png"))
-        return hashlib.sha256(data).hexdigest()
+        return hashlib.sha256(storage.read_bytes(storage.join(output, output_name(key, format)))).hexdigest()
 
     present = sorted(promised.keys() & there)
     with ThreadPoolExecutor(_READERS) as readers:
         changed = [
             key for key, found in zip(present, readers.map(digest, present), strict=True) if found != promised[key]
         ]
-    failed, pending = (sorted(table["key"].to_pylist()) for table in (state.failures, state.pending))
-    # of a failed or pending image an earlier attempt, or one that was cut short, may have left something
+    failed, pending = (sorted(table["key"].to_pylist()) for table in (status.failures, status.pending))
+    # an earlier or interrupted attempt may have left a file of a failed or pending image
     known = promised.keys() | set(failed) | set(pending)
     return Verified(
-        images=len(state.plan),
+        images=len(status.plan),
         restored=len(present) - len(changed),
         failed=failed,
         pending=pending,
-        duplicated=sorted({*_twice(state.plan["key"]), *_twice(results["key"])}),
+        duplicated=sorted({*_twice(status.plan["key"]), *_twice(results["key"])}),
         missing=sorted(promised.keys() - there),
         changed=changed,
-        strangers=sorted(there - known),
-        unplanned=record["archive"]["images"] - len(pc.unique(state.plan["key"])),
+        strangers=sorted(name for name in files if key_of.get(name) not in known),
+        unplanned=record["archive"]["images"] - len(pc.unique(status.plan["key"])),
     )
 
 
-def read_run(output: str) -> tuple[dict[str, Any], State]:
-    """run.json, and what became of the images.
+def restored_files(output: str) -> list[str]:
+    """Names of the files below an output that are not the run's own records."""
+    return [entry.key for entry in storage.list_files(output) if not is_run_file(entry.key)]
+
+
+def read_run(output: str) -> tuple[dict[str, Any], RunStatus]:
+    """run.json, and the status of the images.
 
     Raises:
         ConfigError: when the output holds no run with a plan.
     """
     output = storage.normalise(output)
+    refuse_old_layout(output)
     record = read_record(output)
     if record is None:
-        raise ConfigError(f"{output} holds no run.json; name the output of jobs/reconstruct.py")
-    state = State.read(output)
-    if not state.attempts:
-        raise ConfigError(f"{output} has no plan yet: nothing is promised, so there is nothing to verify")
-    return record, state
+        raise ConfigError(f"{output} holds no run; name the output of flashray restore")
+    status = RunStatus.read(output)
+    if not status.attempts:
+        raise ConfigError(f"{output} has no plan yet, so there is nothing to verify")
+    return record, status
 
 
 def _twice(keys: pa.ChunkedArray) -> list[str]:

@@ -1,28 +1,50 @@
-"""What every worker of a run needs to know. Light to import: load and write tasks start faster without the models."""
+"""The settings that every worker of a run needs. Light to import: load and write tasks start without the models."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from flashray.pipeline.run_config import ReconstructConfig, TrackingConfig
+from flashray.pipeline.run_config import RunConfig
+from flashray.tracking.tracking_config import TrackingConfig
+
+if TYPE_CHECKING:
+    from flashray.prior import LatentPrior
+    from flashray.restorer import Restorer
+    from flashray.severity import SeverityEncoder
 
 
 @dataclass(frozen=True)
-class Work:
-    """What travels to the workers: settings and names, no filesystem and no secret.
+class WorkerSettings:
+    """Settings and names that are sent to the workers; no filesystem and no secret.
 
     Attributes:
-        size: side of the prior's images in pixels.
         lpips: whether LPIPS can be computed.
     """
 
-    config: ReconstructConfig
+    config: RunConfig
     device: str
     threads: int
-    size: int
     lpips: bool
 
     @classmethod
-    def of(cls, config: ReconstructConfig, device: str, threads: int, size: int, lpips: bool) -> Work:
-        return cls(dataclasses.replace(config, mlflow=TrackingConfig()), device, threads, size, lpips)
+    def of(cls, config: RunConfig, device: str, threads: int, lpips: bool) -> WorkerSettings:
+        return cls(dataclasses.replace(config, tracking=TrackingConfig()), device, threads, lpips)
+
+    def restorer(self, prior: LatentPrior | None = None, encoder: SeverityEncoder | None = None) -> Restorer:
+        """The run's restorer in this process, which computes with `threads` threads from now on.
+
+        Args:
+            prior, encoder: the models, if they are loaded already.
+        """
+        import torch
+
+        from flashray.restorer import Restorer, load_models
+
+        torch.set_num_threads(self.threads)
+        config = self.config
+        if prior is None:
+            prior, encoder = load_models(config.recipe, self.device)
+        prior.bf16 = config.resources.precision == "bf16"
+        return Restorer(config.recipe, prior, encoder, config.io.measurement, config.io.fit, config.resources.slots)

@@ -1,4 +1,4 @@
-"""The write stage: plain tasks that put reconstructions in place, and then the commit marker of their unit."""
+"""The write stage: tasks that write restored images, and then the commit marker of their unit."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from flashray import storage
-from flashray.images import encode_png, from_uint8
 from flashray.pipeline.commit import write_commit
-from flashray.pipeline.worker_settings import Work
+from flashray.pipeline.outputs import encode, output_name
+from flashray.pipeline.worker_settings import WorkerSettings
 
 WRITTEN = pa.schema([("unit_id", pa.string()), ("images", pa.int64()), ("failed", pa.int64()), ("nfe", pa.int64())])
 _WRITERS = 8
 
 
-def write(table: pa.Table, work: Work) -> pa.Table:
-    """The write stage: every reconstruction of a unit in one put each, then the unit's commit marker."""
+def write(table: pa.Table, work: WorkerSettings) -> pa.Table:
+    """Every restored image of a unit in one put each, then the unit's commit marker."""
     (unit,) = table.to_pylist()
-    output, size = work.config.output, work.size
+    io = work.config.io
 
-    def put(row: dict[str, Any], pixels: bytes | None) -> None:
-        if pixels is None:
+    def put(row: dict[str, Any], image: dict[str, Any] | None) -> None:
+        if image is None:
             return
-        image = torch.from_numpy(np.frombuffer(pixels, np.uint8).copy()).reshape(3, size, size)
-        data = encode_png(from_uint8(image))
+        name = output_name(row["key"], io.format)
+        pixels = np.frombuffer(image["pixels"], np.uint8).reshape(image["height"], image["width"], 3)
+        data = encode(pixels, name)
         try:
-            storage.put_bytes(storage.join(output, "reconstructions", row["key"] + ".png"), data)
+            storage.put_bytes(storage.join(io.output, name), data)
             row["sha256"] = hashlib.sha256(data).hexdigest()
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:
@@ -40,7 +40,7 @@ def write(table: pa.Table, work: Work) -> pa.Table:
 
     with ThreadPoolExecutor(_WRITERS) as writers:
         list(writers.map(put, unit["rows"], unit["images"]))
-    write_commit(output, unit["unit_id"], unit["rows"])
+    write_commit(io.output, unit["unit_id"], unit["rows"])
     failed = sum(row["status"] != "ok" for row in unit["rows"])
     nfe = sum(row["nfe"] or 0 for row in unit["rows"])
     written = {"unit_id": unit["unit_id"], "images": len(unit["rows"]), "failed": failed, "nfe": nfe}

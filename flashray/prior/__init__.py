@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from flashray.prior.latent_prior import (
-    LatentPrior,
-    bundled,
-    hash_weights,
-    latent_geometry,
-    load_autoencoder,
-    load_prior,
-)
+from flashray.prior.check import check_prior
+from flashray.prior.export import export_null_prompt
+from flashray.prior.folder import bundled
+from flashray.prior.latent_prior import LatentPrior
+from flashray.prior.loading import hash_weights, latent_geometry, load_autoencoder, load_prior
 from flashray.prior.pixel_space import SpaceToDepth
 
 __all__ = [
     "LatentPrior",
     "SpaceToDepth",
     "bundled",
+    "check_prior",
+    "export_null_prompt",
     "hash_weights",
     "latent_geometry",
     "load_autoencoder",

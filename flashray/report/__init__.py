@@ -1,1 +1,1 @@
-"""Tables and figures of experiments."""
+"""Runs put side by side, as tables."""

@@ -7,20 +7,17 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.report.tables import to_markdown
 from flashray import storage
 from flashray.errors import ConfigError
-from flashray.pipeline.run_record import flatten, read_record
+from flashray.pipeline.run_config import flatten
+from flashray.pipeline.run_folder import run_uri
+from flashray.pipeline.run_record import read_record
 from flashray.pipeline.summary import numbers
+from flashray.report.markdown import to_markdown
 
 SHOWN = ("images", "failed", "mean_nfe", "psnr", "ssim", "lpips", "images_per_second", "solver_seconds")
-_PLACES = (
-    "output",
-    "mlflow.",
-    "plan_only",
-    "retry_failed",
-    "overwrite",
-)  # parameters that say nothing of what was done
+# parameters that say nothing of what was done
+_LEFT_OUT = ("io.output", "tracking.", "policy.plan_only", "policy.retry_failed", "policy.overwrite")
 _LONGEST = 40  # characters of a parameter
 
 
@@ -39,11 +36,11 @@ def row_of_output(output: str) -> Row:
     output = storage.normalise(output)
     record = read_record(output)
     if record is None or "fingerprint" not in record:
-        raise ConfigError(f"output {output} holds no run of jobs/reconstruct.py")
+        raise ConfigError(f"output {output} holds no run; name the output of flashray restore")
     weights = {name: value for name, value in record["fingerprint"].items() if name.startswith("weights.")}
     params = {name: str(value) for name, value in (flatten(record["config"]) | weights).items()}
     try:
-        found = numbers(json.loads(storage.read_bytes(storage.join(output, "summary.json"))))
+        found = numbers(json.loads(storage.read_bytes(run_uri(output, "summary.json"))))
     except FileNotFoundError:
         return Row(output, "not finished", params, {})
     return Row(output, "FINISHED", params, {name: value for name, value in found.items() if value is not None})
@@ -57,7 +54,7 @@ def by_metric(rows: Sequence[Row], name: str, ascending: bool) -> list[Row]:
 
 def compare(rows: Sequence[Row], metrics: Sequence[str] = SHOWN) -> str:
     """A Markdown table: a row a run; the parameters that differ, then the metrics that any of them has."""
-    names = {name: None for row in rows for name in row.params if not name.startswith(_PLACES)}
+    names = {name: None for row in rows for name in row.params if not name.startswith(_LEFT_OUT)}
     differ = [name for name in names if len({row.params.get(name) for row in rows}) > 1]
     shown = [name for name in metrics if any(known(row, name) for row in rows)]
     return to_markdown(

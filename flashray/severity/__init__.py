@@ -1,9 +1,24 @@
-"""Severity: how wrong the latent estimate of an image is, and where its reverse diffusion therefore starts."""
+"""Severity: the predicted error of an image's latent estimate, and the start of its reverse diffusion."""
 
 from __future__ import annotations
 
-from flashray.severity.encoder import SeverityEncoder, estimate, load_severity_encoder
-from flashray.severity.loss import error_std, severity_loss
+from typing import TYPE_CHECKING, Any
+
 from flashray.severity.start import Start
 
+if TYPE_CHECKING:
+    from flashray.severity.encoder import SeverityEncoder, estimate, load_severity_encoder
+    from flashray.severity.loss import error_std, severity_loss
+
 __all__ = ["SeverityEncoder", "Start", "error_std", "estimate", "load_severity_encoder", "severity_loss"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: every configuration needs `Start`, and the encoder imports diffusers."""
+    from importlib import import_module
+
+    if name in ("error_std", "severity_loss"):
+        return getattr(import_module("flashray.severity.loss"), name)
+    if name in ("SeverityEncoder", "estimate", "load_severity_encoder"):
+        return getattr(import_module("flashray.severity.encoder"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,24 +11,25 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from flashray.build import noise_range
 from flashray.checkpoints import load_saved
-from flashray.degradations.noise import noise_range
+from flashray.errors import ConfigError
 from flashray.prior import LatentPrior
 
 _AUTOENCODERS = {cls.__name__: cls for cls in (AutoencoderDC, AutoencoderKL, VQModel)}
 
 
 class SeverityEncoder(ModelMixin, ConfigMixin):
-    """Looks at a degraded image once: the latent ẑ of the clean image, and σ̂, the predicted std of ẑ - z₀.
+    """Predicts from a degraded image the latent ẑ of the clean image, and σ̂, the standard deviation of ẑ - z₀.
 
-    The trunk is the prior's own encoder (Flash-Diffusion, severity encoding). The head for σ̂ sees the trunk's features
-    at every resolution and the last ones before the projection to latent channels, pooled to their mean and standard
-    deviation: the latents themselves say what the encoder believes, not how sure it can be, and how sharp and how noisy
-    an image is shows before the features are coarse.
+    The trunk is the prior's own encoder (Flash-Diffusion, severity encoding). The input of the head for σ̂ are the
+    trunk's features at every resolution and the last ones before the projection to latent channels, pooled to their
+    mean and standard deviation. The latents alone would not do: they hold the estimate and not its uncertainty, and the
+    sharpness and noise of an image are visible in the features of high resolution.
 
     Args:
         autoencoder_class, autoencoder_config: the prior's autoencoder, of which only the encoder is kept.
-        scale, shift: the prior's latent scaling, a value a channel or one for all.
+        scale, shift: the prior's latent scaling, one value a channel or one for all.
         degradation, degradation_settings, noise_std: the family that it was trained on (`noise_std` on [0, 1],
             one number or [low, high]).
         head_width: hidden units of the head.
@@ -93,10 +94,23 @@ class SeverityEncoder(ModelMixin, ConfigMixin):
         """(low, high) of the noise_std, on the [0, 1] scale, that this encoder was trained with."""
         return noise_range(self.config.noise_std)
 
+    def check_prior(self, prior: LatentPrior, name: str) -> None:
+        """Raise ConfigError if this encoder was trained for another prior's latents.
+
+        Args:
+            name: the encoder's name in errors.
+        """
+        pairs = ((self.latent_scale, prior.scale), (self.latent_shift, prior.shift))
+        if not all(one.shape == other.shape and one.allclose(other.to(one)) for one, other in pairs):
+            raise ConfigError(
+                f"severity encoder {name} was trained for another prior than {prior.name}: their latents are scaled "
+                "differently; train one with flashray train severity, or name the prior that it belongs to"
+            )
+
     def forward(self, y_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """(ẑ_BCHW, σ̂_B) of measurements in [-1, 1]; ẑ in the prior's unit-variance latents, σ̂ > 0."""
         z_hat, pooled = self.trunk(y_BCHW)
-        with torch.autocast(y_BCHW.device.type, enabled=False):  # a step of bfloat16 is a step of σ̂
+        with torch.autocast(y_BCHW.device.type, enabled=False):  # bfloat16 would quantise σ̂
             return z_hat, nn.functional.softplus(self.head(pooled.float())).squeeze(1)
 
     def trunk(self, y_BCHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,13 +118,13 @@ class SeverityEncoder(ModelMixin, ConfigMixin):
         latent, feature = self._encode(y_BCHW)
         if self.quant_conv is not None:
             latent = self.quant_conv(latent)
-        latent = latent[:, : self.latent_channels]  # a KL encoder gives mean and log-variance; the mean is the mode
+        latent = latent[:, : self.latent_channels]  # a KL encoder gives mean and log-variance; the mean is used
         z_hat = (latent - self.latent_shift) * self.latent_scale
         flat = [feature_BCHW.flatten(2).float() for feature_BCHW in feature]
         return z_hat, torch.cat([value.mean(dim=2) for value in flat] + [value.std(dim=2) for value in flat], dim=1)
 
     def _encode(self, y_BCHW: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """What the encoder answers, and the features it passes on its way, the last ones last."""
+        """The encoder's output, and its features from the first to the last resolution."""
         feature: list[Tensor] = []
         handles = [
             block.register_forward_hook(lambda module, inputs, output: feature.append(output))
@@ -133,7 +147,7 @@ class SeverityEncoder(ModelMixin, ConfigMixin):
 
 @torch.no_grad()
 def estimate(encoder: SeverityEncoder, prior: LatentPrior, seen_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """(ẑ_BCHW, σ̂_B) in float32 of measurements as encoders see them, [-1, 1], computed in the prior's precision."""
+    """(ẑ_BCHW, σ̂_B) in float32 of measurements in [-1, 1] at the images' size, computed in the prior's precision."""
     with prior.autocast():
         z_hat, sigma_hat = encoder(seen_BCHW)
     return z_hat.float(), sigma_hat.float()
@@ -142,8 +156,9 @@ def estimate(encoder: SeverityEncoder, prior: LatentPrior, seen_BCHW: Tensor) ->
 class Standardize(nn.Module):
     """(x - mean) / std of every feature, over √F; the statistics are those of the first batches of training.
 
-    They are kept from then on, so that no answer depends on its batch, and averaged weights meet the statistics that
-    they were trained with. The vector has length 1, whatever its width: a step of Adam moves all of F weights at once.
+    They are fixed from then on, so that no output depends on its batch, and averaged weights are used with the
+    statistics that they were trained with. Dividing by √F keeps the vector's length near 1 for any width, because a
+    step of Adam moves all F weights at once.
     """
 
     mean: Tensor
@@ -163,7 +178,7 @@ class Standardize(nn.Module):
         return (x_BF - self.mean) / (self.std.clamp(min=1e-3) * x_BF.shape[1] ** 0.5)
 
     def see(self, x_BF: Tensor) -> None:
-        """Take a batch into the statistics."""
+        """Add a batch to the statistics."""
         self.seen += 1
         self.mean.lerp_(x_BF.mean(dim=0), 1 / self.seen)
         self.std.lerp_((x_BF - self.mean).square().mean(dim=0).sqrt(), 1 / self.seen)
@@ -179,5 +194,5 @@ def load_severity_encoder(source: str, device: str | torch.device = "cpu") -> Se
         ConfigError: if there is none, with the bundled ones listed.
     """
     return load_saved(
-        SeverityEncoder, source, device, kind="severity encoder", room="severity", job="jobs/train_severity.py"
+        SeverityEncoder, source, device, kind="severity encoder", room="severity", job="flashray train severity"
     )

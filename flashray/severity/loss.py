@@ -37,18 +37,19 @@ def severity_loss(
     """‖ẑ - z₀‖²/d + λσ (σ̄ - σ̂)² + λ_image ‖D(ẑ) - x‖²/d_image, each term a mean over the batch.
 
     The objective of severity encoding (Flash-Diffusion) is written with standard deviations; its reference code
-    penalises the difference of variances, which `target="variance"` does. `target="log_std"` penalises log σ̄ - log σ̂:
-    the start step is a matter of the logarithm of SNR, and a few images whose error nobody could foretell weigh less
-    than in differences. (The reference code also sums its image term over the batch; here every term is averaged, so
-    that no weight depends on the batch size.)
+    penalises the difference of variances, as `target="variance"` does. `target="log_std"` penalises log σ̄ - log σ̂:
+    the start step depends on the logarithm of the SNR, and a few images whose error cannot be predicted have less
+    weight than with differences. (The reference code also sums its image term over the batch; here every term is
+    averaged, so that no weight depends on the batch size.)
 
-    Most of what remains of (σ̄ - σ̂)² is one error for all degradations of a photo: a pattern that it hides. What differs
-    between them, which orders them, is the smaller part; `lambda_order` weighs that part a second time.
+    Most of the remaining (σ̄ - σ̂)² is an error that all degradations of a photo share. The part that differs between
+    them decides their order and is the smaller one; `lambda_order` adds that part a second time.
 
     Args:
         x_hat_BCHW: D(ẑ), or None when lambda_image is 0.
-        lambda_order: weight of the variance of σ̄ - σ̂ (as `target` has it) among the degradations of a photo; ours.
-        levels: so many images that follow each other are degradations of one photo.
+        lambda_order: weight of the variance of σ̄ - σ̂ (in the form of `target`) among the degradations of a photo; this
+            term is not in the paper.
+        levels: number of consecutive images that are degradations of one photo.
 
     Returns:
         `loss` and its terms `latent`, `sigma`, `order` and `image`, all scalars.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flashray.named import build
+from flashray.build import build
 from flashray.solvers.base import Problem, Solver, Step
 from flashray.solvers.gml_dps import GMLDPS
 from flashray.solvers.latent_dps import LatentDPS

@@ -1,4 +1,4 @@
-"""What a solver sees at one step, and the reverse-diffusion step that all of them share."""
+"""The input of a solver at one step, and the reverse-diffusion step that all solvers share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def per_image(value_B: Tensor) -> Tensor:
 
 
 def norm(x_BCHW: Tensor) -> Tensor:
-    """[B] Euclidean norm of each image alone: no result depends on who shares the batch."""
+    """[B] Euclidean norm of each image alone, so that no result depends on the other images of the batch."""
     return torch.linalg.vector_norm(x_BCHW.flatten(1), dim=1)
 
 
@@ -27,10 +27,10 @@ class Step:
     """One update of a batch in which every image is at its own step.
 
     Attributes:
-        z_BCHW: the latents z_i; they require grad when the solver asks for it.
+        z_BCHW: the latents z_i; they require grad if the solver needs the gradient.
         z0_BCHW: the denoiser's estimate ẑ0 (Tweedie's posterior mean), a function of z_BCHW.
         epsilon_BCHW: the denoiser's noise estimate.
-        alpha_B, alpha_prev_B: ᾱ of this step and of the one that it leads to.
+        alpha_B, alpha_prev_B: ᾱ before and after this update.
         timestep_B: the denoiser's time, 0 … 999.
         index_B: the step's index on the (respaced) schedule.
         noise: a function of a stream number, giving this step's own standard normal noise.
@@ -77,7 +77,7 @@ class Problem:
 class Solver(Protocol):
     """One update rule.
 
-    `needs_gradient` asks the loop to keep the graph from z to ẑ0; `needs_adjoint` needs a linear A.
+    With `needs_gradient` the engine keeps the graph from z to ẑ0; `needs_adjoint` restricts it to affine operators.
     """
 
     name: ClassVar[str]

@@ -1,4 +1,4 @@
-"""Latent DPS with a goodness term: gradients towards latents that the autoencoder leaves where they are."""
+"""Latent DPS with a goodness term: gradients towards latents that are fixed points of the autoencoder."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from flashray.solvers.base import Problem, Step, norm, reverse_step
 class GMLDPS:
     """z_prev = reverse_step(z) - ∇_z (dc_step · ‖y - A(D(ẑ0))‖₂ + ae_weight · ‖ẑ0 - E(D(ẑ0))‖₂), on [-1, 1], per image.
 
-    The second term asks ẑ0 to be a fixed point of the autoencoder: GML-DPS of Rout et al. 2023 ("goodness modified"),
+    The second term pulls ẑ0 to a fixed point of the autoencoder: GML-DPS of Rout et al. 2023 ("goodness modified"),
     as Flash-Diffusion's appendix uses it. Rout et al. introduce it on the way to PSLD; their code has PSLD only, with
     one norm over the whole batch.
 
     Attributes:
-        dc_step, ae_weight: ≥ 0, in latents a unit of either norm.
+        dc_step, ae_weight: ≥ 0; step sizes, in units of the latent per unit of either norm.
     """
 
     dc_step: float = 2.0
@@ -38,7 +38,7 @@ class GMLDPS:
 
     def __call__(self, step: Step, problem: Problem) -> Tensor:
         x0 = problem.decode(step.z0_BCHW)
-        data_B = norm(problem.y_BCHW - problem.operator.measure(x0))
+        data_B = norm(problem.y_BCHW - problem.operator.A(x0))
         glue_B = norm(step.z0_BCHW - problem.encode(x0))
         objective_B = self.dc_step * data_B + self.ae_weight * glue_B
         (gradient,) = torch.autograd.grad(problem.norm_scale * objective_B.sum(), step.z_BCHW)

@@ -17,15 +17,15 @@ from flashray.solvers.base import Problem, Step, norm, reverse_step
 class LatentDPS:
     """z_prev = reverse_step(z) - dc_step · ∇_z ‖y - A(D(ẑ0(z)))‖₂, the norm of each image alone, on [-1, 1].
 
-    Latent-DPS of Flash-Diffusion: DPS (Chung et al. 2023, Algorithm 1) carried to latents. The norm is not squared, so
-    the gradient's length does not grow with the residual. DPS' algorithm is printed with the squared norm; its authors'
-    code takes the plain norm as here, but one over the whole batch.
+    Latent-DPS of Flash-Diffusion: DPS (Chung et al. 2023, Algorithm 1) applied to latents. The norm is not squared, so
+    the gradient's length does not grow with the residual. The paper of DPS prints the squared norm; its authors' code
+    uses the plain norm as here, but one norm over the whole batch.
 
-    Not an exact posterior sampler: p(y | z_t) is taken for its value at the one image D(ẑ0), without the spread of
-    what z_t leaves open. The best `dc_step` is about inversely proportional to the number of steps.
+    This is not an exact posterior sampler: p(y | z_t) is approximated by its value at the one image D(ẑ0), without the
+    spread of the images that z_t allows. The best `dc_step` is about inversely proportional to the number of steps.
 
     Attributes:
-        dc_step: ≥ 0, in latents a unit of the residual's norm.
+        dc_step: ≥ 0; step size, in units of the latent per unit of the residual's norm.
     """
 
     dc_step: float = 1.0
@@ -40,6 +40,6 @@ class LatentDPS:
 
     def __call__(self, step: Step, problem: Problem) -> Tensor:
         x0 = problem.decode(step.z0_BCHW)
-        objective_B = norm(problem.y_BCHW - problem.operator.measure(x0))
+        objective_B = norm(problem.y_BCHW - problem.operator.A(x0))
         (gradient,) = torch.autograd.grad(problem.norm_scale * objective_B.sum(), step.z_BCHW)
         return reverse_step(step, step.noise(STREAM_SOLVER)) - self.dc_step * gradient

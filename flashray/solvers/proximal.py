@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flashray.degradations.base import Operator
+from flashray.degradations.base import AffineOperator, Operator
 from flashray.errors import ConfigError
 from flashray.seeding import STREAM_SOLVER
 from flashray.solvers.base import Problem, Step, norm, per_image, reverse_step
@@ -20,21 +20,21 @@ Linear = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Proximal:
-    """ẑ0 is moved by what agreeing with y changes in its image, and re-noised to the next step.
+    """ẑ0 is corrected by the change that brings its image closer to y, and re-noised to the next step.
 
     x̂0 = D(ẑ0);  x* = argmin_x ‖y - A(x)‖² + ρ ‖x - x̂0‖²;  z* = ẑ0 + relax (E(x*) - E(x̂0));
     z_prev = reverse_step with z* for ẑ0 and (z - √ᾱ z*)/√(1-ᾱ) for ε.
 
-    Half-quadratic splitting with a diffusion denoiser (DiffPIR, Zhu et al. 2023, Algorithm 1) carried to latents. Only
-    the *change* is encoded, so that what the autoencoder cannot express is not lost again at every step. A
+    Half-quadratic splitting with a diffusion denoiser (DiffPIR, Zhu et al. 2023, Algorithm 1) applied to latents. Only
+    the *change* is encoded, so that the autoencoder's own error is not added again at every step. A
     step costs a denoiser, a decoder and two encoder evaluations, all forward. The proximal problem is solved by
-    conjugate gradients on (JᵀJ + ρ) d = Jᵀ(y - A(x̂0)), x* = x̂0 + d: exactly for a linear A, whose J is A itself, and as
-    Gauss-Newton steps, each linearised anew, for another one.
+    conjugate gradients on (JᵀJ + ρ) d = Jᵀ(y - A(x̂0)), x* = x̂0 + d: exactly for a linear A, whose J is A itself, and by
+    Gauss-Newton steps with a new linearisation each for a nonlinear A.
 
     Attributes:
         rho: weight of staying near x̂0: ρ = rho (2 noise_std)² (ᾱ/(1-ᾱ))^anneal. Bayes' rule for Gaussian errors gives
             σ_y²/σ_x², the variance of the measurement's noise over that of x̂0's error; with anneal 1 the latter is
-            taken to be (1-ᾱ)/ᾱ over rho, so that y counts less and less as the noise goes (DiffPIR, equation 11).
+            assumed to be (1-ᾱ)/ᾱ over rho, so that y has less weight at lower noise (DiffPIR, equation 11).
         anneal: 0 keeps ρ the same at every step.
         iterations: conjugate-gradient steps, at most.
         linearisations: Gauss-Newton steps for a nonlinear A.
@@ -73,10 +73,10 @@ class Proximal:
     def agree(self, x0_BCHW: Tensor, problem: Problem, rho: Tensor) -> Tensor:
         """x*, images in [-1, 1]; rho is [B, 1, 1, 1]."""
         x = x0_BCHW
-        for _ in range(1 if is_linear(problem.operator) else self.linearisations):
+        for _ in range(1 if isinstance(problem.operator, AffineOperator) else self.linearisations):
             jacobian, transpose = linearise(problem.operator, x)
-            residual = problem.y_BCHW - problem.operator.measure(x)
-            # (x + d) - x̂0 is what ρ weighs, not d alone
+            residual = problem.y_BCHW - problem.operator.A(x)
+            # ρ penalises (x + d) - x̂0, not d alone
             target = transpose(residual) + rho * (x0_BCHW - x)
             x = x + conjugate_gradients(normal_matrix(jacobian, transpose, rho), target, self.iterations)
         return x
@@ -87,17 +87,12 @@ def normal_matrix(jacobian: Linear, transpose: Linear, rho: Tensor) -> Linear:
     return lambda d: transpose(jacobian(d)) + rho * d
 
 
-def is_linear(operator: Operator) -> bool:
-    """Whether A has an adjoint of its own."""
-    return type(operator).adjoint is not Operator.adjoint
-
-
 def linearise(operator: Operator, x_BCHW: Tensor) -> tuple[Linear, Linear]:
-    """(d ↦ J d, r ↦ Jᵀ r) of A at x; the scale between [0, 1] and [-1, 1] cancels in both."""
-    if is_linear(operator):
-        return operator.forward, operator.adjoint
-    _, pull_back = torch.func.vjp(operator.measure, x_BCHW)[:2]
-    return lambda d: torch.func.jvp(operator.measure, (x_BCHW,), (d,))[1], lambda r: pull_back(r)[0]
+    """(d ↦ J d, r ↦ Jᵀ r) of A at x."""
+    if isinstance(operator, AffineOperator):
+        return operator.A_linear, operator.A_adjoint
+    _, pull_back = torch.func.vjp(operator.A, x_BCHW)[:2]
+    return lambda d: torch.func.jvp(operator.A, (x_BCHW,), (d,))[1], lambda r: pull_back(r)[0]
 
 
 def conjugate_gradients(matrix: Linear, target_BCHW: Tensor, iterations: int, tolerance: float = 1e-4) -> Tensor:

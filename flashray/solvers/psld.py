@@ -17,15 +17,15 @@ from flashray.solvers.base import Problem, Step, norm, reverse_step
 class PSLD:
     """z_prev = reverse_step(z) - ∇_z (dc_step · ‖r‖₂ + ae_weight · ‖ẑ0 - E(x̂0 + Aᵀ r)‖₂), r = y - A x̂0, x̂0 = D(ẑ0).
 
-    The second term glues the measured part of y to the rest of x̂0: x̂0 + Aᵀ r = Aᵀ y + x̂0 - AᵀA x̂0 (Rout et al. 2023,
-    as Flash-Diffusion's appendix uses it); images are in [-1, 1] and norms are per image. AᵀA is meant to be a
-    projection; where it is not, as for a blur, x̂0 + Aᵀ r is one gradient step towards y and no replacement.
+    The second term combines the measured part of y with the rest of x̂0: x̂0 + Aᵀ r = Aᵀ y + x̂0 - AᵀA x̂0 (Rout et al.
+    2023, as Flash-Diffusion's appendix uses it); images are in [-1, 1] and norms are per image. AᵀA should be a
+    projection; where it is not, as for a blur, x̂0 + Aᵀ r is only one gradient step towards y.
 
     The authors' own code differs: it adds fresh noise to the predicted measurement at every step, takes one norm over
     the whole batch, and runs DDIM with Stable Diffusion.
 
     Attributes:
-        dc_step, ae_weight: ≥ 0, in latents a unit of either norm; the authors' ω and γ.
+        dc_step, ae_weight: ≥ 0; step sizes, in units of the latent per unit of either norm; the authors' ω and γ.
     """
 
     dc_step: float = 2.0
@@ -41,8 +41,8 @@ class PSLD:
 
     def __call__(self, step: Step, problem: Problem) -> Tensor:
         x0 = problem.decode(step.z0_BCHW)
-        residual = problem.y_BCHW - problem.operator.measure(x0)
-        glued = x0 + problem.operator.adjoint(residual)
+        residual = problem.y_BCHW - problem.operator.A(x0)
+        glued = x0 + problem.operator.A_adjoint(residual)
         glue_B = norm(step.z0_BCHW - problem.encode(glued))
         objective_B = self.dc_step * norm(residual) + self.ae_weight * glue_B
         (gradient,) = torch.autograd.grad(problem.norm_scale * objective_B.sum(), step.z_BCHW)

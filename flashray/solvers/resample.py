@@ -16,7 +16,7 @@ from flashray.solvers.base import Problem, Step, per_image, reverse_step
 
 @dataclass(frozen=True)
 class ReSample:
-    """Where a step is due, ẑ0 is first made to agree with y, and z_prev drawn between it and the reverse step's z'.
+    """At each `every`-th step ẑ0 is corrected to agree with y, and z_prev drawn between it and the reverse step's z'.
 
     Above timestep `none_above` nothing is corrected; above `pixel_above`
     x* = argmin_x ‖y - A(x)‖² + proximal ‖x - D(ẑ0)‖² is solved and encoded, z* = E(x*); below,
@@ -26,13 +26,13 @@ class ReSample:
     z_prev ~ N((s √ᾱ z* + (1-ᾱ) z') / (s + 1-ᾱ), s (1-ᾱ) / (s + 1-ᾱ)).
 
     Song et al. 2024, as Flash-Diffusion's appendix uses it: there on a DDIM schedule of 500 steps with η = 1, with the
-    settings below and a `resample_step` of 200 … 2000 a task. Where the last step leads to the data (ᾱ_prev = 1) s is 0
-    and nothing is corrected.
+    settings below and a `resample_step` of 200 … 2000, depending on the task. Where the last step ends at the data
+    (ᾱ_prev = 1), s is 0 and nothing is corrected.
 
-    Flash-Diffusion's public code differs in three places. It loses the proximal term to aliasing: `proximal=0` gives
-    its numbers. On a respaced schedule it takes ᾱ_prev in s from the timestep before and not from the step before: with
-    500 steps its s is about that of half our `resample_step`. Its DDIM chain ends at ᾱ_0 and not at the data, with a
-    last weak correction. (Without respacing it also corrects an image's first step, due or not.)
+    Flash-Diffusion's public code differs in three points. Its proximal term has no effect, because its two tensors
+    share memory: `proximal=0` gives its numbers. On a respaced schedule its s uses ᾱ_prev of the previous timestep and
+    not of the previous step: with 500 steps its s is about that of half our `resample_step`. Its DDIM chain ends at ᾱ_0
+    and not at the data, with a last weak correction. (Without respacing it also corrects an image's first step.)
 
     The ReSample authors' own code differs more: AdamW on the mean squared error with up to 2000 steps in pixels and 500
     in latents, stopped at a fixed residual whatever the noise; five more reverse steps before each correction, from
@@ -40,12 +40,12 @@ class ReSample:
     the finished latent.
 
     Attributes:
-        resample_step: the factor of s: the greater it is, the more z* weighs against z'.
+        resample_step: the factor of s: the larger it is, the more weight z* has against z'.
         every: steps between corrections, counted on the (respaced) schedule from its end: steps 0, every, 2 every, ….
-        iterations: at most so many of Adam's, at `learning_rate`.
+        iterations: maximum number of Adam's steps, at `learning_rate`.
         proximal: weight of staying near ẑ0; Bayes' rule for Gaussian errors gives the variance of the measurement's
             noise over that of ẑ0's error.
-        none_above, pixel_above: timesteps, 0 … 999, whatever the respacing.
+        none_above, pixel_above: timesteps, 0 … 999, independent of respacing.
     """
 
     resample_step: float = 400.0
@@ -86,19 +86,19 @@ class ReSample:
 
     def _in_pixels(self, z0: Tensor, problem: Problem) -> Tensor:
         def residual(x: Tensor) -> Tensor:
-            return problem.y_BCHW - problem.operator.measure(x)
+            return problem.y_BCHW - problem.operator.A(x)
 
         return problem.encode(self._agree(problem.decode(z0), residual, problem))
 
     def _in_latents(self, z0: Tensor, problem: Problem) -> Tensor:
         def residual(z: Tensor) -> Tensor:
-            return problem.y_BCHW - problem.operator.measure(problem.decode(z))
+            return problem.y_BCHW - problem.operator.A(problem.decode(z))
 
         return self._agree(z0, residual, problem)
 
     @torch.enable_grad()
     def _agree(self, start: Tensor, residual: Callable[[Tensor], Tensor], problem: Problem) -> Tensor:
-        """Adam from `start`; an image stops, before a step is taken, once its mean squared residual is ≤ σ²."""
+        """Adam from `start`; an image stops as soon as its mean squared residual is ≤ σ²."""
         variable = start.detach().clone().requires_grad_(True)
         optimizer = torch.optim.Adam([variable], lr=self.learning_rate)
         enough_B = (2 * problem.noise_std_B).square()

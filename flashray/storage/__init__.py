@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from flashray.storage.redaction import redact
 from flashray.storage.uri import (
     Entry,
     Unavailable,
@@ -10,6 +11,7 @@ from flashray.storage.uri import (
     creates_if_absent,
     delete,
     exists,
+    file_size,
     filesystem,
     half_written,
     is_absolute,
@@ -20,7 +22,6 @@ from flashray.storage.uri import (
     normalise,
     put_bytes,
     read_bytes,
-    redact,
 )
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "creates_if_absent",
     "delete",
     "exists",
+    "file_size",
     "filesystem",
     "half_written",
     "is_absolute",

@@ -25,6 +25,7 @@ from pyarrow import fs as pafs
 
 from flashray.errors import ConfigError
 from flashray.storage import s3
+from flashray.storage.redaction import redact
 
 _TEMPORARY = ".flashray-"  # the name of a local file that is not whole yet starts so
 
@@ -85,11 +86,6 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *parts])
 
 
-def redact(uri: str | None) -> str | None:
-    """The address without a user name and password."""
-    return None if uri is None else re.sub(r"//[^/@\s]*@", "//***@", uri)
-
-
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """The pyarrow filesystem of a URI, and the path in it."""
     scheme, rest = _split(normalise(uri))
@@ -145,10 +141,10 @@ def put_bytes(uri: str, data: bytes) -> None:
         s3.put(rest, data)
         return
     if scheme != "file":
-        _put_other(uri, data, mode="overwrite")
+        put_other(uri, data, mode="overwrite")
         return
     path = Path(rest)
-    temporary = _write_temporary(path, data)
+    temporary = write_temporary(path, data)
     try:
         temporary.replace(path)
     except OSError:
@@ -165,7 +161,7 @@ def create_if_absent(uri: str, data: bytes) -> bool:
     if not is_local(uri):
         return _put_if_absent(uri, data) or read_bytes(uri) == data
     path = Path(normalise(uri))
-    temporary = _write_temporary(path, data)
+    temporary = write_temporary(path, data)
     try:
         os.link(temporary, path)  # unlike a rename, refuses to replace
     except FileExistsError:
@@ -193,12 +189,19 @@ def exists(uri: str) -> bool:
     return files.get_file_info(path).type != pafs.FileType.NotFound
 
 
+def file_size(uri: str) -> int | None:
+    """Bytes of a file or object; None where there is none of this name (a folder is none)."""
+    files, path = filesystem(uri)
+    info = files.get_file_info(path)
+    return info.size if info.type == pafs.FileType.File else None
+
+
 def list_files(uri: str) -> list[Entry]:
     """Every file below a folder or prefix, at any depth, sorted by key; nothing where it does not exist.
 
     Files that a killed writer left half-written are not listed.
     """
-    return sorted(_walk(uri), key=lambda entry: entry.key)
+    return sorted(walk(uri), key=lambda entry: entry.key)
 
 
 def half_written(uri: str) -> list[str]:
@@ -219,7 +222,7 @@ def delete(uri: str) -> None:
         files.delete_dir(path)
 
 
-def _walk(uri: str) -> Iterator[Entry]:
+def walk(uri: str) -> Iterator[Entry]:
     files, root = filesystem(uri)
     if not is_local(uri):
         for info in files.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True)):
@@ -248,7 +251,7 @@ def _split(uri: str) -> tuple[str, str]:
     return scheme.lower(), rest
 
 
-def _write_temporary(path: Path, data: bytes) -> Path:
+def write_temporary(path: Path, data: bytes) -> Path:
     """The bytes in a new file beside `path`, so that moving it there is one atomic step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(_TEMPORARY + uuid.uuid4().hex)
@@ -275,7 +278,7 @@ def _read(uri: str) -> bytes:
         return bytes(stream.read())
 
 
-def _put_other(uri: str, data: bytes, mode: str) -> None:
+def put_other(uri: str, data: bytes, mode: str) -> None:
     """A file of another scheme than local and s3."""
     other = _fsspec(_split(uri)[0])
     other.makedirs(posixpath.dirname(other._strip_protocol(uri)), exist_ok=True)
@@ -288,7 +291,7 @@ def _put_if_absent(uri: str, data: bytes) -> bool:
     if scheme == "s3":
         return s3.put_if_absent(rest, data)
     try:
-        _put_other(uri, data, mode="create")
+        put_other(uri, data, mode="create")
     except FileExistsError:
         return False
     return True

@@ -1,6 +1,7 @@
-"""MLflow: what runs are told, how it reaches a server, models in its registry. The only room that imports mlflow."""
+"""MLflow: runs, and models in its registry. The only package that imports mlflow."""
 
 from flashray.tracking.client import default_uri
 from flashray.tracking.tracker import Tracker
+from flashray.tracking.tracking_config import TrackingConfig
 
-__all__ = ["Tracker", "default_uri"]
+__all__ = ["Tracker", "TrackingConfig", "default_uri"]

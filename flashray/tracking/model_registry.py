@@ -64,7 +64,7 @@ def register(
     except Exception as error:
         raise FlashrayError(
             f"severity encoder {folder} is saved, and MLflow at {storage.redact(uri)} did not register it: "
-            f"{brief(error)}. python jobs/register.py --encoder {folder} --name {name} registers it"
+            f"{brief(error)}. flashray register {folder} {name} registers it"
         ) from error
 
 
@@ -88,18 +88,18 @@ def fetch(source: str, uri: str) -> Registered:
     try:
         try:
             version = match["version"] or client.get_model_version_by_alias(name, match["alias"]).version
-            place = client.get_model_version_download_uri(name, version)
+            files = client.get_model_version_download_uri(name, version)
         except MlflowException as error:
             if error.error_code in _UNKNOWN:
                 raise _unknown(source, name, client, uri) from error
             raise
-        found = Path(download_artifacts(artifact_uri=place, dst_path=folder, tracking_uri=uri))
+        found = Path(download_artifacts(artifact_uri=files, dst_path=folder, tracking_uri=uri))
     except ConfigError:
         raise
     except Exception as error:
         raise _unreachable(uri, error, source) from error
     if not (found / _FOLDER / "config.json").is_file():
-        raise ConfigError(f"severity encoder {source} is no severity encoder; jobs/register.py registers one")
+        raise ConfigError(f"severity encoder {source} is no severity encoder; flashray register registers one")
     return Registered(f"{SCHEME}{name}/{version}", found / _FOLDER)
 
 

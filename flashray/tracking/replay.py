@@ -1,4 +1,4 @@
-"""Bring to MLflow what a run directory keeps for it."""
+"""Send to MLflow what it lacks of a run."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from flashray.tracking.sender import Sender
 from flashray.tracking.spool import Spool
 
 
-def replay(output: str, tracking_uri: str | None = None) -> tuple[int, dict[str, Any]]:
-    """Send all that is not in MLflow yet; (the number of events that were sent, what run.json shows).
+def replay(folder: str, tracking_uri: str | None = None) -> tuple[int, dict[str, Any]]:
+    """Send all events that are not in MLflow yet; their number, and what run.json shows (`Sender.record`).
 
-    Nobody else may be at work on the run: where the last driver did not tell its end it was killed, and the run is
-    marked so.
+    No driver may be at work on the run: where the last one did not record its end it was killed, and the run is marked
+    so.
 
     Args:
-        output: the run directory's URI.
-        tracking_uri: where to send it; default where it was to go. Another place than before gets all of it.
+        folder: URI of the run's folder, which holds run.json.
+        tracking_uri: the server or database; default where the run was tracked. Another one gets the whole run.
 
     Raises:
-        ConfigError: when the directory was never tracked, or the address is not known.
-        FlashrayError: when MLflow does not take it.
+        ConfigError: when the run was never tracked, or the password of its server is not known.
+        FlashrayError: when MLflow does not take all of it.
     """
-    spool = Spool(output)
-    starts = list(spool.of("start"))
-    if not starts or spool.last is None:
-        raise ConfigError(f"output {output} keeps nothing for MLflow: {output}/tracking holds no start of a run")
+    spool = Spool(folder)
+    starts = list(spool.of("start", "resume"))
+    if not starts:
+        raise ConfigError(f"output {folder} keeps nothing for MLflow: its folder tracking holds no start of a run")
     uri = uri_again(starts[-1]["tracking_uri"], tracking_uri)
-    if spool.last["kind"] != "end":
+    if spool.status == "RUNNING":
         spool.append("end", status="KILLED")
     load_mlflow()
     sender = Sender(uri, spool)

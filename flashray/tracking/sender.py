@@ -1,7 +1,7 @@
-"""From a spool into one MLflow run. Sending again what is there already changes nothing.
+"""Sends the events of a run to MLflow. Sending again what is there already changes nothing.
 
-A run is found by the name that its first event gave it (a tag), numbers carry the time when they were told, artifacts
-have fixed names: a call whose answer was lost can be made again.
+A run is found by the id of its first event (a tag), metrics carry the time of their event, artifacts have fixed names:
+a call whose answer was lost can be made again.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import logging
 import posixpath
 import tempfile
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +18,34 @@ from flashray.tracking.client import brief, connect, experiment_id, is_server, p
 from flashray.tracking.spool import Event, Sent, Spool
 
 log = logging.getLogger(__name__)
-_RUN = "flashray.run"  # the tag that holds a run's own name
-_CHILD = "flashray.key"  # … and the one that tells a child from its siblings
+_ID = "flashray.run"  # the tag by which a run is found
+_KEY = "flashray.key"  # the tag that tells a child from its siblings
 _PARENT = "mlflow.parentRunId"
-_LONGEST = 500  # characters of a parameter's value
-_AT_ONCE = 100  # parameters that a server takes in one call
-_MANY = 50_000  # runs that a server gives in one answer
+_MAX_VALUE = 500  # characters of a parameter's value
+_MAX_RUNS = 50_000  # runs that a server gives in one answer
+_ARTIFACTS = ("file", "text")
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 
 
 class Sender:
-    """Brings the events of a spool to MLflow, in their order.
+    """Sends the events of a spool to one MLflow server or database, in their order.
 
     Args:
-        uri: server or database.
-        spool: what was told.
+        uri: the server or database.
+        spool: the events.
     """
 
     def __init__(self, uri: str, spool: Spool) -> None:
         self.uri, self._spool = uri, spool
         self._client: Any = None
         if spool.sent is not None and spool.sent.tracking_uri != storage.redact(uri):
-            spool.sent = None  # all of it goes to the other place
+            spool.sent = None  # another server gets all of it
 
     @property
     def record(self) -> dict[str, Any]:
         """What run.json shows: tracking_uri, experiment_id, run_id, url, and `serve` for an embedded database.
 
-        `pending` instead where MLflow does not know of the run yet.
+        `pending` instead where MLflow does not have the run yet.
         """
         shown, sent = storage.redact(self.uri), self._spool.sent
         if sent is None:
@@ -60,9 +59,9 @@ class Sender:
         return record if is_server(self.uri) else record | {"serve": f"mlflow ui --backend-store-uri {shown}"}
 
     def send(self, stop: threading.Event | None = None) -> None:
-        """Send what is pending, each thing once.
+        """Send what is pending, until `stop` is set.
 
-        An artifact that fails is left behind, and the rest goes on: its store may be another machine. What MLflow
+        An artifact that fails stays pending, and the rest is sent: its store may be another machine. What MLflow
         refuses for good is dropped with a warning.
 
         Raises:
@@ -70,38 +69,29 @@ class Sender:
         """
         failure: Exception | None = None
         try:
-            self._resume()
+            self._connect()
             for number, event in self._spool.pending():
                 if stop is not None and stop.is_set():
                     return
-                failure = self._attempt(number, event) or failure
+                try:
+                    getattr(self, f"_send_{event['kind']}")(event)
+                except Exception as error:
+                    if self._spool.sent is not None and getattr(error, "error_code", None) in _REFUSALS:
+                        log.warning("tracking: MLflow refuses %s: %s", event.get("name", event["kind"]), brief(error))
+                    elif event["kind"] in _ARTIFACTS:
+                        failure = failure or error
+                        continue
+                    else:
+                        raise
+                self._spool.mark_sent(number)
         except Exception:
-            self._client = None  # the run may be gone, so it is looked for again
+            self._client = None  # the run may be gone, so the next attempt looks for it again
             raise
         if failure is not None:
             raise failure
 
-    def _attempt(self, number: int, event: Event) -> Exception | None:
-        """Send one event; the error of an artifact that is left behind."""
-        try:
-            self._deliver(event)
-        except Exception as error:
-            sent = self._spool.sent
-            if sent is None:
-                raise
-            if getattr(error, "error_code", None) in _REFUSALS:
-                log.warning("tracking: MLflow refuses %s: %s", event.get("name", event["kind"]), brief(error))
-            elif event["kind"] == "file":
-                self._spool.sent = sent.without(number)
-                return error
-            else:
-                raise
-        assert self._spool.sent is not None
-        self._spool.sent = self._spool.sent.plus(number)
-        return None
-
-    def _resume(self) -> None:
-        """Connect; what was sent to a run that is gone is sent again, to a new one."""
+    def _connect(self) -> None:
+        """Connect; the events of a run that was deleted are sent again, to a new one."""
         if self._client is not None:
             return
         from mlflow.exceptions import MlflowException
@@ -118,92 +108,76 @@ class Sender:
                 self._spool.sent = None
         self._client = client
 
-    def _deliver(self, event: Event) -> None:
-        deliver: Callable[[Event], None] = getattr(self, f"_send_{event['kind']}")
-        if self._spool.sent is None and event["kind"] != "start":
-            raise ValueError(f"{self._spool.output}/tracking lacks the event of the run's start")
-        deliver(event)
-
     def _send_start(self, event: Event) -> None:
-        if self._spool.sent is not None:
-            self._client.update_run(self._run_id, "RUNNING")
-            if "params" not in event:  # a later start: parameters cannot change
-                return
-        else:
+        if self._spool.sent is None:
             experiment = experiment_id(self._client, event["experiment"], self.uri)
-            tags = {**event["tags"], _RUN: event["id"]}
-            run_id = self._find(experiment, event["id"]) or self._create(experiment, event, tags)
-            self._spool.sent = Sent(str(storage.redact(self.uri)), experiment, run_id)
-        self._log_params(self._run_id, event["params"])
-        self._client.log_text(self._run_id, event["config"], "config.yaml")
+            run_id = self._find_or_create(experiment, event, event["tags"], event["id"])
+            self._spool.sent = Sent(storage.redact(self.uri), experiment, run_id)
+        self._log(self._sent.run_id, event, event["params"], {})
+
+    def _send_resume(self, event: Event) -> None:
+        self._client.update_run(self._sent.run_id, "RUNNING")
 
     def _send_metrics(self, event: Event) -> None:
-        self._log_metrics(self._run_id, event, event["values"])
+        self._log(self._sent.run_id, event, {}, event["values"])
+
+    def _send_text(self, event: Event) -> None:
+        self._client.log_text(self._sent.run_id, event["text"], event["name"])
 
     def _send_file(self, event: Event) -> None:
-        place = storage.join(self._spool.output, event["name"])
         try:
-            data = storage.read_bytes(place)
-        except FileNotFoundError:  # a later start takes it back until it is true again, and tells it again
+            data = storage.read_bytes(storage.join(self._spool.folder, event["name"]))
+        except FileNotFoundError:  # a later start deletes it until it is true again, and records it again
             return
         folder, name = posixpath.split(event["name"])
         with tempfile.TemporaryDirectory() as local:
             path = Path(local, name)
             path.write_bytes(data)
-            self._client.log_artifact(self._run_id, str(path), folder or None)
+            self._client.log_artifact(self._sent.run_id, str(path), folder or None)
 
     def _send_child(self, event: Event) -> None:
         """A finished run below this one; one that was cut short is completed."""
-        assert self._spool.sent is not None
-        experiment, own = self._spool.sent.experiment_id, f"{self._run_id}/{event['key']}"
-        tags = {_PARENT: self._run_id, _CHILD: event["key"], _RUN: own}
-        run_id = self._find(experiment, own) or self._create(experiment, event, tags)
-        self._log_metrics(run_id, event, event["metrics"])
-        self._log_params(run_id, event["params"])
+        sent = self._sent
+        tags = {_PARENT: sent.run_id, _KEY: event["key"]}
+        run_id = self._find_or_create(sent.experiment_id, event, tags, f"{sent.run_id}/{event['key']}")
+        self._log(run_id, event, event["params"], event["metrics"])
         self._client.set_terminated(run_id, "FINISHED", event["time"])
 
     def _send_end(self, event: Event) -> None:
         self._delete_doubles()
-        self._client.set_terminated(self._run_id, event["status"], event["time"])
+        self._client.set_terminated(self._sent.run_id, event["status"], event["time"])
 
     def _delete_doubles(self) -> None:
         """A server that was frozen may have made a run whose answer nobody waited for, and then another."""
-        assert self._spool.sent is not None
         own = next(self._spool.of("start"))["id"]
-        seen = {own: self._run_id}
-        for chosen in (f"tags.`{_RUN}` = '{own}'", f"tags.`{_PARENT}` = '{self._run_id}'"):
-            for run in self._search(self._spool.sent.experiment_id, chosen, _MANY):
-                if seen.setdefault(run.data.tags.get(_RUN, run.info.run_id), run.info.run_id) != run.info.run_id:
+        seen = {own: self._sent.run_id}
+        for tag, value in ((_ID, own), (_PARENT, self._sent.run_id)):
+            for run in self._search(self._sent.experiment_id, tag, value):
+                if seen.setdefault(run.data.tags.get(_ID, run.info.run_id), run.info.run_id) != run.info.run_id:
                     self._client.delete_run(run.info.run_id)
 
     @property
-    def _run_id(self) -> str:
-        assert self._spool.sent is not None
-        return self._spool.sent.run_id
+    def _sent(self) -> Sent:
+        if self._spool.sent is None:
+            raise ValueError(f"{self._spool.folder}/tracking lacks the event of the run's start")
+        return self._spool.sent
 
-    def _find(self, experiment: str, own: str) -> str | None:
-        """The run of this name."""
-        runs = self._search(experiment, f"tags.`{_RUN}` = '{own}'", 1)
-        return runs[0].info.run_id if runs else None
+    def _find_or_create(self, experiment: str, event: Event, tags: dict[str, str], own: str) -> str:
+        """The run whose tag has this value."""
+        runs = self._search(experiment, _ID, own)
+        run = runs[0] if runs else self._client.create_run(experiment, event["time"], {**tags, _ID: own}, event["name"])
+        return str(run.info.run_id)
 
-    def _search(self, experiment: str, chosen: str, most: int) -> list[Any]:
-        """The first-made runs first."""
-        order = ["attributes.start_time", "attributes.run_id"]
-        return list(self._client.search_runs([experiment], chosen, max_results=most, order_by=order))
+    def _search(self, experiment: str, tag: str, value: str) -> list[Any]:
+        """Runs with this tag, the first-made first."""
+        order, chosen = ["attributes.start_time", "attributes.run_id"], f"tags.`{tag}` = '{value}'"
+        return list(self._client.search_runs([experiment], chosen, max_results=_MAX_RUNS, order_by=order))
 
-    def _create(self, experiment: str, event: Event, tags: dict[str, str]) -> str:
-        created = self._client.create_run(experiment, event["time"], tags, run_name=event["name"])
-        return str(created.info.run_id)
+    def _log(self, run_id: str, event: Event, params: dict[str, str], metrics: dict[str, float]) -> None:
+        from mlflow.entities import Metric, Param
 
-    def _log_metrics(self, run_id: str, event: Event, values: dict[str, float]) -> None:
-        from mlflow.entities import Metric
-
-        metrics = [Metric(name, value, event["time"], 0) for name, value in values.items()]
-        self._client.log_batch(run_id, metrics=metrics)
-
-    def _log_params(self, run_id: str, values: dict[str, Any]) -> None:
-        from mlflow.entities import Param
-
-        params = [Param(key, str(value)[:_LONGEST]) for key, value in values.items()]
-        for first in range(0, len(params), _AT_ONCE):
-            self._client.log_batch(run_id, params=params[first : first + _AT_ONCE])
+        self._client.log_batch(
+            run_id,
+            metrics=[Metric(name, value, event["time"], 0) for name, value in metrics.items()],
+            params=[Param(name, value[:_MAX_VALUE]) for name, value in params.items()],
+        )

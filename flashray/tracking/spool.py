@@ -1,113 +1,107 @@
-"""What tracking was told, kept in the run directory: whoever has it can bring it to MLflow, or bring it again.
+"""The events of a run that MLflow should get, kept in the run's folder: anyone who has it can send them, or send again.
 
-In the run directory wherever that is, not in a folder of the driver's machine: another machine may make the next start.
-An event is a file of its own (`tracking/000001.json`, …), so that none is ever half-written, on a disk as in an object
-store; there are few, since a run tells its start, its results and its end. `tracking/sent.json` says how much of it
-which MLflow run has.
+They lie in the run's folder, not on the driver's machine, because another machine may make the next start. Each event
+is a file of its own (`tracking/000001.json`, …), so that none is ever half-written, on a disk as in an object store.
+There are few: a run has its start, its results and its end. `tracking/sent.json` says which of them MLflow has.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import re
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from flashray import storage
 
-log = logging.getLogger(__name__)
-
-Event = Mapping[
-    str, Any
-]  # kind (start, metrics, text, file, child, end), time in ms since the epoch, and what was told
+# kind (start, resume, metrics, text, file, child or end), time in ms since the epoch, and what `Sender` needs of it
+Event = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Sent:
-    """How much of a spool is in MLflow.
+    """Which events are in MLflow, and where.
 
     Attributes:
-        tracking_uri: of the server or database, without a password.
-        last: the number of the last event that was sent.
-        behind: numbers before it that could not be sent: artifacts, whose store may fail where the server does not.
+        tracking_uri: the server or database, without secrets.
+        numbers: of the events that it has.
     """
 
     tracking_uri: str
     experiment_id: str
     run_id: str
-    last: int = 0
-    behind: tuple[int, ...] = ()
-
-    def has(self, number: int) -> bool:
-        return number <= self.last and number not in self.behind
-
-    def plus(self, number: int) -> Sent:
-        """With this event sent."""
-        behind = tuple(one for one in self.behind if one != number)
-        return Sent(self.tracking_uri, self.experiment_id, self.run_id, max(self.last, number), behind)
-
-    def without(self, number: int) -> Sent:
-        """With this event left behind."""
-        behind = tuple(sorted({*self.behind, number}))
-        return Sent(self.tracking_uri, self.experiment_id, self.run_id, max(self.last, number), behind)
+    numbers: tuple[int, ...] = ()
 
 
 class Spool:
-    """The events of a run directory, in the order in which they were told.
+    """The events of a run, in their order.
 
     Args:
-        output: the run directory's URI.
+        folder: URI of the run's folder, which holds run.json.
+
+    Raises:
+        OSError, ValueError, TypeError, KeyError: when a file cannot be read or is damaged.
     """
 
-    def __init__(self, output: str) -> None:
-        self.output = output
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
         self._events: dict[int, Event] = {}
-        for entry in storage.list_files(storage.join(output, "tracking")):
+        for entry in storage.list_files(storage.join(folder, "tracking")):
             if re.fullmatch(r"\d{6}\.json", entry.key):
-                self._events[int(entry.key[:6])] = json.loads(storage.read_bytes(self._place(entry.key)))
-        self._sent = self._read_sent()
+                self._events[int(entry.key[:6])] = self._read(entry.key)
+        try:
+            values = self._read("sent.json")
+            self._sent: Sent | None = Sent(**values | {"numbers": tuple(values["numbers"])})
+        except FileNotFoundError:
+            self._sent = None
 
     @property
     def sent(self) -> Sent | None:
-        """None where nothing of it is in MLflow."""
+        """None where MLflow has nothing of the run."""
         return self._sent
 
     @sent.setter
     def sent(self, sent: Sent | None) -> None:
         self._sent = sent
         if sent is not None:
-            storage.put_bytes(self._place("sent.json"), json.dumps(asdict(sent)).encode())
+            self._write("sent.json", asdict(sent))
+
+    def mark_sent(self, number: int) -> None:
+        """MLflow has this event."""
+        assert self._sent is not None
+        self.sent = replace(self._sent, numbers=(*self._sent.numbers, number))
 
     def pending(self) -> list[tuple[int, Event]]:
-        """(number, event) of what is not in MLflow yet."""
-        events, sent = list(self._events.items()), self._sent
-        return [(number, event) for number, event in events if sent is None or not sent.has(number)]
+        """(number, event) of what MLflow does not have yet."""
+        done = set(self._sent.numbers) if self._sent is not None else set()
+        return [(number, event) for number, event in list(self._events.items()) if number not in done]
 
-    def of(self, kind: str) -> Iterator[Event]:
-        """The events of a kind."""
-        return (event for event in list(self._events.values()) if event["kind"] == kind)
+    def of(self, *kinds: str) -> Iterator[Event]:
+        """The events of these kinds."""
+        return (event for event in list(self._events.values()) if event["kind"] in kinds)
 
     @property
-    def last(self) -> Event | None:
-        """The event that was told last."""
-        return self._events[max(self._events)] if self._events else None
+    def status(self) -> str:
+        """RUNNING until the end is recorded, then FINISHED, FAILED or KILLED; empty where nothing is recorded."""
+        if not self._events:
+            return ""
+        last = self._events[max(self._events)]
+        return str(last["status"]) if last["kind"] == "end" else "RUNNING"
 
-    def append(self, kind: str, **told: Any) -> None:
-        """Keep an event. It is told in this process even where the run directory cannot be written to (OSError)."""
+    def append(self, kind: str, **values: Any) -> None:
+        """Keep an event; in this process even where the folder cannot be written to.
+
+        Raises:
+            OSError: when it cannot be written to.
+        """
         number = max(self._events, default=0) + 1
-        event = {"kind": kind, "time": int(time.time() * 1000), **told}
-        self._events[number] = event
-        storage.put_bytes(self._place(f"{number:06d}.json"), json.dumps(event, ensure_ascii=False).encode())
+        self._events[number] = {"kind": kind, "time": int(time.time() * 1000), **values}
+        self._write(f"{number:06d}.json", self._events[number])
 
-    def _read_sent(self) -> Sent | None:
-        try:
-            values = json.loads(storage.read_bytes(self._place("sent.json")))
-        except FileNotFoundError:
-            return None
-        return Sent(**values | {"behind": tuple(values["behind"])})
+    def _read(self, name: str) -> dict[str, Any]:
+        return dict(json.loads(storage.read_bytes(storage.join(self.folder, "tracking", name))))
 
-    def _place(self, name: str) -> str:
-        return storage.join(self.output, "tracking", name)
+    def _write(self, name: str, values: Mapping[str, Any]) -> None:
+        storage.put_bytes(storage.join(self.folder, "tracking", name), json.dumps(values, ensure_ascii=False).encode())

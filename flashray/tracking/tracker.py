@@ -1,28 +1,24 @@
-"""What a job tells MLflow, from the driver alone. Whatever goes wrong here is a warning: tracking never fails a run."""
+"""What a job reports to MLflow, from the driver alone. Whatever goes wrong here is a warning and never fails a run."""
 
 from __future__ import annotations
 
 import functools
 import logging
 import math
-import os
-import socket
-import threading
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Concatenate, ParamSpec
 
 from flashray import storage
-from flashray.pipeline.run_config import TrackingConfig
 from flashray.tracking.client import brief, default_uri, load_mlflow, lost_with_the_job
 from flashray.tracking.sender import Sender
+from flashray.tracking.sending_thread import SendingThread
 from flashray.tracking.spool import Spool
+from flashray.tracking.tracking_config import TrackingConfig
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0  # seconds between two attempts to send
 
 
 def _harmless(function: Callable[Concatenate[Tracker, P], None]) -> Callable[Concatenate[Tracker, P], None]:
@@ -37,23 +33,24 @@ def _harmless(function: Callable[Concatenate[Tracker, P], None]) -> Callable[Con
 
 
 class Tracker:
-    """One MLflow run. Every method may be called whether or not tracking works, and none waits for MLflow but `settle`.
+    """One MLflow run. Every method may be called whether or not tracking works; only `settle` waits for MLflow.
 
-    What is told is kept in the run directory first (`Spool`); a thread brings it to MLflow and tries again while that
-    does not answer. What did not arrive by the end of the job is sent by the next start or by jobs/replay_tracking.py.
+    A call is kept as an event in the run's folder first (`Spool`); a thread sends it and tries again while MLflow does
+    not answer. What MLflow lacks at the end of the job is sent by the next start or by
+    `flashray replay`.
 
     Args:
-        config: what and where.
-        output: the run directory's URI.
+        config: the settings.
+        output: URI of the job's output; by default the database lies beside it.
+        folder: URI of the run's folder, which holds run.json; default the output.
     """
 
-    def __init__(self, config: TrackingConfig, output: str) -> None:
-        self._config, self._output = config, output
+    def __init__(self, config: TrackingConfig, output: str, folder: str | None = None) -> None:
+        self._config, self._output, self._folder = config, output, folder or output
+        self._uri = config.tracking_uri or default_uri(output)
         self._spool: Spool | None = None
         self._sender: Sender | None = None
-        self._patience = config.patience
-        self._told, self._stop, self._idle = threading.Event(), threading.Event(), threading.Event()
-        self._settling = False
+        self._thread: SendingThread | None = None
 
     @property
     def record(self) -> dict[str, Any] | None:
@@ -62,64 +59,37 @@ class Tracker:
 
     @_harmless
     def start(self, name: str, params: Mapping[str, Any], tags: Mapping[str, str], config_yaml: str) -> None:
-        """Tell of the run, or that an earlier start's goes on."""
+        """The run begins, or continues an earlier start's, whose parameters and tags stay."""
         if not self._config.enabled:
             return
         self._open()
         assert self._spool is not None
-        assert self._sender is not None
-        first = next(self._spool.of("start"), None)
-        own = {
-            "id": first["id"] if first else uuid.uuid4().hex,
-            "tracking_uri": self._sender.record["tracking_uri"],
-            "driver": f"{socket.gethostname()} {os.getpid()}",
-        }
-        if first is None:
-            own |= {"name": name, "experiment": self._config.experiment, "config": config_yaml}
-            own |= {"params": {key: str(value) for key, value in params.items()}, "tags": dict(tags)}
-        self._tell("start", **own)
-
-    def behind(self) -> bool:
-        """Whether MLflow lacks something that earlier starts told, or their end was never told."""
-        if not self._config.enabled:
-            return False
-        try:
-            spool = Spool(self._output)
-        except (OSError, ValueError) as error:
-            log.warning("tracking: %s", brief(error))
-            return False
-        return bool(spool.pending() or (spool.last and spool.last["kind"] != "end"))
-
-    @_harmless
-    def catch_up(self, files: Iterable[str], status: str) -> None:
-        """Bring to its end a run whose earlier starts did everything but that; what they told and did is sent."""
-        self._open()
-        assert self._spool is not None
-        if self._spool.last is not None and self._spool.last["kind"] != "end":
-            for name in files:
-                self.file(name)
-            self._tell("end", status=status)
-        self.settle()
-        self._close()
+        uri = {"tracking_uri": storage.redact(self._uri)}
+        if self._spool.status:
+            self._append("resume", **uri)
+            return
+        names = {"name": storage.redact(name), "experiment": self._config.experiment}
+        self._append("start", id=uuid.uuid4().hex, params=_texts(params), tags=_texts(tags), **names, **uri)
+        self._append("text", name="config.yaml", text=storage.redact(config_yaml))
 
     @_harmless
     def metrics(self, values: Mapping[str, float | None]) -> None:
         """Log numbers. One that has no value now and had one in an earlier start becomes NaN: MLflow cannot forget."""
         before = {name for event in self._spool.of("metrics") for name in event["values"]} if self._spool else set()
         known = {name: math.nan if value is None else float(value) for name, value in values.items()}
-        self._tell("metrics", values={n: v for n, v in known.items() if not math.isnan(v) or n in before})
+        self._append("metrics", values={n: v for n, v in known.items() if not math.isnan(v) or n in before})
 
+    @_harmless
     def file(self, name: str) -> None:
-        """Keep a file of the run directory as an artifact, under the same name."""
-        self._tell("file", name=name)
+        """Keep a file of the run's folder as an artifact, under the same name."""
+        self._append("file", name=name)
 
     @_harmless
     def child(self, key: str, name: str, params: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """A finished run below this one; one that was told before under the same key is left as it is."""
-        if self._spool is None or any(event["key"] == key for event in self._spool.of("child")):
-            return
-        plain = {which: str(value) for which, value in params.items()}
-        self._tell("child", key=key, name=name, params=plain, metrics={n: float(v) for n, v in metrics.items()})
+        """A finished run below this one; one that was given before under the same key stays as it is."""
+        if self._spool is not None and not any(event["key"] == key for event in self._spool.of("child")):
+            numbers = {which: float(value) for which, value in metrics.items()}
+            self._append("child", key=key, name=storage.redact(name), params=_texts(params), metrics=numbers)
 
     @contextmanager
     def told_the_end(self) -> Iterator[None]:
@@ -131,76 +101,77 @@ class Tracker:
             raise
         self.end("FINISHED")
 
+    @_harmless
     def end(self, status: str) -> None:
-        """FINISHED, FAILED or KILLED; waits as `settle` does, and says what MLflow does not have yet."""
-        self._tell("end", status=status)
-        self.settle()
+        """FINISHED, FAILED or KILLED; waits as `settle` does, and warns where MLflow does not have all."""
+        try:
+            self._append("end", status=status)
+        finally:
+            self._close()
+
+    def behind(self) -> bool:
+        """Whether MLflow lacks something of a run whose earlier starts did all the work."""
+        try:
+            spool = Spool(self._folder) if self._config.enabled else None
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            log.warning("tracking: %s", brief(error))
+            return False
+        return spool is not None and bool(spool.pending() or spool.status not in ("", "FINISHED"))
+
+    @_harmless
+    def catch_up(self, files: Iterable[str], status: str) -> None:
+        """Send to MLflow what it lacks of a run whose earlier starts did all the work."""
+        self._open()
+        assert self._spool is not None
+        if self._spool.status != status:
+            for name in files:
+                self._append("file", name=name)
+            self._append("end", status=status)
         self._close()
 
     def settle(self) -> None:
-        """Wait until all is sent, or an attempt to send it failed; `config.patience` seconds at most, in all."""
-        if self._sender is None or self._stop.is_set():
-            return
-        began = time.monotonic()
-        self._idle.clear()
-        self._settling = True
-        self._told.set()
-        self._idle.wait(self._patience)
-        self._settling = False
-        self._patience = max(0.0, self._patience - (time.monotonic() - began))
-
-    @_harmless
-    def _tell(self, kind: str, **told: Any) -> None:
-        if self._spool is None:
-            return
-        try:
-            self._spool.append(kind, **told)
-        finally:
-            self._told.set()
+        """Wait until MLflow has all, or an attempt failed; `config.patience` seconds at most, in all."""
+        if self._thread is not None:
+            self._thread.wait()
 
     def _open(self) -> None:
-        """Read the spool and begin to send."""
-        self._spool = Spool(self._output)
-        uri = self._config.tracking_uri or default_uri(self._output)
-        if lost_with_the_job(uri):
+        """Read what earlier starts recorded, and start the thread."""
+        self._spool = Spool(self._folder)
+        if lost_with_the_job(self._uri):
             log.warning(
                 "MLflow's database %s is in the temporary folder of this submitted job, and ends with it: name a "
-                "server by --mlflow.tracking_uri or MLFLOW_TRACKING_URI. What it is told stays in %s, and "
-                "jobs/replay_tracking.py brings it to a server later",
-                *(uri, storage.join(self._output, "tracking")),
+                "server by --tracking-uri or MLFLOW_TRACKING_URI. %s/tracking keeps the run, and "
+                "flashray replay sends it to a server later",
+                *(self._uri, self._folder),
             )
-        self._sender = Sender(uri, self._spool)
+        self._sender = Sender(self._uri, self._spool)
         load_mlflow()
-        threading.Thread(target=self._send, args=(self._sender,), name="tracking", daemon=True).start()
+        self._thread = SendingThread(self._sender, self._config.patience)
 
-    def _send(self, sender: Sender) -> None:
-        """What the thread does: send what was told, again where that fails, with growing pauses."""
-        pause, failed = _FIRST_PAUSE, False
-        while True:
-            self._told.wait(pause if failed else None)
-            self._told.clear()
-            if self._stop.is_set():
-                return
-            settling = self._settling
-            try:
-                sender.send(self._stop)
-                pause, failed = _FIRST_PAUSE, False
-            except Exception as error:
-                if not failed:
-                    log.warning("tracking: %s (%s); the run goes on", brief(error), sender.record["tracking_uri"])
-                pause, failed = min(2 * pause, _LONGEST_PAUSE) if failed else _FIRST_PAUSE, True
-            if settling:
-                self._idle.set()
+    def _append(self, kind: str, **values: Any) -> None:
+        """Keep an event and ask for it to be sent; the latter even where the folder cannot be written to."""
+        if self._spool is None or self._thread is None:
+            return
+        try:
+            self._spool.append(kind, **values)
+        finally:
+            self._thread.request()
 
     def _close(self) -> None:
-        """Send no more, and say what is missing."""
-        self._stop.set()
-        self._told.set()
-        if self._spool is not None and self._spool.pending():
+        """Wait for MLflow, end the thread, and warn where MLflow does not have all."""
+        if self._spool is None or self._thread is None:
+            return
+        self._thread.wait()
+        self._thread.stop()
+        pending = len(self._spool.pending())
+        if pending:
             log.warning(
-                "tracking: %d of what was told MLflow is not there yet; %s/tracking keeps it, and the next start sends "
-                "it, or python jobs/replay_tracking.py --output %s",
-                len(self._spool.pending()),
-                self._output,
-                self._output,
+                "tracking: %d events are not in MLflow yet. %s/tracking keeps them; the next start of the same command "
+                "sends them, or flashray replay %s",
+                *(pending, self._folder, self._output),
             )
+
+
+def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+    """As texts without secrets."""
+    return {name: storage.redact(str(value)) for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""Changes that make other photos of a photo."""
+"""Augmentation: changes that turn a photo into a different one."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ SHIFT = 0.25  # and brightness moved by as much, on [-1, 1]
 def vary(x_BCHW: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """Square images in [-1, 1]: a random `share` of them turned, with other colours, contrast and brightness.
 
-    Turned by quarters, channels exchanged, contrast scaled about the image's mean and brightness shifted, each drawn
-    once an image. How hard an image is to encode is a matter of its detail and contrast: this gives each photo's
-    detail other places and strengths, where a few thousand photos are soon known by heart.
+    Rotation by quarter turns, exchanged channels, contrast scaled about the image's mean and shifted brightness, each
+    drawn once for each image. Detail and contrast decide how hard an image is to encode: this varies the position and
+    strength of each photo's detail, so that a few thousand photos are not memorised.
 
     Args:
         generator: on the CPU.

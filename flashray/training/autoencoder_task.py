@@ -21,11 +21,11 @@ class AutoencoderConfig:
     Attributes:
         channels: of each resolution from full (a pixel-unshuffled convolution only) to 1/8.
         encoder_layers, decoder_layers: residual blocks at each resolution.
-        crop: side of the training crops; the model is convolutional, and smaller crops see more photos in the same
-            time.
-        lpips: weight of LPIPS(AlexNet) beside L1 + MSE.
+        crop: side of the training crops; the model is convolutional, and with smaller crops it sees more photos in the
+            same time.
+        lpips: weight of LPIPS(AlexNet) in addition to L1 + MSE.
         latent_noise: each image's latent gets noise of std U(0, latent_noise) in units of the batch's latent std, so
-            that channels which carry little shrink and the decoder forgives small latent errors.
+            that channels with little information shrink and the decoder tolerates small latent errors.
     """
 
     latent_channels: int = 32
@@ -61,7 +61,7 @@ def make_autoencoder(config: AutoencoderConfig) -> AutoencoderDC:
 
 
 class AutoencoderTask(Task):
-    """L1 + MSE + lpips · LPIPS between x and D(E(x) + noise), with a light penalty on the latents' size."""
+    """L1 + MSE + lpips · LPIPS between x and D(E(x) + noise), with a small penalty on the latents' size."""
 
     model: Any
 

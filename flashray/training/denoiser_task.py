@@ -33,8 +33,8 @@ class DenoiserConfig:
     """A UNet on the latents: widths and attention of each resolution, residual layers a resolution.
 
     Attributes:
-        draws: how many (timestep, noise) pairs each encoded photo is trained on at once; encoding costs as much as
-            denoising does.
+        draws: (timestep, noise) pairs that each encoded photo is trained on at once, because encoding costs as much as
+            denoising.
     """
 
     channels: tuple[int, ...] = (64, 128, 192)

@@ -1,4 +1,4 @@
-"""Run a training loop here, or on Ray Train; both leave a folder with the last training state."""
+"""Run a training loop in this process or on Ray Train; both return a folder with the last training state."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ class LaunchConfig:
     """Where training runs.
 
     Attributes:
-        launcher: `ray` trains on Ray Train with sharded Ray Data; `local` in this process, where Ray is not needed.
-        storage: folder or URI under which checkpoints go; running the same command again resumes from the last one.
+        launcher: `ray` trains on Ray Train with sharded Ray Data; `local` in this process, without Ray.
+        storage: folder or URI for checkpoints; running the same command again resumes from the last one.
         workers: Ray Train workers, one GPU each where there are GPUs.
+        device: cpu, cuda, or auto (cuda where there is one).
         threads: CPU threads of a worker; 0 shares this machine's cores among the workers.
         cache: keep the decoded training windows in Ray's object store; turn it off where they do not fit.
-        max_failures: how many times Ray Train replaces a lost worker.
+        max_failures: how often Ray Train replaces a lost worker.
     """
 
     launcher: Literal["ray", "local"] = "ray"
@@ -53,14 +54,14 @@ def resolve_device(device: str) -> str:
 
 
 def absolute(source: str) -> str:
-    """A path that means the same in Ray's workers, which run in another folder; other names as they are."""
+    """An absolute path, because Ray's workers run in another folder; other names are not changed."""
     return os.path.abspath(source) if source and os.path.exists(source) else source
 
 
 def train(
     build: Callable[[], T], loop: LoopConfig, photos: str, size: int, name: str, config: LaunchConfig
 ) -> tuple[T, Path]:
-    """(The task with its trained, averaged weights, on the device and in evaluation mode; its last training state.)"""
+    """(the task with its averaged weights, on the device and in evaluation mode; its last training state)"""
     state = launch(build, loop, photos, size, name, config)
     task = build()
     load_averaged(task, state)
@@ -71,7 +72,7 @@ def train(
 def launch(build: BuildTask, loop: LoopConfig, photos: str, size: int, name: str, config: LaunchConfig) -> Path:
     """Train the task that `build` makes on the photos of a folder; returns a folder with the last training state.
 
-    Checkpoints are kept under `<storage>/<name>-<fingerprint>`, so that another training never continues this one.
+    Checkpoints are stored under `<storage>/<name>-<fingerprint>`, so that another training does not continue this one.
     """
     name = f"{name}-{fingerprint(build, loop, photos)}"
     if config.launcher == "ray":
@@ -112,7 +113,7 @@ def launch_here(build: BuildTask, loop: LoopConfig, photos: str, size: int, name
 
 
 def fingerprint(build: BuildTask, loop: LoopConfig, photos: str) -> str:
-    """Ten digits that are the same in every process: a function's own repr holds its address in memory."""
+    """Ten digits that are the same in every process; a function's repr would not be, as it has a memory address."""
     if isinstance(build, functools.partial):
         made_by: list[Any] = [build.func.__qualname__, build.args, sorted(build.keywords.items())]
     else:
@@ -121,7 +122,7 @@ def fingerprint(build: BuildTask, loop: LoopConfig, photos: str) -> str:
 
 
 def write_state(folder: Path, save: Callable[[Path], None]) -> None:
-    """Save a training state so that a kill leaves either the old or the new one."""
+    """Save a training state so that a killed process leaves either the old or the new one."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".state-"))
     try:

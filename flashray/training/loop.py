@@ -26,9 +26,14 @@ class LoopConfig:
 
     Attributes:
         epochs: passes over the training windows.
-        seconds: stop at this much training time (0: no limit); the learning rate decays towards whichever end is
-            nearer.
-        batch_size: per worker.
+        seconds: limit of the training time (0: none); the learning rate decays towards the limit, epochs or seconds,
+            that is reached first.
+        batch_size: windows of a worker in one step.
+        learning_rate: the highest learning rate, after the warm-up.
+        warmup_steps: steps of linear warm-up.
+        weight_decay: of AdamW.
+        clip: limit of the gradient's norm.
+        ema_decay: decay of the averaged weights.
         precision: `bf16` autocasts the forward pass.
         validate_every: epochs between validations, each followed by a checkpoint.
         compile: compile the task's parts with torch.compile.
@@ -97,11 +102,11 @@ def fit(
     Args:
         batches: the uint8 windows of an epoch, given its number.
         report: called after each validation with the figures and a function that saves the training state in a folder.
-        resume: a folder that the saving function wrote; training goes on from the epoch after it.
+        resume: a folder that the saving function wrote; training continues from the epoch after it.
         wrap: makes the module that computes losses parallel (DDP).
         batches_per_epoch: for the learning rate's progress; measured in the first epoch when unknown.
         rank, workers: this worker's number, and how many there are; each draws different views.
-        clock: makes parallel workers agree on the seconds spent, so that they stop at the same step.
+        clock: lets parallel workers agree on the elapsed seconds, so that they stop at the same step.
 
     Returns:
         The last validation's figures.
@@ -201,7 +206,7 @@ def load_averaged(task: Task, folder: Path) -> None:
 
 
 def save_half(model: Any, folder: Path) -> None:
-    """Save a diffusers model's config and its weights in half precision, the model itself left as it is."""
+    """Save a diffusers model's config and its weights in half precision; the model itself is not changed."""
     weights = {name: value.detach().cpu().half() for name, value in model.state_dict().items()}
     twin = type(model).from_config(model.config).half()
     twin.load_state_dict(weights)
@@ -210,7 +215,7 @@ def save_half(model: Any, folder: Path) -> None:
 
 @contextlib.contextmanager
 def averaged(ema: EMAModel, parameters: list[nn.Parameter]) -> Iterator[None]:
-    """The EMA weights in place of the trained ones, for the length of a block."""
+    """The EMA weights in place of the trained ones, for the duration of a block."""
     ema.store(parameters)
     ema.copy_to(parameters)
     try:

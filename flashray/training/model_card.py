@@ -1,4 +1,4 @@
-"""Model cards: figures measured on validation photos, written beside the weights they are about."""
+"""Model cards: figures measured on validation photos, written next to the weights."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def write_prior_card(
 
 
 def _latents_in_words(prior: LatentPrior, photos: str, latent_shape: tuple[int, ...]) -> list[str]:
-    """What the latents are, as Markdown."""
+    """A description of the latents, as Markdown."""
     shape = "×".join(map(str, latent_shape))
     if isinstance(prior.autoencoder, SpaceToDepth):
         block = prior.autoencoder.config["factor"]
@@ -190,7 +190,7 @@ def write_swinir_card(
 
 
 def training_lines(trained: Mapping[str, Any]) -> list[str]:
-    """How it was made, as Markdown."""
+    """How the model was trained, as Markdown."""
     lines = ["## Training", "", f"Machine: {machine()}.", ""]
     for stage, facts in trained.items():
         time = timedelta(seconds=round(facts["seconds"]))
@@ -206,7 +206,7 @@ def training_lines(trained: Mapping[str, Any]) -> list[str]:
 
 
 def note_training(folder: Path, stage: str, state: Path, loop: LoopConfig) -> dict[str, Any]:
-    """Add how a stage was trained to `training.json` in the model's folder; returns all that the file then says."""
+    """Add how a stage was trained to `training.json` in the model's folder; returns the file's new content."""
     path = folder / "training.json"
     notes: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     saved = torch.load(state / STATE_FILE, map_location="cpu", weights_only=True, mmap=True)
@@ -221,7 +221,7 @@ def note_training(folder: Path, stage: str, state: Path, loop: LoopConfig) -> di
 
 
 def command_line() -> str:
-    """This process's command, with folders cut to their last two parts (a card says nothing of one machine's disks)."""
+    """This process's command, with folders cut to their last two parts: a card must not name a machine's disks."""
     words = [Path(sys.argv[0]).name and f"python jobs/{Path(sys.argv[0]).name}"]
     for word in sys.argv[1:]:
         words.append("/".join(Path(word).parts[-2:]) if word.startswith("/") else shlex.quote(word))
@@ -229,7 +229,7 @@ def command_line() -> str:
 
 
 def machine() -> str:
-    """What the training ran on, in words."""
+    """A description of the machine."""
     if torch.cuda.is_available():
         return f"one {torch.cuda.get_device_name()}"
     model = platform.processor() or platform.machine()

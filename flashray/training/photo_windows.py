@@ -15,7 +15,7 @@ from flashray.errors import ConfigError, ImageError
 from flashray.images import decode_image, fit_image, is_image_name, to_uint8
 
 WINDOW_ZOOM = 1.25  # a window's side over the training size: what random views may crop
-WHOLE = 0.5  # share of the batches whose views are zoomed as whole photos are: the finest detail that models meet
+WHOLE = 0.5  # share of the batches with views at the scale of whole photos, the finest detail of images in use
 
 
 def list_photos(folder: str | Path) -> list[Path]:
@@ -66,9 +66,9 @@ def load_fitted(paths: Iterable[Path], size: int) -> Tensor:
 def random_views(window_BCHW: Tensor, size: int, generator: torch.Generator, widest: float = WINDOW_ZOOM) -> Tensor:
     """Random square crops of uint8 windows, resized to `size` and mirrored at random: [B, 3, size, size] in [-1, 1].
 
-    The crop's side is drawn once a batch (so that one resize serves it), its place and mirroring once an image. It is
-    WINDOW_ZOOM · `size` in a share WHOLE of the batches, as fine as the photos that models meet, else anything from
-    `size` to `widest` · `size`, no more than the window has.
+    The crop's side is drawn once for each batch (so that one resize is enough), its position and mirroring once for
+    each image. In a share WHOLE of the batches the side is WINDOW_ZOOM · `size`, which gives the detail of the photos
+    that models are used on; else it is between `size` and `widest` · `size`, and at most the window's side.
     """
     batch, _, side, _ = window_BCHW.shape
     device = window_BCHW.device
@@ -84,13 +84,13 @@ def random_views(window_BCHW: Tensor, size: int, generator: torch.Generator, wid
     x = x.float() / 127.5 - 1
     if crop == size:
         return x
-    # bicubic as in `fit_image`: bilinear views are softer than the photos that the models will meet
+    # bicubic as in `fit_image`: bilinear views are softer than the photos that the models are used on
     x = F.interpolate(x, size=(size, size), mode="bicubic", antialias=True, align_corners=False)
     return x.clamp(-1, 1)
 
 
 def shuffled_batches(window_NCHW: Tensor, batch_size: int, seed: int, epoch: int) -> Iterator[Tensor]:
-    """One shuffled pass over the windows in whole batches, the order a function of (seed, epoch)."""
+    """One shuffled pass over the windows in whole batches; the order depends on (seed, epoch) only."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order = torch.randperm(len(window_NCHW), generator=generator).to(window_NCHW.device)
     if len(order) < batch_size:

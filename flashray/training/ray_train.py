@@ -1,4 +1,4 @@
-"""The thin wrapper that runs a training loop on Ray Train with sharded Ray Data. The only file here that knows Ray."""
+"""A thin wrapper that runs a training loop on Ray Train with sharded Ray Data. Only this file imports Ray Train."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _connect(config: LaunchConfig) -> None:
 
 
 def _train_worker(build: BuildTask, loop: LoopConfig, threads: int) -> None:
-    """What each worker runs."""
+    """The function that each worker runs."""
     context = ray.train.get_context()
     rank = context.get_world_rank()
     device = get_device()

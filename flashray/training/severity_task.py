@@ -27,13 +27,15 @@ class SeverityConfig:
     """The objective's weights (Flash-Diffusion, severity encoding) and its target for σ̂.
 
     Attributes:
-        crop: side of the training views in pixels; smaller ones give more pairs in the same time, the prior's own size
-            gives σ̂ over the area that it will be asked about; 0 is the prior's own.
+        lambda_sigma, lambda_image: weights of the terms of σ̂ and of the decoded image.
+        target: what the term of σ̂ compares: standard deviations, their logarithms, or variances.
+        crop: side of the training views in pixels; smaller views give more pairs in the same time, and the prior's size
+            trains σ̂ on the area that it is used on; 0 is the prior's size.
         vary: share of the views that are turned and get other colours and contrast (`augment.vary`).
-        widest: side of the widest crop, over the view's.
-        levels: so many severities, drawn for each, that a view is degraded at in one step.
-        lambda_order: weight of how σ̂ - σ̄ differs between these; 0 leaves the paper's objective.
-        only_head: train the head for σ̂ alone; ẑ stays what it was.
+        widest: side of the widest crop, as a multiple of the view's.
+        levels: number of random severities at which each view is degraded in one step.
+        lambda_order: weight of the differences of σ̂ - σ̄ between these severities; 0 is the paper's objective.
+        only_head: train the head for σ̂ alone; ẑ does not change.
 
     Raises:
         ConfigError: if `levels` is not positive, or `lambda_order` has no two levels to compare.
@@ -103,7 +105,7 @@ class SeverityTask(Task):
         )
 
     def degrade(self, x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
-        """A measurement of each image, of its own random severity, as the encoder sees it."""
+        """A measurement of each image, of its own random severity, as input of the encoder."""
         return degrade(x_BCHW, self.degradation, self.noise, generator)
 
     def parts(self) -> list[nn.Module]:
@@ -119,9 +121,9 @@ class SeverityTask(Task):
 def severity_figures(
     encoder: SeverityEncoder, prior: LatentPrior, degradation: Degradation, noise: tuple[float, float], x_NCHW: Tensor
 ) -> dict[str, float]:
-    """How well σ̂ tells severity, on clean photos in [-1, 1] degraded at ORDERING_LEVELS evenly spaced levels each.
+    """How well σ̂ predicts severity, on clean photos in [-1, 1] degraded at ORDERING_LEVELS evenly spaced levels each.
 
-    Of a range of noise every photo has its own noise_std, the same at every level.
+    With a range of noise every photo has its own noise_std, the same at every level.
 
     Returns:
         latent_mse; sigma_error, mean |σ̂ - σ̄|; spearman_sigma, Spearman of σ̂ with the true error σ̄ over all images and

@@ -1,4 +1,4 @@
-"""What every training job is asked for."""
+"""The configuration that all training jobs share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class TrainConfig:
     """What to train on, and where.
 
     Attributes:
-        photos, val_photos: folders of training and of validation photos, clean.
+        photos, val_photos: folders of clean photos for training and for validation.
         output: folder of the finished model.
     """
 
@@ -39,9 +39,9 @@ C = TypeVar("C", bound=TrainConfig)
 
 
 def with_absolute_places(config: C, *names: str) -> C:
-    """The configuration as Ray's workers can use it: photos, output and the fields of these names are absolute.
+    """The configuration in a form that Ray's workers can use: photos, output and these fields are absolute paths.
 
-    Not a method: jsonargparse makes a subcommand of each.
+    This is a function and not a method, because jsonargparse turns methods into subcommands.
     """
     places: dict[str, Any] = {name: absolute(getattr(config, name)) for name in ("photos", "val_photos", *names)}
     return dataclasses.replace(config, output=str(Path(config.output).absolute()), **places)

@@ -36,12 +36,12 @@ class TrainPriorConfig(TrainConfig):
 
     Attributes:
         size: side of the square images in pixels.
-        stages: what to train; a stage that is left out is taken from `output`.
+        stages: stages to train; a stage that is left out is taken from `output`.
         init: a prior's folder whose weights training starts from, instead of random ones.
-        card: what the photos are, in words, for the model card; empty writes none.
-        lpips_weights: weights of LPIPS(AlexNet); see the README. Empty: FLASHRAY_LPIPS_WEIGHTS or torch.hub's cache.
+        lpips_weights: file with the weights of LPIPS(AlexNet); empty: FLASHRAY_LPIPS_WEIGHTS or torch.hub's cache.
+        card: a description of the photos for the model card; empty writes no card.
         autoencoder: its sizes and objective, or `none` for a prior in pixel space.
-        pixel_block: in pixel space, the side of the blocks of pixels that the denoiser takes as one position; 1 is the
+        pixel_block: in pixel space, the side of the blocks of pixels that are one position for the denoiser; 1 uses the
             pixels themselves, at pixel_block² times the cost.
     """
 

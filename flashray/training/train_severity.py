@@ -10,9 +10,9 @@ import torch
 
 from flashray.degradations import make_degradation
 from flashray.errors import ConfigError
-from flashray.pipeline.run_config import DegradationConfig
 from flashray.prior import load_prior
 from flashray.prior.pixel_space import SpaceToDepth
+from flashray.recipe import DegradationConfig
 from flashray.severity.encoder import SeverityEncoder, load_severity_encoder
 from flashray.tracking import default_uri
 from flashray.tracking.model_registry import check_registry, register
@@ -26,13 +26,13 @@ from flashray.training.train_config import TrainConfig, with_absolute_places
 
 @dataclass(frozen=True)
 class TrainSeverityConfig(TrainConfig):
-    """What to train a severity encoder on, and how; the photos are degraded on the fly.
+    """What to train a severity encoder on, and how; the photos are degraded when they are used.
 
     Attributes:
         prior: the prior whose encoder it starts from: `bundled`, a folder or a hub id.
         init: a severity encoder whose weights training starts from instead.
-        register: register it in MLflow under this name when it is trained.
-        alias: names the registered version from then on.
+        register: the name under which it is registered in MLflow after training.
+        alias: points to the registered version from then on.
         tracking_uri: the MLflow server or database of the registry; default MLFLOW_TRACKING_URI, else mlflow.db beside
             the output.
     """
@@ -42,7 +42,7 @@ class TrainSeverityConfig(TrainConfig):
     degradation: DegradationConfig = field(default_factory=DegradationConfig)
     severity: SeverityConfig = field(default_factory=SeverityConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
-    # not in the repr, which names the checkpoints: what is trained does not depend on these
+    # not in the repr, which names the checkpoints, because the training does not depend on these
     register: str | None = field(default=None, repr=False)
     alias: str = field(default="champion", repr=False)
     tracking_uri: str | None = field(default=None, repr=False)
@@ -71,7 +71,7 @@ def train_severity(config: TrainSeverityConfig) -> dict[str, float]:
 
 
 def build_severity_task(config: TrainSeverityConfig) -> SeverityTask:
-    """The task: an encoder that starts as the prior's, and the frozen prior that judges it."""
+    """The task: an encoder that starts as the prior's, and the frozen prior for the loss."""
     torch.manual_seed(config.loop.seed)
     family = config.degradation
     degradation = make_degradation(family.name, family.settings)

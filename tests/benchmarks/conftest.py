@@ -1,35 +1,19 @@
-"""A small experiment on the tiny models, and runs of it."""
+"""Runs of experiments on the tiny models."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from benchmarks.run_experiment import BenchmarkConfig, benchmark
-from flashray.pipeline.run_config import TrackingConfig
+from benchmarks.run_experiment import ExperimentConfig, run_experiment
+from flashray.tracking.tracking_config import TrackingConfig
 from tests.conftest import TinyModels
+from tests.support.experiments import Run
 from tests.support.models import edit_json
-
-EXPERIMENTS = Path(__file__).parents[2] / "benchmarks" / "experiments"
-GRID: dict[str, Any] = {
-    "kind": "comparison",
-    "title": "A small grid",
-    "tasks": [{"name": "blur", "degradation": {"settings": {"std": [0.3, 2.0], "kernel_size": 9}}}],
-    "methods": [
-        {"name": "AE", "baseline": "autoencoder"},
-        {"name": "flash", "solver": {"name": "latent_dps", "steps": 20, "settings": {"dc_step": 0.1}}},
-        {"name": "full", "start": {"mode": "full"}, "solver": {"name": "latent_dps", "steps": 20}},
-    ],
-    "pairs": [["flash", "full"]],
-    "pictures": 2,
-    "scales": {"smoke": {"images": 4, "full_images": 2, "steps": 6}},
-}
-Run = Callable[..., int]
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +45,8 @@ def run(tiny_models: TinyModels, encoders: dict[str, str], archive: Path, monkey
             "prior": tiny_models.prior,
             "severity_encoders": encoders,
             "launcher": "local",
-            "mlflow": TrackingConfig(enabled=False),
+            "tracking": TrackingConfig(enabled=False),
         }
-        return benchmark(BenchmarkConfig(experiment, output=str(output), **settings | values), EXPERIMENTS)
+        return run_experiment(ExperimentConfig(experiment, output=str(output), **settings | values))
 
     return run

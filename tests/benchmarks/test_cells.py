@@ -10,9 +10,9 @@ import yaml
 
 from benchmarks.cells import Cell, expand
 from benchmarks.experiment_file import load_experiment, variations
+from benchmarks.run_experiment import EXPERIMENTS
 from flashray.errors import ConfigError
 
-EXPERIMENTS = Path(__file__).parents[2] / "benchmarks" / "experiments"
 DECLARED: dict[str, Any] = {
     "kind": "comparison",
     "title": "A grid",
@@ -123,6 +123,7 @@ def test_a_full_chain_does_not_depend_on_what_flash_would_have_done(tmp_path: Pa
         ({"methods": [{"name": "m", "baseline": "a", "vary": {"start.c": 1}}]}, "wants a list"),
         ({"methods": [{"name": "m", "baseline": "a", "vary": {"name.c": [1]}}]}, "no mapping"),
         ({"tasks": [{"name": "t", "degradation": {"nmae": "x"}}]}, "task 't', degradation: .*nmae"),
+        ({"methods": [{"name": "m", "baseline": "a", "start": {"severity_encoder": "x"}}]}, "stands beside start"),
         ({"pairs": [["flash", "fulll"]]}, "fulll is not in the file"),
         ({"scales": {"smoke": {"images": 1}}}, "no scale small; it has smoke"),
         ({"scales": {"small": {"pictures": 1}}}, "scales, small: unknown key pictures"),

@@ -37,9 +37,7 @@ def test_noise_on_a_photo_is_found_through_its_texture(photo: Tensor):
     found = wavelet_noise(noisy(photo))
     assert (found > 0.97 * LEVELS).all()
     assert (found < LEVELS + 0.01).all()
-    blurred = (
-        make_degradation("gaussian_blur").bind({"blur_std": torch.full((5,), 2.0)}, (512, 512)).measure(photo[None])
-    )
+    blurred = make_degradation("gaussian_blur").bind({"blur_std": torch.full((5,), 2.0)}, (512, 512)).A(photo[None])
     found = wavelet_noise(add_noise(blurred, LEVELS, torch.arange(5)))
     torch.testing.assert_close(found, LEVELS, rtol=0.05, atol=0)
 
@@ -56,7 +54,7 @@ def test_any_size_from_four_pixels_on_and_no_image_sees_another(shape: tuple[int
 def test_the_residual_of_a_perfect_estimate_is_the_noise(photo: Tensor):
     x = photo[:, :128, :128].expand(5, -1, -1, -1)
     operator = make_degradation("gaussian_blur").bind({"blur_std": torch.full((5,), 1.5)}, (128, 128))
-    y = add_noise(operator.measure(x), LEVELS, torch.arange(5))
+    y = add_noise(operator.A(x), LEVELS, torch.arange(5))
     torch.testing.assert_close(residual_std(y, 3 * x, operator, lambda z: z / 3), LEVELS, rtol=0.02, atol=0)
 
 
@@ -68,7 +66,7 @@ def test_the_residual_adds_what_the_operator_lets_through_of_an_error(photo: Ten
     unblurred = make_degradation("gaussian_blur").bind({"blur_std": torch.tensor([0.05])}, (128, 128))
     assert residual_std(y, x + error, unblurred, lambda z: z).item() == pytest.approx(0.1, rel=0.02)
     blur = make_degradation("gaussian_blur").bind({"blur_std": torch.tensor([3.0])}, (128, 128))
-    y = add_noise(blur.measure(x), torch.tensor([0.06]), torch.tensor([0]))
+    y = add_noise(blur.A(x), torch.tensor([0.06]), torch.tensor([0]))
     assert residual_std(y, x + error, blur, lambda z: z).item() == pytest.approx(0.06, rel=0.05)
 
 

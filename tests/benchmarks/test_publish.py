@@ -1,4 +1,4 @@
-"""BENCHMARKS.md: blocks that are written again, between words that stay."""
+"""docs/results: what is generated is written again, and the words around it stay."""
 
 from __future__ import annotations
 
@@ -7,66 +7,64 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.report.publish import publish
+from benchmarks.pages.results_page import publish
+from benchmarks.publish import PublishConfig, publish_outputs
 from flashray.errors import ConfigError
 
 
 def output(folder: Path, name: str, text: str = "a table") -> str:
-    """What jobs/benchmark.py leaves, as far as the page needs it."""
+    """What an experiment leaves, as far as a page needs it."""
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     (folder / "figures" / "cost.png").write_bytes(b"png of " + name.encode())
-    (folder / "report.md").write_text(f"# {name}\n\n![cost](figures/cost.png)\n\n## Part\n\n{text}\n")
+    (folder / "report.md").write_text(f"# About {name}\n\n![cost](figures/cost.png)\n\n## Part\n\n{text}\n")
     (folder / "table.csv").write_text("a,b\n")
     (folder / "run.json").write_text(json.dumps({"experiment": name}))
     return str(folder)
 
 
-def test_a_page_is_made_with_figures_and_tables_beside_it(tmp_path: Path) -> None:
-    page, assets = tmp_path / "BENCHMARKS.md", tmp_path / "docs" / "benchmarks"
-    assert publish([output(tmp_path / "a", "severity"), output(tmp_path / "b", "starts")], page, assets) == [
-        "severity",
-        "starts",
-    ]
-    text = page.read_text()
-    assert "## severity\n\n![cost](docs/benchmarks/severity-cost.png)\n\n### Part" in text
-    assert (assets / "starts-cost.png").read_bytes() == b"png of starts"
-    assert (assets / "severity-table.csv").read_text() == "a,b\n"
-    assert text.index("severity") < text.index("starts")
+def test_a_page_an_experiment_with_figures_beside_it_and_tables_below(tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "docs" / "results"
+    outputs = [output(tmp_path / "a", "severity"), output(tmp_path / "b", "robustness_noise")]
+    publish_outputs(PublishConfig(outputs, str(folder)))
+    assert capsys.readouterr().out.split() == [str(folder / "severity.md"), str(folder / "robustness-noise.md")]
+    text = (folder / "robustness-noise.md").read_text()
+    assert text.startswith("# About robustness_noise\n\n<!-- generated")
+    assert "![cost](robustness-noise-cost.png)\n\n## Part" in text
+    assert "[table.csv](data/robustness-noise-table.csv)" in text
+    assert (folder / "robustness-noise-cost.png").read_bytes() == b"png of robustness_noise"
+    assert (folder / "data" / "severity-table.csv").read_text() == "a,b\n"
 
 
-def test_publishing_again_replaces_the_block_and_keeps_the_words(tmp_path: Path) -> None:
-    page, assets = tmp_path / "BENCHMARKS.md", tmp_path / "assets"
-    outputs = [output(tmp_path / "a", "severity"), output(tmp_path / "b", "starts")]
-    publish(outputs, page, assets)
-    page.write_text(page.read_text().replace("# Benchmarks", "# Ours").rstrip() + "\n\nSo it holds.\n")
+def test_publishing_again_replaces_what_is_generated_and_keeps_the_words(tmp_path: Path) -> None:
+    outputs = [output(tmp_path / "a", "severity")]
+    (page,) = publish(outputs, tmp_path)
+    page.write_text(page.read_text().replace("# About severity", "# Ours\n\nIt holds.").rstrip() + "\n\nSo it holds.\n")
     once = page.read_text()
-    publish(outputs, page, assets)
+    publish(outputs, tmp_path)
     assert page.read_text() == once
-    publish([output(tmp_path / "a", "severity", "a better table")], page, assets)
+    publish([output(tmp_path / "a", "severity", "a better table")], tmp_path)
     assert page.read_text() == once.replace("a table", "a better table", 1)
 
 
 def test_photos_stay_at_home_where_that_is_asked(tmp_path: Path) -> None:
-    page, assets = tmp_path / "BENCHMARKS.md", tmp_path / "assets"
-    place = Path(output(tmp_path / "a", "severity"))
+    run, folder = Path(output(tmp_path / "a", "severity")), tmp_path / "results"
     for name in ("outliers", "pictures", "pictures_2"):
-        (place / "figures" / f"{name}.png").write_bytes(b"somebody's photo")
-    report = (place / "report.md").read_text()
-    (place / "report.md").write_text(
-        f"![outliers](figures/outliers.png)\n\n{report}\n![pictures](figures/pictures.png)\n\n![pictures_2](figures/pictures_2.png)\n"
-    )
-    publish([str(place)], page, assets, photos=False)
-    assert {one.name for one in assets.iterdir()} == {"severity-cost.png", "severity-table.csv"}
-    assert "outliers" not in page.read_text()
-    assert "pictures" not in page.read_text()
-    publish([str(place)], page, assets)
-    assert (assets / "severity-outliers.png").read_bytes() == b"somebody's photo"
+        (run / "figures" / f"{name}.png").write_bytes(b"somebody's photo")
+    report = (run / "report.md").read_text()
+    figures = "\n\n".join(f"![{name}](figures/{name}.png)" for name in ("outliers", "pictures", "pictures_2"))
+    (run / "report.md").write_text(f"{report}\n{figures}\n")
+    publish([str(run)], folder, photos=False)
+    assert {one.name for one in folder.iterdir()} == {"data", "severity-cost.png", "severity.md"}
+    assert "outliers" not in (folder / "severity.md").read_text()
+    assert "pictures" not in (folder / "severity.md").read_text()
+    publish([str(run)], folder)
+    assert (folder / "severity-outliers.png").read_bytes() == b"somebody's photo"
 
 
 def test_what_cannot_be_published_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no report there"):
-        publish([str(tmp_path)], tmp_path / "page.md", tmp_path / "assets")
-    page = tmp_path / "page.md"
-    page.write_text("<!-- experiment severity -->\ncut off\n")
-    with pytest.raises(ConfigError, match="end of severity"):
-        publish([output(tmp_path / "a", "severity")], page, tmp_path / "assets")
+        publish([str(tmp_path)], tmp_path / "results")
+    (page,) = publish([output(tmp_path / "a", "severity")], tmp_path)
+    page.write_text(page.read_text().replace("end of what", "end of"))
+    with pytest.raises(ConfigError, match="and not <!-- end of what"):
+        publish([str(tmp_path / "a")], tmp_path)

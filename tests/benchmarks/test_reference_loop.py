@@ -9,8 +9,8 @@ from benchmarks.speed.reference_loop import latent_dps_loop
 from flashray.degradations import make_degradation
 from flashray.engine import solve
 from flashray.solvers import make_solver
+from tests.support.engine_jobs import jobs_of
 from tests.support.golden import toy_prior
-from tests.test_engine import jobs_of
 
 
 @pytest.mark.parametrize("steps", [40, 1000])

@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from benchmarks import compute_cell as work
-from benchmarks.run_experiment import command
+from benchmarks.run_experiment import EXPERIMENTS, command
 from flashray.errors import ConfigError
-from flashray.pipeline.run_config import TrackingConfig
-from tests.benchmarks.conftest import EXPERIMENTS, GRID, Run
+from flashray.tracking.tracking_config import TrackingConfig
 from tests.conftest import TinyModels
+from tests.support.experiments import GRID, Run
 
 
 def rows(output: Path) -> list[dict[str, Any]]:
@@ -34,11 +34,11 @@ def changed(**values: Any) -> dict[str, Any]:
     """The grid with some of its values replaced, by their paths."""
     grid = copy.deepcopy(GRID)
     for path, value in values.items():
-        place: Any = grid
+        inner: Any = grid
         *parents, last = [int(part) if part.isdigit() else part for part in path.split("__")]
         for part in parents:
-            place = place[part]
-        place[last] = value
+            inner = inner[part]
+        inner[last] = value
     return grid
 
 
@@ -84,15 +84,15 @@ def test_only_what_is_missing_is_computed_again(run: Run, tmp_path: Path, capsys
 
 
 def test_a_kill_between_cells_loses_nothing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    output, compute = tmp_path / "run", work.Workbench.compute
+    output, compute = tmp_path / "run", work.compute_cell
 
-    def killed(bench: work.Workbench, cell: Any, *photos: Any) -> Any:
+    def killed(models: Any, cell: Any, *photos: Any) -> Any:
         if cell.method.name == "full":
             raise KeyboardInterrupt
-        return compute(bench, cell, *photos)
+        return compute(models, cell, *photos)
 
     with monkeypatch.context() as patch:
-        patch.setattr(work.Workbench, "compute", killed)
+        patch.setattr(work, "compute_cell", killed)
         with pytest.raises(KeyboardInterrupt):
             run(GRID, output)
     kept = stamps(output)
@@ -106,15 +106,15 @@ def test_a_kill_between_cells_loses_nothing(run: Run, tmp_path: Path, monkeypatc
 def test_a_cell_that_fails_is_named_and_taken_up_again(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    output, compute = tmp_path / "run", work.Workbench.compute
+    output, compute = tmp_path / "run", work.compute_cell
 
-    def broken(bench: work.Workbench, cell: Any, *photos: Any) -> Any:
+    def broken(models: Any, cell: Any, *photos: Any) -> Any:
         if cell.method.name == "flash":
             raise RuntimeError("out of luck")
-        return compute(bench, cell, *photos)
+        return compute(models, cell, *photos)
 
     with monkeypatch.context() as patch:
-        patch.setattr(work.Workbench, "compute", broken)
+        patch.setattr(work, "compute_cell", broken)
         assert run(GRID, output) == 1
     assert "blur: flash failed: out of luck" in caplog.text
     assert {row["method"] for row in rows(output)} == {"AE", "full"}
@@ -186,11 +186,11 @@ def test_a_solver_may_believe_in_another_blur(run: Run, tmp_path: Path) -> None:
     [
         ({"methods__1__solver__name": "latnet_dps"}, {}, "solver 'latnet_dps' is not known"),
         ({"methods__1__solver__settings": {"step": 1}}, {}, "unknown setting step"),
-        ({"methods__1__start": {"sigma": "guess"}}, {}, "'guess' is not known; known: encoder, true"),
+        ({"methods__1__sigma": "guess"}, {}, "'guess' is not known; known: encoder, true"),
         ({"methods__0__baseline": "autoencode"}, {}, "baseline 'autoencode' is not known"),
         ({"methods__0__settings": {"a": 1}}, {}, "unknown setting a"),
         ({"methods__1__prior": "models:none"}, {}, "no such folder"),
-        ({"methods__1__severity_encoder": "models:none"}, {}, "not found; .*\n.*skip_missing"),
+        ({"methods__1__severity_encoder": "models:none"}, {}, "not found; .*\n.*skip-missing"),
         ({"tasks__0__degradation__name": "bluur"}, {}, "'bluur' is not known"),
         ({"tasks__0__believed_times": {"std": 2.0}}, {}, "std is no parameter of gaussian_blur"),
         ({"tasks__0__severity": 2.0}, {}, "give 0 … 1"),
@@ -201,7 +201,7 @@ def test_a_solver_may_believe_in_another_blur(run: Run, tmp_path: Path) -> None:
         ({}, {"prior": "/nowhere"}, "no such folder"),
         ({}, {"slots": 0}, "slots is 0"),
         (
-            {"scales__smoke": {"images": 10}, "methods__1__start": {"sigma": "wavelet_noise"}},
+            {"scales__smoke": {"images": 10}, "methods__1__sigma": "wavelet_noise"},
             {},
             "none is left to calib",
         ),
@@ -243,7 +243,7 @@ def test_one_run_for_the_experiment_and_one_for_each_cell(run: Run, tmp_path: Pa
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     for _ in "ab":  # the second start finds all done, and adds nothing
         assert (
-            run(GRID, tmp_path / "run", mlflow=TrackingConfig(tracking_uri=uri, experiment="tests", patience=60)) == 0
+            run(GRID, tmp_path / "run", tracking=TrackingConfig(tracking_uri=uri, experiment="tests", patience=60)) == 0
         )
     record = json.loads((tmp_path / "run" / "run.json").read_text())["mlflow"]
     found = MlflowClient(tracking_uri=uri).search_runs([record["experiment_id"]])
@@ -258,6 +258,6 @@ def test_the_command_shows_no_folders_of_this_machine(monkeypatch: pytest.Monkey
     words = ["starts", "--photos", "/home/me/val", "--output", "s3://bucket/run", "--severity_encoders", encoders]
     monkeypatch.setattr("sys.argv", ["benchmark.py", *words])
     assert command() == (
-        "python jobs/benchmark.py starts --photos val --output s3://bucket/run "
+        "python -m benchmarks starts --photos val --output s3://bucket/run "
         """--severity_encoders '{"gaussian_blur": "encoder"}'"""
     )

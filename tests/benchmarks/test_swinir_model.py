@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.baselines import SwinIR, load_swinir
-from benchmarks.baselines.swinir import SwinLayer, WindowAttention, merge, partition, shift_mask
+from benchmarks.swinir import SwinIR, SwinLayer, WindowAttention, load_swinir, merge, partition, shift_mask
 from flashray.errors import ConfigError
 from tests.support.models import dc
 
@@ -32,7 +31,7 @@ def test_windows_hold_their_positions_row_by_row_and_merge_undoes_partition():
     assert windows.shape == (3, 6, 16, 2)
     for n in range(6):
         inside = {(4 * (n // 3) + i, 4 * (n % 3) + j) for i in range(4) for j in range(4)}
-        assert {tuple(place) for place in windows[1, n].tolist()} == inside
+        assert {tuple(position) for position in windows[1, n].tolist()} == inside
     assert windows[0, 1, :5].tolist() == [[0, 4], [0, 5], [0, 6], [0, 7], [1, 4]]
     assert torch.equal(merge(windows, 8, 12), t)
 
@@ -135,7 +134,7 @@ def test_a_missing_model_is_a_config_error(source: str):
 
 def test_a_folder_of_another_model_is_a_config_error(tmp_path: Path):
     dc().save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=r"holds a AutoencoderDC; train one with jobs/train_swinir\.py"):
+    with pytest.raises(ConfigError, match=r"holds a AutoencoderDC; train one with python -m benchmarks.train_swinir"):
         load_swinir(str(tmp_path))
 
 

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from jsonargparse import auto_cli
 from torch import Tensor
 
-from benchmarks.baselines import SwinIR, load_swinir
+from benchmarks.swinir import SwinIR, load_swinir
 from benchmarks.swinir_task import LEVELS, SwinIRTask, restoration_scores
 from benchmarks.train_swinir import TrainSwinIRConfig, train_swinir
 from flashray.degradations import make_degradation
 from flashray.errors import ConfigError
 from flashray.images import encode_png
 from flashray.metrics import psnr
+from flashray.options import parse_as
 from flashray.training import launch
 from flashray.training.degrade import degrade_at
 
@@ -39,16 +39,16 @@ def parse(tmp_path_factory: pytest.TempPathFactory, photo: Tensor) -> Callable[.
     """The job's configuration of these arguments: 12 training and 4 validation photos, the smallest of settings."""
     photos = tmp_path_factory.mktemp("photos")
     for n, crop in enumerate(crops(photo, 11, 40)):
-        place = photos / ("val" if n % 4 == 0 else "train") / f"{n:02d}.png"
-        place.parent.mkdir(exist_ok=True)
-        place.write_bytes(encode_png(crop))
+        path = photos / ("val" if n % 4 == 0 else "train") / f"{n:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(encode_png(crop))
 
     def from_arguments(output: Path, *more: str) -> TrainSwinIRConfig:
-        places = [f"--photos={photos}/train", f"--val_photos={photos}/val", f"--output={output / 'swinir'}"]
+        folders = [f"--photos={photos}/train", f"--val-photos={photos}/val", f"--output={output / 'swinir'}"]
         sizes = ["--size=32", "--crop=16", "--swinir.channels=8", "--swinir.depths=[2]", "--swinir.window=4"]
         loop = [f"--loop.{setting}" for setting in ("epochs=2", "batch_size=4", "warmup_steps=1", "learning_rate=2e-3")]
         launch = ["--launch.launcher=local", f"--launch.storage={output / 'state'}", "--launch.device=cpu"]
-        return auto_cli(TrainSwinIRConfig, args=[*places, *sizes, *loop, *launch, *more], as_positional=False)
+        return parse_as(TrainSwinIRConfig, "benchmarks.train_swinir", [*folders, *sizes, *loop, *launch, *more])
 
     return from_arguments
 

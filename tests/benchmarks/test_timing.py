@@ -12,8 +12,8 @@ from flashray.degradations import make_degradation
 from flashray.engine import Job
 from flashray.prior import LatentPrior
 from flashray.solvers import make_solver
+from tests.support.engine_jobs import jobs_of
 from tests.support.golden import toy_prior
-from tests.test_engine import jobs_of
 
 BLUR = make_degradation("gaussian_blur")
 DPS = make_solver("latent_dps", {"dc_step": 0.5})
@@ -37,12 +37,12 @@ def test_a_row_for_every_batch_size_and_precision(prior: LatentPrior):
     assert not prior.bf16
 
 
-def test_occupancy_of_units_and_of_mixed_company(prior: LatentPrior):
+def test_slot_utilization_of_units_and_of_mixed_company(prior: LatentPrior):
     schedule = prior.schedule.respaced(40)
     arguments = (2, jobs, prior, BLUR, schedule)
-    assert speed.occupancy([[4, 4], [2, 2]], *arguments) == 1.0
-    assert speed.occupancy([[4, 2], [4, 2]], *arguments) == 6 / 8
-    assert speed.occupancy([[4, 4, 2, 2]], *arguments) == 1.0
+    assert speed.slot_utilization([[4, 4], [2, 2]], *arguments) == 1.0
+    assert speed.slot_utilization([[4, 2], [4, 2]], *arguments) == 6 / 8
+    assert speed.slot_utilization([[4, 4, 2, 2]], *arguments) == 1.0
 
 
 def test_components_add_up_and_leave_the_prior_as_it_was(prior: LatentPrior):

@@ -15,11 +15,11 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from flashray.pipeline.lease import latest
 from flashray.pipeline.verify import Verified, verify
-from tests.benchmarks.conftest import GRID
 from tests.conftest import TinyModels
-from tests.pipeline.test_run import reconstructions
+from tests.support.experiments import GRID
 from tests.support.fault_harness import IMAGES, ROOT, arguments
 from tests.support.ray_nodes import RAY, Cluster, cluster
+from tests.support.runs import record, restored
 
 pytestmark = pytest.mark.fault
 ALONE = {"unit_images": 1, "slots": 1}
@@ -31,10 +31,10 @@ def head() -> Iterator[Cluster]:
         yield one
 
 
-def submit(head: Cluster, name: str, script: str, *argv: str, wait: bool = True) -> JobDetails:
+def submit(head: Cluster, name: str, program: str, *argv: str, wait: bool = True) -> JobDetails:
     """`ray job submit` of the working tree, as a user gives it."""
     flags = ["--submission-id", name, "--working-dir", ".", "--runtime-env", "cluster/runtime_env.yaml"]
-    entrypoint = ["python", f"jobs/{script}.py", *argv]
+    entrypoint = ["python", *program.split(), *argv]
     call = [*RAY, "job", "submit", *flags, *([] if wait else ["--no-wait"]), "--", *entrypoint]
     done = subprocess.run(call, cwd=ROOT, env=head.environment, capture_output=True, text=True, timeout=500)
     details = JobSubmissionClient(head.dashboard).get_job_info(name)
@@ -56,7 +56,7 @@ def test_a_submitted_run_and_one_that_was_stopped_and_submitted_again(
     tmp_path: Path,
 ):
     output = tmp_path / "runs" / "undisturbed"
-    done = submit(head, "whole", "reconstruct", *arguments(tiny_models, photos, output, **ALONE))
+    done = submit(head, "whole", "jobs/reconstruct.py", *arguments(tiny_models, photos, output, **ALONE))
     said = logs(head, "whole")
     assert (done.status, done.driver_exit_code) == (JobStatus.SUCCEEDED, 0), said
     assert f"{IMAGES} of {IMAGES} images restored" in said
@@ -66,9 +66,9 @@ def test_a_submitted_run_and_one_that_was_stopped_and_submitted_again(
 
     store = f"sqlite:///{tmp_path}/mlflow.db"
     stopped = tmp_path / "runs" / "stopped"
-    argv = [one for one in arguments(tiny_models, photos, stopped, **ALONE) if not one.startswith("--mlflow")]
-    argv.append(f"--mlflow.tracking_uri={store}")
-    submit(head, "stopped", "reconstruct", *argv, wait=False)
+    argv = [one for one in arguments(tiny_models, photos, stopped, **ALONE) if not one.startswith("--tracking")]
+    argv.append(f"--tracking.tracking_uri={store}")
+    submit(head, "stopped", "jobs/reconstruct.py", *argv, wait=False)
     wait_for_a_commit(head, "stopped", stopped)
     client = JobSubmissionClient(head.dashboard)
     client.stop_job("stopped")
@@ -79,30 +79,30 @@ def test_a_submitted_run_and_one_that_was_stopped_and_submitted_again(
     lease = latest(str(stopped))
     assert lease is not None
     assert lease.ended
-    run_id = json.loads((stopped / "run.json").read_text())["mlflow"]["run_id"]
+    run_id = json.loads((record(stopped) / "run.json").read_text())["mlflow"]["run_id"]
     assert MlflowClient(store).get_run(run_id).info.status == "KILLED"
-    committed = {path: path.stat().st_mtime_ns for path in (stopped / "commits").iterdir()}
+    committed = {path: path.stat().st_mtime_ns for path in (record(stopped) / "commits").iterdir()}
     assert 0 < len(committed) < IMAGES
 
-    again = submit(head, "again", "reconstruct", *argv)
+    again = submit(head, "again", "jobs/reconstruct.py", *argv)
     assert again.driver_exit_code == 0, logs(head, "again")
     assert MlflowClient(store).get_run(run_id).info.status == "FINISHED"
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in committed.items())
     assert verify(str(stopped)) == Verified(images=IMAGES, restored=IMAGES)
-    assert reconstructions(str(stopped)) == reconstructions(str(output))
+    assert restored(str(stopped)) == restored(str(output))
 
 
 def wait_for_a_commit(head: Cluster, name: str, output: Path) -> None:
     deadline = time.monotonic() + 300
     client = JobSubmissionClient(head.dashboard)
-    while not any((output / "commits").glob("*.parquet")):
+    while not any((record(output) / "commits").glob("*.parquet")):
         assert client.get_job_status(name) in (JobStatus.PENDING, JobStatus.RUNNING), logs(head, name)
         assert time.monotonic() < deadline, logs(head, name)
         time.sleep(0.05)
 
 
 def test_a_relative_path_ends_a_submitted_job_with_code_2(head: Cluster, tiny_models: TinyModels, photos: Path):
-    done = submit(head, "relative", "reconstruct", *arguments(tiny_models, photos, "runs/here"))
+    done = submit(head, "relative", "jobs/reconstruct.py", *arguments(tiny_models, photos, "runs/here"))
     assert (done.status, done.driver_exit_code) == (JobStatus.FAILED, 2)
     said = logs(head, "relative")
     assert "output is 'runs/here', a relative path: a submitted Ray job runs in a temporary copy" in said
@@ -121,7 +121,8 @@ def test_training_is_submitted_the_same_way(head: Cluster, tiny_models: TinyMode
         "launch.device": "cpu",
         "launch.threads": 1,
     }
-    done = submit(head, "training", "train_severity", *(f"--{name}={value}" for name, value in settings.items()))
+    flags = [f"--{name}={value}" for name, value in settings.items()]
+    done = submit(head, "training", "jobs/train_severity.py", *flags)
     said = logs(head, "training")
     assert done.driver_exit_code == 0, said
     assert (tmp_path / "encoder" / "config.json").is_file()
@@ -141,10 +142,10 @@ def test_an_experiment_is_submitted_the_same_way(
         "scale": "smoke",
         "prior": tiny_models.prior,
         "severity_encoders": json.dumps({"gaussian_blur": tiny_models.encoder}),
-        "mlflow.enabled": "false",
+        "tracking.enabled": "false",
     }
     flags = [f"--{name}={value}" for name, value in settings.items()]
-    done = submit(head, "experiment", "benchmark", str(tmp_path / "grid.yaml"), *flags)
+    done = submit(head, "experiment", "-m benchmarks", str(tmp_path / "grid.yaml"), *flags)
     said = logs(head, "experiment")
     assert done.driver_exit_code == 0, said
     assert "2/2" in said

@@ -16,7 +16,7 @@ from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
 from ray._private.runtime_env.packaging import create_package
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from flashray.pipeline.run_config import parse_args
+from flashray.pipeline.options import parse_run
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -104,10 +104,10 @@ def test_the_jobs_command_is_one_that_flashray_takes(job: Any, monkeypatch: pyte
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     python, script, *argv = job["spec"]["entrypoint"].split()
     assert (python, script) == ("python", "/app/jobs/reconstruct.py")
-    config = parse_args([word.replace("/app/", f"{ROOT}/") for word in argv])
-    assert (config.device, config.solver_actors) == ("cuda", 4)
+    config = parse_run([word.replace("/app/", f"{ROOT}/") for word in argv])
+    assert (config.resources.device, config.resources.solver_actors) == ("cuda", 4)
     gpu = next(one for one in job["spec"]["rayClusterSpec"]["workerGroupSpecs"] if one["groupName"] == "gpu")
-    assert config.solver_actors <= gpu["maxReplicas"]
+    assert config.resources.solver_actors <= gpu["maxReplicas"]
     assert yaml.safe_load(job["spec"]["runtimeEnvYAML"]) == load("runtime_env.yaml")
 
 

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from flashray.pipeline.run_status import State
+from flashray.pipeline.run_status import RunStatus
 from flashray.pipeline.verify import Verified
 from tests.conftest import TinyModels
 from tests.faults.conftest import Told, table, tell, undisturbed  # noqa: F401
 from tests.support.fault_harness import HOOK, IMAGES, ROOT, Job
 from tests.support.ray_nodes import Cluster, cluster, kill
+from tests.support.runs import record
 
 pytestmark = pytest.mark.fault
 WHOLE = Verified(images=IMAGES, restored=IMAGES)
@@ -49,7 +50,7 @@ def of(nodes: list[subprocess.Popen[bytes]], worker: int) -> int | None:
 
 def solvers(job: Job, nodes: list[subprocess.Popen[bytes]]) -> dict[str, int | None]:
     """The node of the worker that began each unit."""
-    marks = {path.stem: json.loads(path.read_text() or "{}") for path in Path(job.output, "attempts").glob("*.1")}
+    marks = {path.stem: json.loads(path.read_text() or "{}") for path in (record(job.output) / "attempts").glob("*.1")}
     return {unit: of(nodes, mark["pid"]) for unit, mark in marks.items() if mark}
 
 
@@ -72,14 +73,14 @@ def test_a_killed_node_of_two(tiny_models: TinyModels, photos: Path, tmp_path: P
         def kill_one() -> None:
             def at_work() -> bool:
                 begun = solvers(job, nodes)
-                done = {path.stem for path in Path(job.output, "commits").glob("*.parquet")}
+                done = {path.stem for path in (record(job.output) / "commits").glob("*.parquet")}
                 return bool(done) and victim.pid in {node for unit, node in begun.items() if unit not in done}
 
             job.wait_for(at_work)
             kill(victim)
             with open(job.folder / "log", "a") as log:
                 log.write("strike node\n")
-            assert len(State.read(job.output).units) < IMAGES, "killed too late"
+            assert len(RunStatus.read(job.output).units) < IMAGES, "killed too late"
 
         assert job.run(while_running=kill_one) == 0, job.said
     assert job.verified() == WHOLE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,47 +12,10 @@ from torch import Tensor
 from flashray.degradations import DEGRADATIONS, Degradation, Operator, Parameters, make_degradation
 from flashray.degradations.simulate import draw_parameters
 from flashray.errors import ConfigError
+from tests.support.families import CASES, LINEAR, NONLINEAR, SEVERE, SMOOTH, Case, named
+from tests.support.unit_scale import on_unit_scale
 
 SIZE = (24, 32)
-
-
-@dataclass(frozen=True)
-class Case:
-    """A family with settings, and settings that leave nothing open but seeds."""
-
-    name: str
-    settings: dict[str, Any] = field(default_factory=dict)
-
-    def make(self) -> Degradation:
-        return make_degradation(self.name, self.settings)
-
-
-CASES = [
-    Case("gaussian_blur"),
-    Case("random_inpainting"),
-    Case("random_inpainting", {"paper": True, "missing": [0.1, 0.8]}),
-    Case("random_inpainting", {"fill": False}),
-    Case("box_inpainting", {"side": [4, 20]}),
-    Case("motion_blur", {"length": [0.5, 12], "kernel_size": 15}),
-    Case("motion_blur", {"length": [0.5, 12], "kernel_size": 15, "path": "random"}),
-    Case("super_resolution", {"scale": 2}),
-    Case("super_resolution", {"scale": 4}),
-    Case("nonlinear_blur"),
-    Case("jpeg"),
-    Case("jpeg", {"subsampling": False}),
-]
-LINEAR = [case for case in CASES if DEGRADATIONS[case.name].linear]
-NONLINEAR = [case for case in CASES if not DEGRADATIONS[case.name].linear]
-SMOOTH = [case for case in NONLINEAR if case.name != "jpeg"]  # whose gradient is a straight-through one, by design
-SEVERE = [case for case in CASES if DEGRADATIONS[case.name].parameter_names]
-
-
-def case_id(case: Case) -> str:
-    return f"{case.name}-{'-'.join(map(str, case.settings.values()))}"
-
-
-def named(cases: list[Case]) -> Any:
-    return pytest.mark.parametrize("case", cases, ids=case_id)
 
 
 def images(n: int, size: tuple[int, int] = SIZE, seed: int = 0) -> Tensor:
@@ -85,14 +48,14 @@ def test_images_of_one_batch_have_their_own_operator(case: Case) -> None:
     family, x = case.make(), images(3)
     parameters = drawn(family, 3)
     together = family.bind(parameters, SIZE)
-    y = together.forward(x)
+    y = on_unit_scale(together, x)
     assert y.shape == (3, 3, *family.measurement_size(SIZE))
     assert family.image_size((y.shape[2], y.shape[3])) == SIZE
     for n in range(3):
-        alone = family.bind(row(parameters, n), SIZE).forward(x[n : n + 1])
+        alone = on_unit_scale(family.bind(row(parameters, n), SIZE), x[n : n + 1])
         torch.testing.assert_close(y[n : n + 1], alone, rtol=0, atol=1e-12)
     for rows in (torch.tensor([2, 0]), torch.tensor([True, False, True])):
-        torch.testing.assert_close(together.select(rows).forward(x[rows]), y[rows], rtol=0, atol=1e-12)
+        torch.testing.assert_close(on_unit_scale(together.select(rows), x[rows]), y[rows], rtol=0, atol=1e-12)
     assert together.pseudo_image(y).shape == together.picture(y).shape == x.shape
 
 
@@ -106,7 +69,7 @@ def test_parameters_follow_from_the_seed_and_are_sound(case: Case) -> None:
     family.check_parameters(drawn(family, 50))
     values = {name: torch.tensor([float(value)]) for name, value in one.items()}  # as they travel through JSON
     x = images(1).float()
-    assert torch.equal(family.bind(values, SIZE).forward(x), family.bind(one, SIZE).forward(x))
+    assert torch.equal(family.bind(values, SIZE).A(x), family.bind(one, SIZE).A(x))
 
 
 @named(SEVERE)
@@ -120,7 +83,7 @@ def test_more_severity_is_more_damage(case: Case, photo: Tensor) -> None:
         # one operator at several severities
         same = {n: v if n == family.parameter_names[0] else v[:1].expand_as(v) for n, v in drawn.items()}
         operator = family.bind({name: value.double() for name, value in same.items()}, (side, side))
-        y = operator.pseudo_image(operator.forward(x.expand(5, -1, -1, -1)))
+        y = operator.pseudo_image(on_unit_scale(operator, x.expand(5, -1, -1, -1)))
         damage = (y - x).square().flatten(1).mean(dim=1)
         assert (damage.diff() > 0).all(), damage
     assert (drawn[family.parameter_names[0]].diff() != 0).all()
@@ -138,8 +101,8 @@ def test_adjoint_passes_the_dot_product_test(case: Case, size: tuple[int, int]) 
     operator = bound(family, 3, size)
     x = images(3, size) - 0.5
     y = images(3, family.measurement_size(size), seed=1) - 0.5
-    forward = (operator.forward(x) * y).flatten(1).sum(dim=1)
-    adjoint = (x * operator.adjoint(y)).flatten(1).sum(dim=1)
+    forward = (operator.A_linear(x) * y).flatten(1).sum(dim=1)
+    adjoint = (x * operator.A_adjoint(y)).flatten(1).sum(dim=1)
     torch.testing.assert_close(forward, adjoint, rtol=1e-10, atol=1e-10)
     assert (forward.abs() > 1e-3).all()
 
@@ -148,7 +111,7 @@ def test_adjoint_passes_the_dot_product_test(case: Case, size: tuple[int, int]) 
 def test_linear_operators_are_linear(case: Case) -> None:
     operator, a, b = bound(case.make(), 2), images(2), images(2, seed=1)
     torch.testing.assert_close(
-        operator.forward(2 * a - 3 * b), 2 * operator.forward(a) - 3 * operator.forward(b), rtol=0, atol=1e-12
+        operator.A_linear(2 * a - 3 * b), 2 * operator.A_linear(a) - 3 * operator.A_linear(b), rtol=0, atol=1e-12
     )
 
 
@@ -157,7 +120,7 @@ def test_gradients_are_those_of_finite_differences(case: Case) -> None:
     size = (16, 16)
     operator = bound(case.make(), 1, size)
     x = (images(1, size) * 1.2 - 0.1).requires_grad_()  # decoders overshoot
-    assert torch.autograd.gradcheck(operator.forward, x, fast_mode=True)
+    assert torch.autograd.gradcheck(partial(on_unit_scale, operator), x, fast_mode=True)
 
 
 @named(NONLINEAR)
@@ -165,8 +128,8 @@ def test_forward_mode_agrees_with_reverse_mode(case: Case) -> None:
     """Gauss-Newton solvers ask for both: ⟨J d, r⟩ = ⟨d, Jᵀ r⟩."""
     operator, x = bound(case.make(), 2), images(2)
     d, r = images(2, seed=1) - 0.5, images(2, seed=2) - 0.5
-    _, ahead = torch.func.jvp(operator.forward, (x,), (d,))
-    _, pull_back = torch.func.vjp(operator.forward, x)
+    _, ahead = torch.func.jvp(partial(on_unit_scale, operator), (x,), (d,))
+    _, pull_back = torch.func.vjp(partial(on_unit_scale, operator), x)
     torch.testing.assert_close((ahead * r).sum(), (d * pull_back(r)[0]).sum(), rtol=1e-10, atol=0)
 
 
@@ -174,8 +137,8 @@ def test_forward_mode_agrees_with_reverse_mode(case: Case) -> None:
 def test_nonlinear_operators_have_no_adjoint(case: Case) -> None:
     operator, x = bound(case.make(), 1), images(1)
     with pytest.raises(TypeError, match="no adjoint"):
-        operator.adjoint(x)
-    assert not torch.allclose(operator.forward(x / 2), operator.forward(x) / 2, atol=1e-3)
+        operator.A_adjoint(x)
+    assert not torch.allclose(on_unit_scale(operator, x / 2), on_unit_scale(operator, x) / 2, atol=1e-3)
 
 
 @pytest.mark.parametrize(

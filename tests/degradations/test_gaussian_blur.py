@@ -28,8 +28,8 @@ def stds(*values: float) -> dict[str, torch.Tensor]:
 def test_adjoint_passes_the_dot_product_test(size: tuple[int, int], kernel_size: int):
     operator = GaussianBlur(kernel_size=kernel_size).bind(stds(*STDS), size)
     x, y = random(4, 3, *size), random(4, 3, *size, seed=1)
-    forward = (operator.forward(x) * y).flatten(1).sum(dim=1)
-    adjoint = (x * operator.adjoint(y)).flatten(1).sum(dim=1)
+    forward = (operator.A_linear(x) * y).flatten(1).sum(dim=1)
+    adjoint = (x * operator.A_adjoint(y)).flatten(1).sum(dim=1)
     torch.testing.assert_close(forward, adjoint, rtol=1e-12, atol=1e-12)
 
 
@@ -37,7 +37,7 @@ def test_adjoint_passes_the_dot_product_test(size: tuple[int, int], kernel_size:
 def test_a_constant_image_is_left_alone(size: tuple[int, int]):
     operator = GaussianBlur().bind(stds(*STDS), size)
     x = torch.full((4, 3, *size), 0.7, dtype=torch.float64)
-    torch.testing.assert_close(operator.forward(x), x, rtol=1e-12, atol=0)
+    torch.testing.assert_close(operator.A_linear(x), x, rtol=1e-12, atol=0)
     for kernel in (operator.rows_BK, operator.columns_BK):
         assert (kernel >= 0).all()
         torch.testing.assert_close(kernel.sum(dim=1), torch.ones(4, dtype=torch.float64))
@@ -47,7 +47,7 @@ def test_a_constant_image_is_left_alone(size: tuple[int, int]):
 def test_blur_is_scipys(size: tuple[int, int]):
     """A different implementation: filtering along axes with borders mirrored, kernel cut at 6 std."""
     x = random(4, 3, *size)
-    blurred = GaussianBlur().bind(stds(*STDS), size).forward(x)
+    blurred = GaussianBlur().bind(stds(*STDS), size).A_linear(x)
     for image, std, result in zip(x, STDS, blurred, strict=True):
         expected = ndimage.gaussian_filter(image.numpy(), std, mode="mirror", truncate=6, axes=(1, 2))
         torch.testing.assert_close(result, torch.from_numpy(expected), rtol=1e-12, atol=1e-12)
@@ -57,7 +57,7 @@ def test_the_kernel_is_cut_to_its_size():
     """A kernel of 5 pixels, whatever the std: no pixel sees one that is 3 away."""
     point = torch.zeros(1, 1, 20, 20)
     point[0, 0, 10, 10] = 1
-    spread = GaussianBlur(kernel_size=5).bind({"blur_std": torch.tensor([3.0])}, (20, 20)).forward(point)[0, 0]
+    spread = GaussianBlur(kernel_size=5).bind({"blur_std": torch.tensor([3.0])}, (20, 20)).A_linear(point)[0, 0]
     weights = torch.exp(-0.5 * (torch.arange(-2, 3) / 3.0) ** 2)
     expected = torch.zeros(20)
     expected[8:13] = weights / weights.sum()
@@ -69,28 +69,28 @@ def test_images_of_one_batch_have_their_own_blur():
     together = blur.bind(stds(*STDS), (24, 30))
     for n, std in enumerate(STDS):
         alone = blur.bind(stds(std), (24, 30))
-        torch.testing.assert_close(together.forward(x)[n], alone.forward(x[n : n + 1])[0], rtol=1e-13, atol=1e-14)
-        torch.testing.assert_close(together.adjoint(x)[n], alone.adjoint(x[n : n + 1])[0], rtol=1e-13, atol=1e-14)
+        torch.testing.assert_close(together.A_linear(x)[n], alone.A_linear(x[n : n + 1])[0], rtol=1e-13, atol=1e-14)
+        torch.testing.assert_close(together.A_adjoint(x)[n], alone.A_adjoint(x[n : n + 1])[0], rtol=1e-13, atol=1e-14)
 
 
 def test_more_blur_leaves_less_detail():
     x = random(1, 3, 32, 32).expand(10, -1, -1, -1)
     std_B = torch.linspace(0.3, 3, 10, dtype=torch.float64)
-    variance = GaussianBlur().bind({"blur_std": std_B}, (32, 32)).forward(x).flatten(1).var(dim=1)
+    variance = GaussianBlur().bind({"blur_std": std_B}, (32, 32)).A_linear(x).flatten(1).var(dim=1)
     assert (variance.diff() < 0).all()
 
 
 def test_measure_is_the_operator_on_the_other_scale():
     operator = GaussianBlur().bind(stds(*STDS), (16, 16))
     x = random(4, 3, 16, 16) * 2 - 1
-    torch.testing.assert_close(operator.measure(x), operator.forward(x))  # its rows sum to one
+    torch.testing.assert_close(operator.A(x), operator.A_linear(x))  # its rows sum to one
 
 
 def test_blur_is_differentiable_with_the_adjoint_as_its_gradient():
     operator = GaussianBlur().bind(stds(*STDS), (12, 17))
     x, y = random(4, 3, 12, 17).requires_grad_(), random(4, 3, 12, 17, seed=1)
-    (gradient,) = torch.autograd.grad((operator.forward(x) * y).sum(), x)
-    torch.testing.assert_close(gradient, operator.adjoint(y))
+    (gradient,) = torch.autograd.grad((operator.A_linear(x) * y).sum(), x)
+    torch.testing.assert_close(gradient, operator.A_adjoint(y))
 
 
 def test_parameters_cover_the_range_and_repeat():
@@ -150,4 +150,4 @@ def test_parameters_out_of_range_are_config_errors(std: float):
 def test_the_operator_of_some_images_is_theirs():
     operator, x = GaussianBlur().bind(stds(*STDS), (12, 17)), random(4, 3, 12, 17)
     for rows in (torch.tensor([2, 0]), torch.tensor([True, False, False, True]), torch.tensor([], dtype=torch.long)):
-        torch.testing.assert_close(operator.select(rows).forward(x[rows]), operator.forward(x)[rows])
+        torch.testing.assert_close(operator.select(rows).A_linear(x[rows]), operator.A_linear(x)[rows])

@@ -9,6 +9,7 @@ from PIL import Image
 from flashray.degradations import make_degradation
 from flashray.degradations.jpeg import _CHROMA, _LUMA, Codec, dct_basis, quantisation
 from flashray.images import decode_image, to_pil
+from tests.support.unit_scale import on_unit_scale
 
 
 def codec(quality: float, subsampling: bool) -> Codec:
@@ -26,7 +27,7 @@ def test_it_is_pillows_jpeg_but_for_rounding(
     file = io.BytesIO()
     to_pil(x).save(file, format="JPEG", quality=quality, subsampling=2 if subsampling else 0)
     expected = decode_image(file.getvalue())
-    actual = codec(quality, subsampling).measure(x[None])[0].clamp(-1, 1)
+    actual = codec(quality, subsampling).A(x[None])[0].clamp(-1, 1)
     error = (actual - expected).abs() * 127.5
     damage = (x - expected).abs().mean() * 127.5
     # what remains are roundings to whole numbers, and the few coefficients that they push to another multiple
@@ -56,14 +57,14 @@ def test_the_gradient_is_that_of_a_codec_that_does_not_round(subsampling: bool):
     weight = torch.rand(1, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     coarse = codec(10, subsampling)
     fine = Codec(coarse.luma_B88.double() * 1e-9, coarse.chroma_B88.double() * 1e-9, subsampling)
-    assert (coarse.forward(x) - fine.forward(x)).abs().max() > 0.05
-    (gradient,) = torch.autograd.grad((coarse.forward(x) * weight).sum(), x)
+    assert (on_unit_scale(coarse, x) - on_unit_scale(fine, x)).abs().max() > 0.05
+    (gradient,) = torch.autograd.grad((on_unit_scale(coarse, x) * weight).sum(), x)
     step = 1e-4
     direction = torch.rand(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    ahead, behind = ((fine.forward(x + s * direction) * weight).sum() for s in (step, -step))
+    ahead, behind = ((on_unit_scale(fine, x + s * direction) * weight).sum() for s in (step, -step))
     torch.testing.assert_close((gradient * direction).sum(), (ahead - behind) / (2 * step), rtol=1e-5, atol=0)
 
 
 def test_a_flat_image_survives():
     x = torch.full((1, 3, 16, 24), 128 / 255)
-    torch.testing.assert_close(codec(10, True).forward(x), x, atol=1e-6, rtol=0)
+    torch.testing.assert_close(on_unit_scale(codec(10, True), x), x, atol=1e-6, rtol=0)

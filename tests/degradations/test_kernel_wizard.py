@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 from flashray.degradations import make_degradation
 from flashray.degradations.kernel_wizard import BlurGenerator, KernelWizard, published_names
 from flashray.errors import ConfigError
+from tests.support.unit_scale import on_unit_scale
 
 SIZE = (128, 128)
 WIDE = (128, 256)
@@ -60,33 +62,33 @@ def test_images_are_blurred_by_their_own_codes(checkpoint: Path):
     operator = wizard.bind(parameters, WIDE)
     assert operator.code_BCHW.shape == (2, 8 * WIDTH, 1, 2)
     assert operator.code_BCHW.std().item() == pytest.approx(1.2, rel=0.2)
-    y = operator.forward(x)
+    y = on_unit_scale(operator, x)
     assert y.shape == x.shape
     for n in range(2):
         row = {name: value[n : n + 1] for name, value in parameters.items()}
-        torch.testing.assert_close(wizard.bind(row, WIDE).forward(x[n : n + 1])[0], y[n], rtol=0, atol=1e-10)
+        torch.testing.assert_close(on_unit_scale(wizard.bind(row, WIDE), x[n : n + 1])[0], y[n], rtol=0, atol=1e-10)
         torch.testing.assert_close(
-            operator.select(torch.tensor([n])).forward(x[n : n + 1])[0], y[n], rtol=0, atol=1e-10
+            on_unit_scale(operator.select(torch.tensor([n])), x[n : n + 1])[0], y[n], rtol=0, atol=1e-10
         )
-    same = wizard.bind({name: value[:1].expand(2) for name, value in parameters.items()}, WIDE).forward(x)
+    same = on_unit_scale(wizard.bind({name: value[:1].expand(2) for name, value in parameters.items()}, WIDE), x)
     assert (same[1] - y[1]).abs().max() > 1e-3  # the code matters
     with pytest.raises(TypeError, match="no adjoint"):
-        operator.adjoint(y)
+        operator.A_adjoint(y)
 
 
 def test_the_gradient_is_that_of_finite_differences(checkpoint: Path):
     wizard = family(checkpoint)
     operator = wizard.bind(doubles(wizard, 1), SIZE)
     x = images(1).requires_grad_()
-    assert torch.autograd.gradcheck(operator.forward, x, fast_mode=True)
+    assert torch.autograd.gradcheck(partial(on_unit_scale, operator), x, fast_mode=True)
     assert not any(parameter.requires_grad for parameter in operator.network.parameters())
 
 
 def test_the_papers_setting_blurs_half_the_contrast(checkpoint: Path):
     plain, paper, x = family(checkpoint), family(checkpoint, paper=True), images(1)
     parameters = doubles(plain, 1)
-    expected = 2 * plain.bind(parameters, SIZE).forward((x + 1) / 2) - 1
-    torch.testing.assert_close(paper.bind(parameters, SIZE).forward(x), expected.clamp(-1, 1))
+    expected = 2 * on_unit_scale(plain.bind(parameters, SIZE), (x + 1) / 2) - 1
+    torch.testing.assert_close(on_unit_scale(paper.bind(parameters, SIZE), x), expected.clamp(-1, 1))
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
@@ -96,7 +98,7 @@ def test_a_pickled_checkpoint_is_read_too(network: BlurGenerator, checkpoint: Pa
     other = family(tmp_path / "wizard.pth")
     assert other.weights_sha256() != plain.weights_sha256()
     parameters = doubles(plain, 1)
-    assert torch.equal(other.bind(parameters, SIZE).forward(x), plain.bind(parameters, SIZE).forward(x))
+    assert torch.equal(on_unit_scale(other.bind(parameters, SIZE), x), on_unit_scale(plain.bind(parameters, SIZE), x))
 
 
 def test_names_are_those_of_the_published_checkpoint():

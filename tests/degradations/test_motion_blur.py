@@ -22,7 +22,7 @@ def test_blur_is_scipys(side: int, size: tuple[int, int]):
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(2, 3, *size, dtype=torch.float64, generator=generator)
     kernel = torch.rand(2, side, side, dtype=torch.float64, generator=generator)
-    blurred = KernelBlur.of(kernel, size).forward(x)
+    blurred = KernelBlur.of(kernel, size).A_linear(x)
     for image, k, result in zip(x, kernel, blurred, strict=True):
         for channel, one in zip(image, result, strict=True):
             expected = ndimage.correlate(channel.numpy(), k.numpy(), mode="mirror")
@@ -34,11 +34,11 @@ def test_the_adjoint_folds_the_border_back(side: int, size: tuple[int, int]):
     generator = torch.Generator().manual_seed(0)
     x, y = torch.rand(2, 2, 3, *size, dtype=torch.float64, generator=generator)
     operator = KernelBlur.of(torch.rand(2, side, side, dtype=torch.float64, generator=generator), size)
-    forward = (operator.forward(x) * y).flatten(1).sum(dim=1)
-    torch.testing.assert_close(forward, (x * operator.adjoint(y)).flatten(1).sum(dim=1), rtol=1e-12, atol=0)
+    forward = (operator.A_linear(x) * y).flatten(1).sum(dim=1)
+    torch.testing.assert_close(forward, (x * operator.A_adjoint(y)).flatten(1).sum(dim=1), rtol=1e-12, atol=0)
     x.requires_grad_()
-    (gradient,) = torch.autograd.grad((operator.forward(x) * y).sum(), x)
-    torch.testing.assert_close(gradient, operator.adjoint(y))
+    (gradient,) = torch.autograd.grad((operator.A_linear(x) * y).sum(), x)
+    torch.testing.assert_close(gradient, operator.A_adjoint(y))
 
 
 def test_a_line_has_its_length_and_direction():

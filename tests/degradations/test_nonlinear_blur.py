@@ -7,6 +7,7 @@ import torch
 
 from flashray.degradations import make_degradation
 from flashray.degradations.nonlinear_blur import camera_path, move, saturate, to_light, to_pixels
+from tests.support.unit_scale import on_unit_scale
 
 SIZE = (48, 64)
 
@@ -36,7 +37,7 @@ def test_the_sensor_saturates():
 
 def test_a_camera_at_rest_changes_little():
     x = torch.rand(1, 3, *SIZE, dtype=torch.float64)
-    y = operator(0.0, highlights=0.0).forward(x)
+    y = on_unit_scale(operator(0.0, highlights=0.0), x)
     dark = x < 0.8
     torch.testing.assert_close(y[dark], x[dark], atol=2e-3, rtol=0)
     assert (y - x).abs().max() < 0.03
@@ -68,7 +69,7 @@ def test_bright_parts_win_over_dark_ones():
     """What makes it nonlinear: a bright line on black is smeared brighter than a blur of pixel values would have it."""
     x = torch.zeros(1, 3, *SIZE, dtype=torch.float64)
     x[..., 30:33] = 1
-    y = operator(10.0, seed=1).forward(x)
+    y = on_unit_scale(operator(10.0, seed=1), x)
     assert y.mean() > 1.2 * x.mean()
     assert y.max() <= 1
 

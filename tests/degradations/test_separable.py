@@ -33,8 +33,8 @@ def test_the_blur_and_its_adjoint_are_those_of_dense_matrices(size: tuple[int, i
     std_B, x = torch.tensor(STDS, dtype=torch.float64), random(len(STDS), 3, *size)
     blur = SeparableBlur.gaussian(std_B, kernel_size, size)
     forward, adjoint = dense(x, std_B, kernel_size)
-    torch.testing.assert_close(blur.forward(x), forward, rtol=0, atol=1e-12)
-    torch.testing.assert_close(blur.adjoint(x), adjoint, rtol=0, atol=1e-12)
+    torch.testing.assert_close(blur.A_linear(x), forward, rtol=0, atol=1e-12)
+    torch.testing.assert_close(blur.A_adjoint(x), adjoint, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 5, 63, 64, 65, 200])
@@ -58,10 +58,10 @@ def test_gradients_are_the_adjoint_and_the_operator():
     std_B = torch.tensor([0.8, 3.0], dtype=torch.float64)
     blur = SeparableBlur.gaussian(std_B, 61, (33, 70))
     x, y = random(2, 3, 33, 70).requires_grad_(), random(2, 3, 33, 70, seed=1).requires_grad_()
-    (forward,) = torch.autograd.grad((blur.forward(x) * y.detach()).sum(), x)
-    (adjoint,) = torch.autograd.grad((blur.adjoint(y) * x.detach()).sum(), y)
-    torch.testing.assert_close(forward, blur.adjoint(y.detach()))
-    torch.testing.assert_close(adjoint, blur.forward(x.detach()))
+    (forward,) = torch.autograd.grad((blur.A_linear(x) * y.detach()).sum(), x)
+    (adjoint,) = torch.autograd.grad((blur.A_adjoint(y) * x.detach()).sum(), y)
+    torch.testing.assert_close(forward, blur.A_adjoint(y.detach()))
+    torch.testing.assert_close(adjoint, blur.A_linear(x.detach()))
 
 
 def test_an_image_of_a_batch_is_blurred_as_it_is_alone():
@@ -69,15 +69,15 @@ def test_an_image_of_a_batch_is_blurred_as_it_is_alone():
     together = SeparableBlur.gaussian(std_B, 61, (50, 80))
     for n in range(len(STDS)):
         alone = SeparableBlur.gaussian(std_B[n : n + 1], 61, (50, 80))
-        torch.testing.assert_close(alone.forward(x[n : n + 1])[0], together.forward(x)[n], rtol=1e-12, atol=1e-13)
-        torch.testing.assert_close(alone.adjoint(x[n : n + 1])[0], together.adjoint(x)[n], rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(alone.A_linear(x[n : n + 1])[0], together.A_linear(x)[n], rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(alone.A_adjoint(x[n : n + 1])[0], together.A_adjoint(x)[n], rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("std", [math.nan, math.inf])
 def test_a_std_that_is_not_finite_spoils_its_own_image_alone(std: float):
     x = random(2, 3, 20, 30)
-    good = SeparableBlur.gaussian(torch.tensor([1.0], dtype=torch.float64), 61, (20, 30)).forward(x[:1])
-    both = SeparableBlur.gaussian(torch.tensor([1.0, std], dtype=torch.float64), 61, (20, 30)).forward(x)
+    good = SeparableBlur.gaussian(torch.tensor([1.0], dtype=torch.float64), 61, (20, 30)).A_linear(x[:1])
+    both = SeparableBlur.gaussian(torch.tensor([1.0, std], dtype=torch.float64), 61, (20, 30)).A_linear(x)
     torch.testing.assert_close(both[:1], good, rtol=1e-12, atol=1e-13)
     assert bool(torch.isfinite(both[1]).all()) is (std == math.inf)  # ∞ is the mean over the kernel
 
@@ -94,15 +94,15 @@ def test_kernels_sum_to_one_and_are_no_wider_than_asked():
 @pytest.mark.parametrize("piece", [1, 5000])
 def test_no_pixel_depends_on_how_many_are_convolved_at_once(piece: int, monkeypatch: pytest.MonkeyPatch):
     blur, x = SeparableBlur.gaussian(torch.tensor([0.8, 3.0]).double(), 61, (33, 70)), random(2, 3, 33, 70)
-    forward, adjoint = blur.forward(x), blur.adjoint(x)
+    forward, adjoint = blur.A_linear(x), blur.A_adjoint(x)
     monkeypatch.setattr(separable, "_PIECE", piece)
-    torch.testing.assert_close(blur.forward(x), forward, rtol=1e-13, atol=1e-14)
-    torch.testing.assert_close(blur.adjoint(x), adjoint, rtol=1e-13, atol=1e-14)
+    torch.testing.assert_close(blur.A_linear(x), forward, rtol=1e-13, atol=1e-14)
+    torch.testing.assert_close(blur.A_adjoint(x), adjoint, rtol=1e-13, atol=1e-14)
 
 
 def test_float32_agrees_with_float64():
     std_B, x = torch.tensor([0.3, 3.0]), random(2, 3, 100, 140)
-    single = SeparableBlur.gaussian(std_B, 61, (100, 140)).forward(x.float())
+    single = SeparableBlur.gaussian(std_B, 61, (100, 140)).A_linear(x.float())
     assert single.dtype == torch.float32
     torch.testing.assert_close(single.double(), dense(x, std_B.double(), 61)[0], rtol=0, atol=2e-6)
 

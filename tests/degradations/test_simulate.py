@@ -58,15 +58,14 @@ def test_simulation_is_deterministic_and_batch_independent():
     for n in range(5):
         alone = simulate(x[n : n + 1], BLUR, rows[n], std[:1], seed_B[n : n + 1])
         torch.testing.assert_close(alone[0], batch[n], rtol=0, atol=1e-6)
-    clean = BLUR.bind(parameters, (24, 24)).measure(x)
+    clean = BLUR.bind(parameters, (24, 24)).A(x)
     torch.testing.assert_close((batch - clean).std() / 2, torch.tensor(0.05), rtol=0.05, atol=0)
 
 
 def test_an_operator_without_adjoint_says_so():
     class Gamma(Operator):
-        def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        def A(self, x_BCHW: torch.Tensor) -> torch.Tensor:
             return x_BCHW**2
 
     with pytest.raises(TypeError, match="Gamma is nonlinear"):
-        Gamma().adjoint(torch.zeros(1, 3, 4, 4))
-    torch.testing.assert_close(Gamma().measure(torch.tensor([[[[0.0]]]])), torch.tensor([[[[-0.5]]]]))
+        Gamma().A_adjoint(torch.zeros(1, 3, 4, 4))

@@ -11,7 +11,7 @@ from flashray.degradations import Degradation
 from flashray.degradations.simulate import draw_parameters, simulate
 from flashray.engine import Job, solve
 from flashray.solvers import SOLVERS, make_solver
-from tests.degradations.test_families import CASES, Case, case_id
+from tests.support.families import CASES, Case, case_id
 from tests.support.golden import golden, toy_prior
 
 SIZE = (32, 32)

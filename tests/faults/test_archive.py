@@ -10,12 +10,11 @@ import pytest
 import torch
 
 from flashray.images import encode_png
-from flashray.pipeline.run_status import State
+from flashray.pipeline.run_status import RunStatus
 from flashray.pipeline.verify import Verified
 from tests.conftest import TinyModels
 from tests.faults.conftest import Told
-from tests.faults.test_driver import kept, stamps
-from tests.support.fault_harness import IMAGES, Fault, Job
+from tests.support.fault_harness import IMAGES, Fault, Job, kept, stamps
 from tests.support.models import SIDE
 
 pytestmark = pytest.mark.fault
@@ -64,7 +63,7 @@ def test_5_percent_of_the_files_are_broken(
     assert job.run() == 1
     found = job.verified()
     assert found == Verified(images=MANY, restored=MANY - len(why), failed=sorted(why))
-    errors = {row["key"]: row["error"] for row in State.read(job.output).failures.to_pylist()}
+    errors = {row["key"]: row["error"] for row in RunStatus.read(job.output).failures.to_pylist()}
     for name, error in errors.items():
         print(f"{why[name]}: {error}")
         assert error
@@ -85,15 +84,15 @@ def test_an_archive_that_changes_between_plan_and_resume(
     shutil.copytree(photos, archive)
     job = Job(tiny_models, str(archive), str(tmp_path / "run"), tmp_path / "notes")
     assert job.run(faults=[Fault("solve", victim="driver", call=4)]) == -signal.SIGKILL
-    before = stamps(job, "")
+    before = stamps(job)
 
     shutil.copy(archive / "00.png", archive / "new.png")
     shutil.move(archive / "03.png", tmp_path / "03.png")
     (archive / "05.png").write_bytes((photos / "05.png").read_bytes() + b"more")
     assert job.run() == 2
     assert "1 added (new.png), 1 removed (03.png), 1 changed (05.png)" in job.said[-1]
-    assert "Choose another --output" in job.said[-1]
-    assert stamps(job, "") == before, "a refused start changes nothing"
+    assert "Choose another output" in job.said[-1]
+    assert stamps(job) == before, "a refused start changes nothing"
 
     (archive / "new.png").unlink()
     shutil.move(tmp_path / "03.png", archive / "03.png")

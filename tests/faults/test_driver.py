@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from flashray.pipeline.lease import latest
-from flashray.pipeline.run import reconstruct
-from flashray.pipeline.run_config import parse_args
-from flashray.pipeline.run_status import State
+from flashray.pipeline.options import parse_run
+from flashray.pipeline.run import restore_archive
+from flashray.pipeline.run_status import RunStatus
 from flashray.pipeline.verify import Verified
 from tests.conftest import TinyModels
 from tests.faults.conftest import Told
-from tests.support.fault_harness import IMAGES, Fault, Job
+from tests.support.fault_harness import IMAGES, Fault, Job, kept, stamps
+from tests.support.runs import record
 
 WHOLE = Verified(images=IMAGES, restored=IMAGES)
 MOMENTS = {
@@ -26,31 +27,21 @@ MOMENTS = {
 }
 
 
-def stamps(job: Job, *folders: str) -> dict[Path, int]:
-    """When the files of these folders were written."""
-    return {path: path.stat().st_mtime_ns for name in folders for path in Path(job.output, name).rglob("*.*")}
-
-
-def kept(before: dict[Path, int]) -> bool:
-    """Whether none of them was written again."""
-    return all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
-
-
 def test_a_driver_killed_midway_in_short(
     tiny_models: TinyModels, photos: Path, tmp_path: Path, ray_cluster: None
 ) -> None:
     """As below; what is not killed runs in this process, for speed."""
     job = Job(tiny_models, str(photos), str(tmp_path / "run"), tmp_path / "notes")
     assert job.run(faults=[MOMENTS["mid-solve"]]) == -signal.SIGKILL
-    state = State.read(job.output)
+    state = RunStatus.read(job.output)
     assert 0 < len(state.pending) < IMAGES, "killed too early or too late"
     before = stamps(job, "plan", "commits")
-    assert reconstruct(parse_args(job.arguments)) == 0
+    assert restore_archive(parse_run(job.arguments)) == 0
     assert kept(before)
     assert job.verified() == WHOLE
 
     undisturbed = Job(tiny_models, str(photos), str(tmp_path / "undisturbed"), tmp_path / "notes")
-    assert reconstruct(parse_args(undisturbed.arguments)) == 0
+    assert restore_archive(parse_run(undisturbed.arguments)) == 0
     assert job.reconstructions() == undisturbed.reconstructions()
 
 
@@ -78,8 +69,8 @@ def test_a_stopped_driver(job: Job, undisturbed: Job, tell: Told, name: str) -> 
     assert found.sound
     assert 0 < len(found.pending) < IMAGES
     assert not list(Path(job.output).rglob(".flashray-*"))
-    begun = {path.stem for path in Path(job.output).glob("attempts/*")}
-    assert not begun & set(State.read(job.output).pending["unit_id"].to_pylist())
+    begun = {path.stem for path in record(job.output).glob("attempts/*")}
+    assert not begun & set(RunStatus.read(job.output).pending["unit_id"].to_pylist())
     lease = latest(job.output)
     assert lease is not None
     assert lease.ended

@@ -15,9 +15,9 @@ import pytest
 from flashray.pipeline.verify import Verified
 from tests.conftest import TinyModels
 from tests.faults.conftest import Told
-from tests.pipeline.test_run import flat_numbers
 from tests.support.fault_harness import IMAGES, ROOT, Job
 from tests.support.mlflow_server import MlflowServer
+from tests.support.runs import flat_numbers, record, summary_of
 
 pytestmark = pytest.mark.fault
 # what happens, and when
@@ -49,7 +49,7 @@ def sound(
 
 
 def tracked_job(models: TinyModels, photos: Path, server: MlflowServer, folder: Path) -> Job:
-    tracking = {"mlflow.enabled": "true", "mlflow.tracking_uri": server.uri, "mlflow.experiment": "faults"}
+    tracking = {"tracking.enabled": "true", "tracking.tracking_uri": server.uri, "tracking.experiment": "faults"}
     return Job(models, str(photos), str(folder / "run"), folder / "notes", tracking)
 
 
@@ -58,7 +58,7 @@ def tracked(server: MlflowServer, job: Job) -> Any:
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=server.uri)
-    run = client.get_run(json.loads(Path(job.output, "run.json").read_text())["mlflow"]["run_id"])
+    run = client.get_run(json.loads((record(job.output) / "run.json").read_text())["mlflow"]["run_id"])
     same = client.search_runs([run.info.experiment_id], f"tags.`flashray.output` = '{job.output}'")
     assert len(same) == 1
     return run
@@ -76,7 +76,7 @@ def check(server: MlflowServer, job: Job, undisturbed: Job) -> None:
     assert job.reconstructions() == undisturbed.reconstructions()
     run = tracked(server, job)
     assert run.info.status == "FINISHED"
-    assert run.data.metrics == flat_numbers(json.loads(Path(job.output, "summary.json").read_text()))
+    assert run.data.metrics == flat_numbers(summary_of(job.output))
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -106,7 +106,7 @@ def test_the_job_does_not_notice(
             mlflow_server.start()
     assert code == 0, job.said
     if not fault.endswith("back at once"):
-        assert "replay_tracking.py" in job.said[-1]
+        assert "flashray replay" in job.said[-1]
     for _ in "ab":  # the second one adds nothing
         replay(job)
     check(mlflow_server, job, undisturbed)

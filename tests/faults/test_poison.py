@@ -6,7 +6,7 @@ import pytest
 
 from flashray.images import decode_image
 from flashray.pipeline.quarantine import ATTEMPTS
-from flashray.pipeline.run_status import State
+from flashray.pipeline.run_status import RunStatus
 from tests.faults.conftest import Told
 from tests.support.fault_harness import IMAGES, Fault, Job
 
@@ -16,7 +16,7 @@ POISON = "07.png"
 def restored_but_poison(job: Job, undisturbed: Job) -> None:
     """All others are there, and as good as the same: alone, the arithmetic rounds differently."""
     found, whole = job.reconstructions(), undisturbed.reconstructions()
-    del whole[POISON + ".png"]
+    del whole[POISON]
     assert found.keys() == whole.keys()
     changed = [key for key in found if found[key] != whole[key]]
     neighbours = 3  # the others of its unit, or of its chunk
@@ -32,7 +32,7 @@ def test_a_poison_image(job: Job, undisturbed: Job, tell: Told, point: str) -> N
     assert job.strikes == ATTEMPTS
     found = job.verified()
     assert (found.failed, found.restored, found.sound) == ([POISON], IMAGES - 1, True)
-    (failure,) = State.read(job.output).failures.to_pylist()
+    (failure,) = RunStatus.read(job.output).failures.to_pylist()
     assert f"the worker died {ATTEMPTS} times" in failure["error"]
     assert "this image alone" in failure["error"]
     restored_but_poison(job, undisturbed)

@@ -23,7 +23,7 @@ import torch
 from flashray import storage
 from flashray.images import encode_png
 from flashray.pipeline.commit import committed_units, read_commits, write_commit
-from flashray.pipeline.run_status import State
+from flashray.pipeline.run_status import RunStatus
 from flashray.pipeline.verify import Verified
 from tests.conftest import TinyModels
 from tests.faults.conftest import TABLE
@@ -134,7 +134,7 @@ def test_thousands_of_images_on_s3(tiny_models: TinyModels, photo: torch.Tensor,
         with Peaks.of(job) as second:
             assert job.run(while_running=kill_halfway) == -signal.SIGKILL
         found["seconds until the kill"] = job.seconds - found["plan seconds"]
-        committed = len(State.read(output).results)
+        committed = len(RunStatus.read(output).results)
         before = job.seconds
         with Peaks.of(job) as third:
             assert job.run() == 0, job.said

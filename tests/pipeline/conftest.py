@@ -10,33 +10,34 @@ import pytest
 
 from flashray.pipeline.archive import list_archive
 from flashray.pipeline.load import load
-from flashray.pipeline.plan import Severity, chunks, finish
-from flashray.pipeline.run_config import ReconstructConfig, SolverConfig, StartConfig
-from flashray.pipeline.worker_settings import Work
+from flashray.pipeline.plan import SeverityActor, chunks, finish_plan
+from flashray.pipeline.worker_settings import WorkerSettings
+from flashray.recipe import SolverConfig
+from flashray.severity import Start
 from tests.conftest import TinyModels
-from tests.support.models import SIDE
+from tests.support.runs import config_of
 
 
 @pytest.fixture
-def work(tiny_models: TinyModels, archive: Path, tmp_path: Path) -> Work:
-    config = ReconstructConfig(
+def work(tiny_models: TinyModels, archive: Path, tmp_path: Path) -> WorkerSettings:
+    config = config_of(
         str(archive),
         str(tmp_path / "run"),
         measurement="simulated",
         prior=tiny_models.prior,
-        start=StartConfig(severity_encoder=tiny_models.encoder),
+        start=Start(severity_encoder=tiny_models.encoder),
         solver=SolverConfig(steps=20, settings={"dc_step": 0.1}),
         metrics=["psnr"],
         slots=3,
         severity_batch=4,
         unit_images=4,
     )
-    return Work.of(config, "cpu", 1, SIDE, lpips=False)
+    return WorkerSettings.of(config, "cpu", 1, lpips=False)
 
 
-def planned(work: Work, board: Any) -> pa.Table:
+def planned(work: WorkerSettings, board: Any) -> pa.Table:
     """The plan of the work's archive, by the very stages of the pass."""
-    actor = Severity(work, board)
-    todo = chunks(list_archive(work.config), work.config.severity_batch)
+    actor = SeverityActor(work, board)
+    todo = chunks(list_archive(work.config), work.config.resources.severity_batch)
     found = [actor(load(todo.slice(i, 1), work, board)) for i in range(len(todo))]
-    return finish(pa.concat_tables(found), actor.bench.schedule, work, attempt=0)
+    return finish_plan(pa.concat_tables(found), actor.restorer.schedule, work.config, attempt=0)

@@ -12,7 +12,9 @@ import pytest
 
 from flashray.errors import ConfigError
 from flashray.pipeline.archive import LISTING, differences, list_archive, listing_hash
-from flashray.pipeline.run_config import DegradationConfig, ReconstructConfig
+from flashray.pipeline.run_config import RunConfig
+from flashray.recipe import DegradationConfig
+from tests.support.runs import config_of
 
 FIXED = DegradationConfig(settings={"std": [1.0, 1.0]})
 
@@ -26,8 +28,8 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def config(folder: Path, **values: Any) -> ReconstructConfig:
-    return ReconstructConfig(**{"archive": str(folder), "output": "/out", "measurement": "simulated"} | values)
+def config(folder: Path, **values: Any) -> RunConfig:
+    return config_of(**{"archive": str(folder), "output": "/out", "measurement": "simulated"} | values)
 
 
 def test_sorted_keys_uris_and_sizes(folder: Path) -> None:
@@ -71,7 +73,7 @@ def test_an_archive_on_s3(s3: str, folder: Path) -> None:
 
     for path in folder.rglob("*.*"):
         storage.put_bytes(storage.join(s3, "photos", str(path.relative_to(folder))), path.read_bytes())
-    there = list_archive(ReconstructConfig(archive=f"{s3}/photos", output="/out", measurement="simulated"))
+    there = list_archive(config_of(archive=f"{s3}/photos", output="/out", measurement="simulated"))
     here = list_archive(config(folder))
     assert there.drop(["uri"]) == here.drop(["uri"])
     assert there["uri"].to_pylist()[3] == f"{s3}/photos/sub dir/ключ é.webp"

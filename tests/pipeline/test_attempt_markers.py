@@ -10,6 +10,7 @@ import pytest
 from flashray import storage
 from flashray.pipeline import attempt_markers as attempts
 from flashray.pipeline.attempt_markers import Past
+from flashray.pipeline.run_folder import RUN_FOLDER
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -38,7 +39,8 @@ def test_what_a_driver_stops_in_good_order_does_not_count(output: str) -> None:
 
 
 def test_a_marker_that_cannot_be_put_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "attempts").write_text("in the way")
+    (tmp_path / RUN_FOLDER).mkdir()
+    (tmp_path / RUN_FOLDER / "attempts").write_text("in the way")
     with caplog.at_level(logging.WARNING):
         attempts.put(str(tmp_path), "u0", 1)
     assert "no attempt marker for unit u0" in caplog.text

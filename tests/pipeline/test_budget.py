@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
 
 from flashray.errors import ConfigError
 from flashray.pipeline import budget
-from flashray.pipeline.bench import start_of
 from flashray.pipeline.cost import CostModel, predict
-from flashray.pipeline.run_config import ReconstructConfig, StartConfig
+from flashray.pipeline.run_config import RunConfig
 from flashray.pipeline.units import Integers, Packing
 from flashray.schedule import NoiseSchedule
+from flashray.severity import Start
+from tests.support.runs import config_of
 
 COST = CostModel((1, 8), (0.5, 1.0), landing_seconds=0.1, beside_seconds=0.2, start_up_seconds=5.0)
 PACKING = Packing(None, slots=8, actors=3)
 SIGMA = torch.from_numpy(np.random.default_rng(0).gamma(2.0, 0.1, 300).clip(0.01, 0.95))
 
 
-def config(**values: float) -> ReconstructConfig:
-    return ReconstructConfig("/a", "/o", start=StartConfig(sigma_scale=0.8), **values)  # type: ignore[arg-type]
+def config(**values: float) -> RunConfig:
+    return config_of("/a", "/o", start=Start(sigma_scale=0.8), **values)  # type: ignore[arg-type]
 
 
 def lengths(scale: float) -> Integers:
-    start = start_of(budget.scaled(config(), scale))
+    start = budget.scaled(config(), scale).recipe.start
     return start.start_step(SIGMA, NoiseSchedule.from_scheduler_config({}).respaced(100))[0].numpy()
 
 
@@ -39,20 +38,20 @@ def fit(**values: float) -> budget.Fit:
 def test_without_a_budget_there_is_nothing_to_fit() -> None:
     assert budget.fit(lengths, COST, PACKING, config()) is None
     assert budget.entry(config(), None) == {}
-    assert budget.settled(config(), None) == budget.settled(config(), {}) == config()
+    assert budget.effective(config(), None) == budget.effective(config(), {}) == config()
 
 
 def test_a_budget_that_is_enough_changes_nothing() -> None:
     whole = fit(budget_seconds=1e9)
     assert (whole.scale, whole.decoded) == (1, 0)
-    assert whole.fitted == whole.asked
-    exactly = fit(budget_seconds=whole.asked.wall_seconds)
+    assert whole.fitted == whole.whole
+    exactly = fit(budget_seconds=whole.whole.wall_seconds)
     assert exactly.scale == 1
 
 
 @pytest.mark.parametrize(("name", "of"), [("budget_seconds", "wall_seconds"), ("budget_gpu_hours", "device_hours")])
 def test_budgets_are_kept_and_more_money_never_buys_less(name: str, of: str) -> None:
-    whole = getattr(fit(budget_seconds=1e9).asked, of)
+    whole = getattr(fit(budget_seconds=1e9).whole, of)
     none = np.zeros(len(SIGMA), np.int64)
     least = getattr(predict(none, np.arange(0, len(none), 8), 8, 3, COST), of)
     budgets = np.linspace(1.05 * least, 1.1 * whole, 25)
@@ -62,7 +61,7 @@ def test_budgets_are_kept_and_more_money_never_buys_less(name: str, of: str) -> 
     assert len(set(scales)) > 10
     for value, one in zip(budgets, fits, strict=True):
         assert getattr(one.fitted, of) <= value
-        assert getattr(one.asked, of) == whole
+        assert getattr(one.whole, of) == whole
         if one.scale < 1:  # and a little more would not do
             more = fit(**{name: getattr(one.fitted, of) + 1e-9})
             assert more.scale == pytest.approx(one.scale, abs=0.02)
@@ -88,10 +87,10 @@ def test_what_is_kept_gives_the_same_starts_again() -> None:
     found = fit(budget_seconds=60)
     assert 0 < found.scale < 1
     kept = budget.entry(asked, found)
-    assert kept["asked"] == {"budget_seconds": 60}
+    assert kept["requested"] == {"budget_seconds": 60}
     assert kept["sigma_scale"] == pytest.approx(0.8 * found.scale)
     assert kept["mean_nfe"] == pytest.approx(lengths(found.scale).mean())
     assert kept["mean_nfe_without"] == pytest.approx(lengths(1).mean())
-    settled = budget.settled(asked, kept)
-    assert settled.start.sigma_scale == kept["sigma_scale"]
-    assert dataclasses.replace(settled, start=asked.start) == asked
+    effective = budget.effective(asked, kept)
+    assert effective.recipe.start.sigma_scale == kept["sigma_scale"]
+    assert effective.replaced("recipe", start=asked.recipe.start) == asked

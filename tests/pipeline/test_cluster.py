@@ -11,7 +11,7 @@ import ray
 from flashray.errors import ConfigError
 from flashray.pipeline import cluster
 from flashray.pipeline.cluster import IO_CPUS, Pools, data_settings, size_pools
-from flashray.pipeline.run_config import ReconstructConfig
+from tests.support.runs import config_of
 
 
 def pools(
@@ -27,7 +27,7 @@ def pools(
     monkeypatch.setattr(ray, "nodes", lambda: [*found, dead])
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "0"))
     monkeypatch.setattr(cluster, "cores", lambda: 8)
-    return size_pools(ReconstructConfig("/a", "/o", **values), threads, weights)
+    return size_pools(config_of("/a", "/o", **values), threads, weights)
 
 
 def test_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,9 +132,9 @@ def test_an_autoscaler_is_asked_for_the_actors_places(
     group = SimpleNamespace(wait=lambda seconds: comes)
     monkeypatch.setattr(cluster, "placement_group", lambda bundles, strategy: asked.append(bundles) or group)
     monkeypatch.setattr(cluster, "remove_placement_group", asked.append)
-    cluster.await_nodes(ReconstructConfig("/a", "/o"))
+    cluster.await_nodes(config_of("/a", "/o"))
     assert asked == []
-    config = ReconstructConfig("/a", "/o", device="cuda", solver_actors=2, autoscale_seconds=1e-9)
+    config = config_of("/a", "/o", device="cuda", solver_actors=2, autoscale_seconds=1e-9)
     cluster.await_nodes(config)
     assert asked == [[{"CPU": 1.0, "GPU": 1.0}] * 2, group]  # and let go again
     assert ("has not grown" in caplog.text) is not comes

@@ -17,12 +17,13 @@ from flashray.pipeline import calibrate
 from flashray.pipeline.calibrate import Calibrator, evenly, mean, numbers_filled, part, sample
 from flashray.pipeline.cost import CostModel, Quoted, predict, predict_full, predict_plan, read_quoted, write_quoted
 from flashray.pipeline.quarantine import start_board
-from flashray.pipeline.run_config import SolverConfig
+from flashray.pipeline.run_folder import RUN_FOLDER
 from flashray.pipeline.units import unit_ids
-from flashray.pipeline.worker_settings import Work
+from flashray.pipeline.worker_settings import WorkerSettings
+from flashray.recipe import SolverConfig
 from flashray.schedule import NoiseSchedule
 from tests.pipeline.conftest import planned
-from tests.support.models import SIDE
+from tests.support.runs import changed
 
 COST = CostModel((1, 4), (1.0, 2.5), landing_seconds=0.1, beside_seconds=0.25, start_up_seconds=7.0)
 
@@ -40,7 +41,7 @@ def test_a_prediction_is_the_sum_of_its_parts() -> None:
     assert found.solver_seconds == pytest.approx(chains + 6 * 0.1)
     assert found.wall_seconds == pytest.approx(7.0 + chains + 6 * 0.35)
     assert found.device_hours == pytest.approx(found.wall_seconds / 3600)
-    assert found.occupancy == pytest.approx(24 / (4 * 8))
+    assert found.slot_utilization == pytest.approx(24 / (4 * 8))
     assert found.units == 2
 
 
@@ -64,7 +65,7 @@ def test_a_plan_is_read_in_its_units() -> None:
 def test_the_full_chain_costs_every_step_of_every_image() -> None:
     found = predict_full(64, 1000, 4, 2, COST)
     assert found.solver_seconds == pytest.approx(64 * (1000 * 2.5 / 4 + 0.1))
-    assert found.occupancy == 1
+    assert found.slot_utilization == 1
 
 
 def test_what_was_measured_is_kept(tmp_path: Path) -> None:
@@ -74,7 +75,9 @@ def test_what_was_measured_is_kept(tmp_path: Path) -> None:
     write_quoted(output, quoted)
     assert read_quoted(output) == quoted
     assert (quoted.device, quoted.threads) == ("cpu", 2)
-    (tmp_path / "cost.json").write_text('{"key": {}, "cost": {"speed": 3}, "actors": 1}')  # of another version
+    (tmp_path / RUN_FOLDER / "cost.json").write_text(
+        '{"key": {}, "cost": {"speed": 3}, "actors": 1}'
+    )  # of another version
     assert read_quoted(output) is None
 
 
@@ -108,11 +111,11 @@ def test_parts_of_a_chain_keep_each_steps_own_noise_levels() -> None:
 
 
 @pytest.fixture
-def plan(work: Work, ray_cluster: None) -> pa.Table:
+def plan(work: WorkerSettings, ray_cluster: None) -> pa.Table:
     return planned(work, start_board())
 
 
-def test_a_sample_fills_the_slots_and_knows_the_steps_that_are_visited(plan: pa.Table, work: Work) -> None:
+def test_a_sample_fills_the_slots_and_knows_the_steps_that_are_visited(plan: pa.Table, work: WorkerSettings) -> None:
     unit = sample(plan, work)
     assert unit["images"].to_pylist() == [3]
     nfe = plan["nfe"].to_numpy()
@@ -122,7 +125,9 @@ def test_a_sample_fills_the_slots_and_knows_the_steps_that_are_visited(plan: pa.
     assert few["key"].to_pylist() == [plan["key"].to_pylist()[:1] * 3]
 
 
-def test_the_measurement_flies_the_very_solver(plan: pa.Table, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_measurement_flies_the_very_solver(
+    plan: pa.Table, work: WorkerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By a clock that ticks once for each image's step in the engine, seconds are exactly those ticks."""
     monkeypatch.setattr(calibrate, "SECONDS", 6.0)
     actor = Calibrator(work, start_board())
@@ -132,15 +137,15 @@ def test_the_measurement_flies_the_very_solver(plan: pa.Table, work: Work, monke
         (unit,) = table.to_pylist()
         (steps,) = set(unit["start_step"])
         count = len(unit["key"])
-        assert len(unit["pixels"]) == count
-        assert len(actor.solver.bench.schedule) >= steps
+        assert len(unit["data"]) == count
+        assert len(actor.actor.restorer.schedule) >= steps
         flown.append((count, steps))
         rows = [{"seconds": steps * (0.5 + 0.25 * count) / count + 0.125, "error": None} for _ in range(count)]
         return pa.Table.from_pylist([{"rows": rows}])
 
-    actor.solver = type("Ticking", (), {"__call__": staticmethod(ticking)})()  # type: ignore[assignment]
-    real = Calibrator(work, start_board()).solver
-    actor.solver.bench, actor.solver.solver = real.bench, real.solver  # type: ignore[misc]
+    actor.actor = type("Ticking", (), {"__call__": staticmethod(ticking)})()  # type: ignore[assignment]
+    real = Calibrator(work, start_board()).actor
+    actor.actor.restorer = real.restorer  # type: ignore[misc]
     found = actor.measure(sample(plan, work))
     assert found["filled"] == (1, 3)
     assert found["landing_seconds"] == pytest.approx(0.125)
@@ -150,21 +155,25 @@ def test_the_measurement_flies_the_very_solver(plan: pa.Table, work: Work, monke
     assert max(steps for _, steps in flown) <= plan["nfe"].to_numpy().max()
 
 
-def test_a_real_measurement_is_finite_and_positive(plan: pa.Table, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_real_measurement_is_finite_and_positive(
+    plan: pa.Table, work: WorkerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(calibrate, "SECONDS", 0.0)
     cost = CostModel(**Calibrator(work, start_board()).measure(sample(plan, work)), start_up_seconds=0.0)
     assert all(0 < seconds < math.inf for seconds in (*cost.step_seconds, cost.landing_seconds, cost.beside_seconds))
 
 
-def test_an_archive_that_vanished_cannot_be_measured(plan: pa.Table, work: Work, tmp_path: Path) -> None:
+def test_an_archive_that_vanished_cannot_be_measured(plan: pa.Table, work: WorkerSettings, tmp_path: Path) -> None:
     gone = plan.set_column(plan.column_names.index("uri"), "uri", pa.array([f"{tmp_path}/gone.png"] * len(plan)))
     with pytest.raises(ImageError, match="no such file"):
         Calibrator(work, start_board()).measure(sample(gone, work))
 
 
-def test_a_rule_with_turns_is_flown_in_whole_turns(plan: pa.Table, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = dataclasses.replace(work.config, solver=SolverConfig("resample", 20, settings={"every": 3}))
-    actor = Calibrator(Work.of(config, "cpu", 1, SIDE, lpips=False), start_board())
+def test_a_rule_with_turns_is_flown_in_whole_turns(
+    plan: pa.Table, work: WorkerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = changed(work.config, solver=SolverConfig("resample", 20, settings={"every": 3}))
+    actor = Calibrator(WorkerSettings.of(config, "cpu", 1, lpips=False), start_board())
     flown: list[int] = []
 
     def fly(loaded: Any, count: int, schedule: NoiseSchedule, steps: int) -> tuple[float, float]:
@@ -177,7 +186,9 @@ def test_a_rule_with_turns_is_flown_in_whole_turns(plan: pa.Table, work: Work, m
     assert all(steps % 3 == 0 for steps in flown)
 
 
-def test_flights_have_the_threads_of_the_run(plan: pa.Table, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flights_have_the_threads_of_the_run(
+    plan: pa.Table, work: WorkerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Reading the sample takes one, in the same process."""
     actor = Calibrator(dataclasses.replace(work, threads=2), start_board())
     threads: list[int] = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -11,40 +10,37 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-import torch
 from PIL import Image
 from torch import Tensor
 
 from flashray.degradations import make_degradation
-from flashray.errors import ConfigError, ImageError
-from flashray.images import decode_image, encode_png, from_uint8
+from flashray.errors import ConfigError
+from flashray.images import decode_image, encode_png
+from flashray.measurement import Frame, Measurer
 from flashray.pipeline import load as loading
 from flashray.pipeline import plan as planning
 from flashray.pipeline import solve as solving
 from flashray.pipeline.archive import list_archive
 from flashray.pipeline.attempt_markers import Past
-from flashray.pipeline.bench import Bench
-from flashray.pipeline.measurement import Frame, Measurer, load_image, unpack_mask, unpack_pixels
 from flashray.pipeline.models import load_models
 from flashray.pipeline.quarantine import Watch, unnoted
-from flashray.pipeline.run import reconstruct
-from flashray.pipeline.run_config import (
-    DegradationConfig,
-    ReconstructConfig,
-    SolverConfig,
-    StartConfig,
-    TrackingConfig,
-    check,
-)
-from flashray.pipeline.run_sheet import _row
-from flashray.pipeline.units import gather, index
-from flashray.pipeline.worker_settings import Work
+from flashray.pipeline.run import restore_archive
+from flashray.pipeline.run_config import RunConfig, check
+from flashray.pipeline.sample_sheet import row_of_sheet
+from flashray.pipeline.units import index
+from flashray.pipeline.worker_settings import WorkerSettings
+from flashray.recipe import DegradationConfig, SolverConfig
+from flashray.restorer import as_image
+from flashray.severity import Start
 from flashray.storage import put_bytes
+from flashray.tracking.tracking_config import TrackingConfig
 from tests.conftest import TinyModels
 from tests.support.models import SIDE
+from tests.support.runs import config_of, record
 
 FAMILIES: list[tuple[str, dict[str, Any]]] = [
     ("random_inpainting", {}),
@@ -65,7 +61,7 @@ class Stages:
     images: dict[str, Tensor]
 
 
-Run = Callable[[ReconstructConfig], Stages]
+Run = Callable[[RunConfig], Stages]
 
 
 @pytest.fixture
@@ -75,41 +71,38 @@ def through_the_stages(monkeypatch: pytest.MonkeyPatch) -> Run:
         monkeypatch.setattr(module, "watched", lambda *_: nullcontext(Watch(None, "a test", Past(), unnoted)))
     board = MagicMock()
 
-    def run(config: ReconstructConfig) -> Stages:
-        work = Work.of(config, "cpu", 1, SIDE, lpips=False)
-        severity, todo = planning.Severity(work, board), planning.chunks(list_archive(config), 4)
+    def run(config: RunConfig) -> Stages:
+        work = WorkerSettings.of(config, "cpu", 1, lpips=False)
+        severity, todo = planning.SeverityActor(work, board), planning.chunks(list_archive(config), 4)
         found = [severity(loading.load(todo.slice(i, 1), work, board)) for i in range(len(todo))]
-        plan = planning.finish(pa.concat_tables(found), severity.bench.schedule, work, attempt=0)
+        plan = planning.finish_plan(pa.concat_tables(found), severity.restorer.schedule, config, attempt=0)
         planned = plan.filter(pc.equal(plan["status"], "ok"))
-        units, rows, images = gather(planned, index(planned), solving.UNIT_COLUMNS), {}, {}
-        if config.references is not None:
-            uris = solving._reference_uris(units["key"], config.references)
-            units = units.append_column("reference_uri", uris)
-        solver = solving.Solver(work, board)
+        units, rows, images = solving.rows_of(planned, index(planned), work), {}, {}
+        solver = solving.SolverActor(work, board)
         for i in range(len(units)):
             (unit,) = solver(loading.load(units.slice(i, 1), work, board)).to_pylist()
-            for row, pixels in zip(unit["rows"], unit["images"], strict=True):
+            for row, image in zip(unit["rows"], unit["images"], strict=True):
                 rows[row["key"]] = row
-                images[row["key"]] = from_uint8(torch.frombuffer(bytearray(pixels), dtype=torch.uint8)).reshape(
-                    3, SIDE, SIDE
+                images[row["key"]] = as_image(
+                    np.frombuffer(image["pixels"], np.uint8).reshape(image["height"], image["width"], 3)
                 )
         return Stages({row["key"]: row for row in plan.to_pylist()}, rows, images)
 
     return run
 
 
-def config(models: TinyModels, archive: Path, output: Path, **values: Any) -> ReconstructConfig:
+def config(models: TinyModels, archive: Path, output: Path, **values: Any) -> RunConfig:
     settings: dict[str, Any] = {
         "measurement": "simulated",
         "prior": models.prior,
-        "start": StartConfig(severity_encoder=models.encoder),
+        "start": Start(severity_encoder=models.encoder),
         "solver": SolverConfig(steps=20, settings={"dc_step": 0.1}),
         "metrics": ["psnr"],
         "slots": 3,
         "severity_batch": 4,
-        "mlflow": TrackingConfig(enabled=False),
+        "tracking": TrackingConfig(enabled=False),
     }
-    return check(ReconstructConfig(str(archive), str(output), **settings | values))
+    return check(config_of(str(archive), str(output), **settings | values))
 
 
 @pytest.mark.parametrize(("name", "settings"), FAMILIES, ids=[name for name, _ in FAMILIES])
@@ -136,20 +129,15 @@ def test_simulated_measurements_of_every_family(
 
 def simulate_archive(folder: Path, archive: Path, name: str, settings: dict[str, Any], noise_std: float = 0.0) -> None:
     """The archive's images as PNGs of their measurements below `folder`/images, with their masks in `folder`/masks."""
-    asked = ReconstructConfig(
-        str(archive), "/out", measurement="simulated", degradation=DegradationConfig(name, settings, noise_std)
-    )
-    measurer, size = Measurer(asked), (SIDE, SIDE)
+    measurer = Measurer(make_degradation(name, settings), (noise_std, noise_std), simulated=True)
     (folder / "masks").mkdir(parents=True)
     (folder / "images").mkdir()
     lines = ["key,mask"]
     for path in sorted(archive.glob("*.png")):
-        photo = measurer.photo(path.name, decode_image(path.read_bytes()), None, None)
-        measured = measurer.measure([photo])
+        measured = measurer.measure([measurer.photo(path.name, decode_image(path.read_bytes()))])
         (folder / "images" / path.name).write_bytes(encode_png(measured.y_BCHW[0]))
-        operator = measurer.degradation.bind(measured.parameters, size)
         if measurer.degradation.takes_mask:
-            white = operator.mask_B1HW[0].expand(3, -1, -1) * 2 - 1  # type: ignore[attr-defined]
+            white = measured.operator.mask_B1HW[0].expand(3, -1, -1) * 2 - 1  # type: ignore[attr-defined]
             (folder / "masks" / path.name).write_bytes(encode_png(white))
             lines.append(f"{path.name},masks/{path.name}")
     (folder / "manifest.csv").write_text("\n".join(lines))
@@ -175,7 +163,7 @@ def test_observed_images_with_masks(
     assert all(row["measurement_psnr"] < 25 for row in done.rows.values())  # against the reference, holes and all
 
 
-def masked(models: TinyModels, archive: Path, tmp_path: Path, **values: Any) -> ReconstructConfig:
+def masked(models: TinyModels, archive: Path, tmp_path: Path, **values: Any) -> RunConfig:
     """A run on what `simulate_archive` has made."""
     return config(
         *(models, tmp_path / "images", tmp_path / "run"),
@@ -190,11 +178,11 @@ def masked(models: TinyModels, archive: Path, tmp_path: Path, **values: Any) -> 
 def test_a_whole_run_with_masks(tiny_models: TinyModels, archive: Path, tmp_path: Path, ray_cluster: None) -> None:
     simulate_archive(tmp_path, archive, "random_inpainting", {"missing": [0.2, 0.6]})
     asked = masked(tiny_models, archive, tmp_path, limit=2, solver=SolverConfig(steps=2, settings={"dc_step": 0.1}))
-    assert reconstruct(asked) == 0
-    assert Image.open(Path(asked.output) / "contact_sheet.png").width > 3 * SIDE
-    before = (Path(asked.output) / "summary.json").read_bytes()
-    assert reconstruct(asked) == 0
-    assert (Path(asked.output) / "summary.json").read_bytes() == before
+    assert restore_archive(asked) == 0
+    assert Image.open(record(asked.io.output) / "contact_sheet.png").width > 3 * SIDE
+    before = (record(asked.io.output) / "summary.json").read_bytes()
+    assert restore_archive(asked) == 0
+    assert (record(asked.io.output) / "summary.json").read_bytes() == before
 
 
 def test_smaller_measurements_are_not_resized(
@@ -214,64 +202,14 @@ def test_smaller_measurements_are_not_resized(
     assert "20 x 18 pixels, not 16 x 16, and cannot be resized" in done.plan["crop 1.png"]["error"]
     assert set(done.images) == {"crop 0.png", "crop 2.png"}
     assert all(row["measurement_psnr"] > 15 for row in done.rows.values())  # enlarged, against the reference
-    cut = Frame.of(dataclasses.replace(asked, fit="crop"), SIDE)
-    assert load_image(str(tmp_path / "images" / "crop 1.png"), cut).error is None
+    cut = Frame.of_measurements(asked.recipe.degradation.make(), SIDE, "crop")
+    assert cut.take(decode_image((tmp_path / "images" / "crop 1.png").read_bytes())).shape == (3, 16, 16)
 
-    put_bytes(f"{asked.output}/reconstructions/crop 0.png.png", encode_png(done.images["crop 0.png"]))
-    bench = Bench(Work.of(asked, "cpu", 1, SIDE, lpips=False))
-    sheet_row = _row(bench, done.plan["crop 0.png"])
+    put_bytes(f"{asked.io.output}/crop 0.png", encode_png(done.images["crop 0.png"]))
+    restorer = WorkerSettings.of(asked, "cpu", 1, lpips=False).restorer()
+    sheet_row = row_of_sheet(restorer, asked.io, done.plan["crop 0.png"])
     assert sheet_row is not None
     assert [None if image is None else tuple(image.shape) for image in sheet_row[1]] == [(3, SIDE, SIDE)] * 4
-
-
-def test_observed_and_simulated_measurements_are_the_same(archive: Path, tmp_path: Path) -> None:
-    """Known pixels are the file's; the holes hold black and the noise that a simulated measurement has there."""
-    simulate_archive(tmp_path, archive, "random_inpainting", {"missing": [0.5, 0.5]}, 0.05)
-    family = DegradationConfig("random_inpainting", {"missing": [0.5, 0.5]}, 0.05)
-    asked = ReconstructConfig(str(archive), "/out", measurement="simulated", degradation=family)
-    simulated = Measurer(asked)
-    clean = decode_image((archive / "crop 4.png").read_bytes())
-    expected = simulated.measure([simulated.photo("crop 4.png", clean, None, None)]).y_BCHW[0]
-
-    observed = Measurer(dataclasses.replace(asked, measurement="observed"))
-    uri = str(tmp_path / "masks" / "crop 4.png")
-    loaded = load_image(str(tmp_path / "images" / "crop 4.png"), Frame(SIDE, "resize"), uri)
-    assert loaded.error is None
-    x, mask = unpack_pixels(loaded.pixels or b"", SIDE), unpack_mask(loaded.mask, SIDE)
-    assert mask is not None
-    assert mask.mean() == 0.5
-    x = torch.where(mask > 0, x, torch.rand_like(x))  # whatever the file holds there
-    photo = observed.photo("crop 4.png", x, json.dumps({"mask": uri}), None, mask)
-    y = observed.measure([photo]).y_BCHW[0]
-    assert (y - expected).abs().max() <= (expected.clamp(-1, 1) - expected).abs().max() + 1 / 255
-    hidden = (mask == 0).expand_as(y)
-    torch.testing.assert_close(y[hidden], expected[hidden])
-    with pytest.raises(ImageError, match="does not give its mask"):
-        observed.photo("crop 4.png", x, json.dumps({"mask": uri}), None)
-    with pytest.raises(ImageError, match="missing, mask_seed"):
-        observed.photo("crop 4.png", x, None, None)
-
-
-@pytest.mark.parametrize(
-    ("size", "fit"), [((64, 64), "resize"), ((50, 70), "resize"), ((20, 24), "resize"), ((40, 48), "crop")]
-)
-def test_a_known_pixel_owes_nothing_to_the_missing_ones(tmp_path: Path, photo: Any, size: Any, fit: Any) -> None:
-    """Files of other sizes: what the holes hold may be anything."""
-    image, mask = photo[:, 60 : 60 + size[0], 150 : 150 + size[1]].clone(), torch.ones(3, *size)
-    mask[:, 8:15, 10:16] = -1
-    mask[:, 2, 3] = -1
-    (tmp_path / "mask.png").write_bytes(encode_png(mask))
-    frame, loaded = Frame(SIDE, fit), []
-    for value in (-1.0, 1.0):
-        image[mask < 0] = value
-        (tmp_path / "image.png").write_bytes(encode_png(image))
-        loaded.append(load_image(str(tmp_path / "image.png"), frame, str(tmp_path / "mask.png")))
-    one, other = (unpack_pixels(each.pixels or b"", SIDE) for each in loaded)
-    known = unpack_mask(loaded[0].mask, SIDE)
-    assert known is not None
-    assert 0.5 < known.mean() < 1
-    assert (one - other).abs()[known.expand_as(one) > 0].max() < 0.03  # of a change by 2
-    assert (one - other).abs().max() > 0.5
 
 
 def manifest_error(models: TinyModels, archive: Path, tmp_path: Path, name: str, text: str, **settings: Any) -> str:

@@ -18,6 +18,7 @@ import pytest
 from flashray.errors import FlashrayError
 from flashray.pipeline import lease
 from flashray.pipeline.lease import EXPIRES, Lease, began, held, latest
+from flashray.pipeline.run_folder import RUN_FOLDER
 
 HOLDER = """
 import sys, time
@@ -45,8 +46,9 @@ def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def put(folder: Path, one: Lease) -> None:
-    (folder / "drivers").mkdir(exist_ok=True)
-    (folder / "drivers" / f"{one.number:06d}.json").write_text(json.dumps(dataclasses.asdict(one)))
+    drivers = folder / RUN_FOLDER / "drivers"
+    drivers.mkdir(parents=True, exist_ok=True)
+    (drivers / f"{one.number:06d}.json").write_text(json.dumps(dataclasses.asdict(one)))
 
 
 def elsewhere(**values: object) -> Lease:
@@ -104,7 +106,7 @@ def test_of_many_at_once_one_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def drive() -> None:
         together.wait()
         try:
-            lease._take(str(tmp_path))
+            lease.take(str(tmp_path))
             got.append("held")
         except FlashrayError:
             got.append("refused")
@@ -120,7 +122,7 @@ def test_of_many_at_once_one_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_lease_is_renewed_and_one_that_was_taken_over_stops_its_driver(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(lease, "_RENEW", 0.02)
+    monkeypatch.setattr(lease, "RENEW", 0.02)
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as jobs/reconstruct.py has it
 
     def drive() -> None:

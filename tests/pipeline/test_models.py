@@ -13,25 +13,28 @@ import pytest
 
 from flashray.errors import ConfigError
 from flashray.pipeline.models import load_models
-from flashray.pipeline.run_config import DegradationConfig, ReconstructConfig, SolverConfig, StartConfig, check
+from flashray.pipeline.run_config import RunConfig, check
+from flashray.recipe import DegradationConfig, SolverConfig
+from flashray.severity import Start
 from tests.conftest import TinyModels
 from tests.support.models import edit_json
+from tests.support.runs import config_of
 
-Make = Callable[..., ReconstructConfig]
+Make = Callable[..., RunConfig]
 
 
 @pytest.fixture
 def make(tiny_models: TinyModels, archive: Path, tmp_path: Path) -> Make:
     """Configurations of the tiny models on the small archive."""
 
-    def make(**values: Any) -> ReconstructConfig:
+    def make(**values: Any) -> RunConfig:
         settings = {
             "measurement": "simulated",
             "prior": tiny_models.prior,
-            "start": StartConfig(severity_encoder=tiny_models.encoder),
+            "start": Start(severity_encoder=tiny_models.encoder),
             "solver": SolverConfig(steps=20),
         }
-        return check(ReconstructConfig(str(archive), str(tmp_path / "run"), **settings | values))
+        return check(config_of(str(archive), str(tmp_path / "run"), **settings | values))
 
     return make
 
@@ -39,7 +42,7 @@ def make(tiny_models: TinyModels, archive: Path, tmp_path: Path) -> Make:
 def test_an_encoder_of_another_degradation_warns_with_both_names(
     make: Make, tiny_models: TinyModels, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = make(start=StartConfig(severity_encoder=tiny_models.other_encoder))
+    config = make(start=Start(severity_encoder=tiny_models.other_encoder))
     with caplog.at_level(logging.WARNING):
         load_models(config)
     assert "random_inpainting" in caplog.text
@@ -70,7 +73,7 @@ def test_an_encoder_of_much_other_noise_warns_with_both_numbers(
     encoder = tmp_path / "encoder"
     shutil.copytree(tiny_models.encoder, encoder)
     edit_json(encoder / "config.json", noise_std=trained)
-    degradation, start = DegradationConfig(noise_std=noise), StartConfig(severity_encoder=str(encoder))
+    degradation, start = DegradationConfig(noise_std=noise), Start(severity_encoder=str(encoder))
     with caplog.at_level(logging.WARNING):
         load_models(make(degradation=degradation, start=start))
     assert (f"was trained with noise_std {trained}, and the measurements' is {noise}" in caplog.text) == warns

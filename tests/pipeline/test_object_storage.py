@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from flashray import storage
-from flashray.pipeline.run_status import State
+from flashray.pipeline.run_status import RunStatus
 from tests.conftest import TinyModels
 from tests.support.seaweedfs import SECRET
 
@@ -42,13 +42,13 @@ def test_a_run_on_s3(s3: str, archive: Path, tiny_models: TinyModels, tmp_path: 
         "solver.steps": 20,
         "metrics": "[psnr]",
         "unit_images": 4,
-        "mlflow.tracking_uri": f"sqlite:///{tmp_path}/mlflow.db",
+        "tracking.tracking_uri": f"sqlite:///{tmp_path}/mlflow.db",
     }
     command = [sys.executable, str(ROOT / "jobs" / "reconstruct.py"), *(f"--{k}={v}" for k, v in settings.items())]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(ray_files)}
     first = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
     assert first.returncode == 0, first.stderr
-    rows = State.read(output).results.to_pylist()
+    rows = RunStatus.read(output).results.to_pylist()
     assert len(rows) == 10
     for row in rows:
         data = storage.read_bytes(storage.join(output, "reconstructions", row["key"] + ".png"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -11,30 +10,11 @@ import torch
 
 from flashray.pipeline.archive import LISTING
 from flashray.pipeline.commit import write_commit
-from flashray.pipeline.plan import PLAN, SEVERITY, chunks, finish, read_plan, write_plan
-from flashray.pipeline.run_config import ReconstructConfig, StartConfig
-from flashray.pipeline.run_status import State
+from flashray.pipeline.plan import PLAN, SEVERITY, chunks, finish_plan, read_plan, write_plan
+from flashray.pipeline.run_status import RunStatus
 from flashray.pipeline.units import gather, index
-from flashray.pipeline.worker_settings import Work
-from flashray.schedule import NoiseSchedule
-
-
-def schedule(steps: int = 100) -> NoiseSchedule:
-    return NoiseSchedule.from_scheduler_config({"num_train_timesteps": steps, "beta_schedule": "scaled_linear"})
-
-
-def found(sigmas: list[float | None]) -> pa.Table:
-    """Severity rows; None is an image that could not be read."""
-    rows: list[dict[str, Any]] = []
-    for i, sigma in enumerate(sigmas):
-        status = {"status": "ok", "sigma_hat": sigma} if sigma is not None else {"status": "error", "error": "torn"}
-        rows.append({"index": i, "key": f"key {i}", "uri": f"/a/key {i}", "width": 32, "height": 32} | status)
-    return pa.Table.from_pylist(rows, schema=SEVERITY)
-
-
-def work(**values: Any) -> Work:
-    config = ReconstructConfig(**{"archive": "/a", "output": "/o", "unit_images": 2, "slots": 2} | values)
-    return Work.of(config, "cpu", 1, 32, lpips=False)
+from flashray.severity import Start
+from tests.support.plans import found, schedule, work
 
 
 @pytest.mark.parametrize("n", [1, 15, 16, 17, 48])
@@ -47,7 +27,7 @@ def test_chunks_hold_the_listing_in_order(n: int) -> None:
 
 
 def test_start_steps_follow_severity_and_failures_stay_rows() -> None:
-    plan = finish(found([0.05, None, 0.4, 0.1, 1.5]), schedule(), work(), attempt=0)
+    plan = finish_plan(found([0.05, None, 0.4, 0.1, 1.5]), schedule(), work().config, attempt=0)
     assert plan.schema == PLAN
     rows = {row["key"]: row for row in plan.to_pylist()}
     assert len(rows) == 5
@@ -58,20 +38,19 @@ def test_start_steps_follow_severity_and_failures_stay_rows() -> None:
     assert rows["key 4"]["fallback"]
     assert rows["key 4"]["nfe"] == 100
     assert rows["key 1"] | {"unit_id": None, "nfe": None, "status": "error", "error": "torn"} == rows["key 1"]
-    assert (rows["key 0"]["part"], rows["key 0"]["parts"], rows["key 0"]["left"], rows["key 0"]["top"]) == (0, 1, 0, 0)
     expected = schedule().start_step(torch.tensor([0.4])).item()
     assert rows["key 2"]["start_step"] == expected
 
 
 def test_full_chains_need_no_severity() -> None:
     table = found([0.1, 0.1]).set_column(5, SEVERITY.field("sigma_hat"), pa.nulls(2, pa.float64()))
-    plan = finish(table, schedule(), work(start=StartConfig(mode="full")), attempt=0)
+    plan = finish_plan(table, schedule(), work(start=Start(mode="full")).config, attempt=0)
     assert plan["nfe"].to_pylist() == [100, 100]
     assert plan["fallback"].to_pylist() == [False, False]
 
 
 def test_an_archive_of_which_nothing_can_be_read() -> None:
-    plan = finish(found([None, None]), schedule(), work(), attempt=0)
+    plan = finish_plan(found([None, None]), schedule(), work().config, attempt=0)
     assert plan["status"].to_pylist() == ["error", "error"]
     assert plan["unit_id"].null_count == 2
 
@@ -79,9 +58,9 @@ def test_an_archive_of_which_nothing_can_be_read() -> None:
 def test_the_latest_attempt_counts(tmp_path: Path) -> None:
     output = str(tmp_path)
     assert read_plan(output)[1] == 0
-    first = finish(found([0.1, None, 0.3]), schedule(), work(), attempt=0)
+    first = finish_plan(found([0.1, None, 0.3]), schedule(), work().config, attempt=0)
     write_plan(output, 0, first)
-    second = finish(found([0.1, 0.2, 0.3]).slice(1, 1), schedule(), work(), attempt=1)
+    second = finish_plan(found([0.1, 0.2, 0.3]).slice(1, 1), schedule(), work().config, attempt=1)
     write_plan(output, 1, second)
     plan, attempts = read_plan(output)
     assert attempts == 2
@@ -93,23 +72,23 @@ def test_the_latest_attempt_counts(tmp_path: Path) -> None:
 
 def test_state_tells_pending_from_done_and_old_from_new(tmp_path: Path) -> None:
     output = str(tmp_path)
-    write_plan(output, 0, finish(found([0.1, None, 0.3, 0.5]), schedule(), work(), attempt=0))
-    state = State.read(output)
+    write_plan(output, 0, finish_plan(found([0.1, None, 0.3, 0.5]), schedule(), work().config, attempt=0))
+    state = RunStatus.read(output)
     assert len(state.pending) == 3
     assert state.failures["key"].to_pylist() == ["key 1"]
     ends = {"key 3": {"status": "error", "error": "diverged"}}
     for unit in gather(state.pending, index(state.pending), ["key"]).to_pylist():
-        rows = [{"key": key, "part": 0} | ends.get(key, {"status": "ok"}) for key in unit["key"]]
+        rows = [{"key": key} | ends.get(key, {"status": "ok"}) for key in unit["key"]]
         write_commit(output, unit["unit_id"], rows)
-    state = State.read(output)
+    state = RunStatus.read(output)
     assert len(state.pending) == 0
     assert state.failures.to_pylist() == [{"key": "key 1", "error": "torn"}, {"key": "key 3", "error": "diverged"}]
 
-    again = finish(
-        found([0.1, 0.2, 0.3, 0.5]).filter(pa.array([False, True, False, True])), schedule(), work(), attempt=1
+    again = finish_plan(
+        found([0.1, 0.2, 0.3, 0.5]).filter(pa.array([False, True, False, True])), schedule(), work().config, attempt=1
     )
     write_plan(output, 1, again)
-    state = State.read(output)
+    state = RunStatus.read(output)
     assert sorted(state.pending["key"].to_pylist()) == ["key 1", "key 3"]
     assert len(state.failures) == 0  # what is being retried has not failed yet
     assert sorted(state.results["key"].to_pylist()) == ["key 0", "key 2"]

@@ -1,4 +1,4 @@
-"""The command line, recipes, and the checks before any work."""
+"""The command line of a run, recipes, and the checks before any work."""
 
 from __future__ import annotations
 
@@ -9,76 +9,112 @@ from typing import Any
 import pytest
 import yaml
 
+from flashray.cli import main
 from flashray.errors import ConfigError
-from flashray.pipeline.run_config import (
-    DegradationConfig,
-    ReconstructConfig,
-    SolverConfig,
-    StartConfig,
-    TrackingConfig,
-    check,
-    parse_args,
-    to_dict,
-    to_yaml,
-)
+from flashray.pipeline.options import parse_run, run_config
+from flashray.pipeline.run_config import RunConfig, check, to_dict, to_yaml
+from flashray.recipe import DegradationConfig, SolverConfig, load_recipe, recipe_names
+from flashray.severity import Start
+from flashray.tracking.tracking_config import TrackingConfig
+from tests.support.runs import config_of
 
-RECIPES = Path(__file__).parents[2] / "flashray" / "recipes"
-PLACES = ["--archive", "/data/photos", "--output", "/data/run"]
+RECIPE = "gaussian_blur_flash_latent_dps"
+ARGUMENTS = ["/data/photos", "/data/run", "--recipe", RECIPE]
 
 
-def config(**values: Any) -> ReconstructConfig:
-    return ReconstructConfig(**{"archive": "/data/photos", "output": "/data/run"} | values)
+def refused(*argv: str) -> str:
+    """The message of a command line that is refused."""
+    with pytest.raises(ConfigError) as caught:
+        parse_run([*ARGUMENTS, *argv])
+    return str(caught.value)
 
 
-def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    """The message of a command line that ends with exit code 2."""
-    with pytest.raises(SystemExit) as caught:
-        parse_args([*PLACES, *argv])
-    assert caught.value.code == 2
-    return capsys.readouterr().err
-
-
-def test_defaults() -> None:
-    assert parse_args(PLACES) == check(config())
-
-
-@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*latent_dps.yaml")), ids=lambda path: path.stem)
-def test_recipes_are_sound(recipe: Path) -> None:
-    parsed = parse_args(["--config", str(recipe), *PLACES])
-    named = yaml.safe_load(recipe.read_text())
-    assert parsed.solver.name == named["solver"]["name"]
-    assert parsed.start.mode in recipe.stem
+@pytest.mark.parametrize("name", recipe_names())
+def test_shipped_recipes_are_sound(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.solver.name in name
+    assert recipe.start.mode in name
+    assert recipe.degradation.name in name
+    assert parse_run(["/a", "/o", "--recipe", name]).recipe == recipe
 
 
 def test_the_command_line_overrides_the_recipe() -> None:
-    recipe = ["--config", str(RECIPES / "gaussian_blur_flash_latent_dps.yaml")]
     given = ["--solver.settings.dc_step", "2.5", "--degradation.settings.std", "[1, 2]", "--start.mode=full"]
-    parsed = parse_args([*recipe, *PLACES, *given])
-    assert parsed.solver.settings["dc_step"] == 2.5
-    assert parsed.degradation.settings["std"] == [1, 2]
-    assert parsed.degradation.settings["kernel_size"] == 61
-    assert parsed.start.mode == "full"
+    recipe = parse_run([*ARGUMENTS, *given, "--seed", "3", "--prior", "org/name"]).recipe
+    assert recipe.solver.settings["dc_step"] == 2.5
+    assert recipe.degradation.settings["std"] == [1, 2]
+    assert recipe.degradation.settings["kernel_size"] == 61
+    assert (recipe.start.mode, recipe.seed, recipe.prior) == ("full", 3, "org/name")
 
 
-def test_flags_stand_alone_and_take_hyphens() -> None:
-    parsed = parse_args([*PLACES, "--plan_only", "--retry-failed", "--limit", "5"])
-    assert (parsed.plan_only, parsed.retry_failed, parsed.limit) == (True, True, 5)
-    assert parse_args([*PLACES, "--plan_only", "false"]).plan_only is False
-    assert parse_args([*PLACES, "--plan-only=true"]).plan_only is True
+def test_short_names_flags_and_hyphens() -> None:
+    parsed = parse_run([*ARGUMENTS, "--plan_only", "--retry-failed", "--limit", "5", "--tracking-uri", "sqlite:///x"])
+    assert (parsed.policy.plan_only, parsed.policy.retry_failed, parsed.policy.limit) == (True, True, 5)
+    assert parsed.tracking.tracking_uri == "sqlite:///x"
+    assert parse_run([*ARGUMENTS, "--plan_only", "false"]).policy.plan_only is False
+    assert parse_run([*ARGUMENTS, "--plan-only=true"]).policy.plan_only is True
+    assert parse_run(["--plan-only", *ARGUMENTS]).policy.plan_only is True
+    assert parse_run([*ARGUMENTS, "--policy.limit", "5"]).policy.limit == 5
+    assert parse_run([*ARGUMENTS, "--resources.solver-actors", "2"]).resources.solver_actors == 2
+    named = ["--archive", "/data/photos", "--output", "/data/run", "--recipe", RECIPE]
+    assert parse_run(named) == parse_run(ARGUMENTS)
 
 
-def test_an_unknown_key_of_a_recipe_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("solver: {name: latent_dps, stepz: 100}\n")
-    assert "stepz" in refused(capsys, "--config", str(recipe))
-    recipe.write_text("solvr: {name: latent_dps}\n")
-    assert "solvr" in refused(capsys, "--config", str(recipe))
+def test_keyword_arguments_are_the_command_line() -> None:
+    values = {"archive": "/data/photos", "output": "/data/run", "recipe": RECIPE}
+    assert run_config(values) == parse_run(ARGUMENTS)
+    more = {"limit": 3, "manifest": None, "metrics": ["psnr"], "plan_only": True, "solver": {"steps": 50}}
+    config = run_config(values | more | {"degradation.settings.std": [1, 2]})
+    assert (config.policy.limit, config.policy.plan_only, config.io.metrics) == (3, True, ["psnr"])
+    assert config.recipe.solver.steps == 50
+    assert config.recipe.degradation.settings["std"] == [1, 2]
+    with pytest.raises(ConfigError, match="--limt is no option"):
+        run_config(values | {"limt": 3})
+
+
+def test_recipes_are_given_by_name_or_by_path(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("solver: {name: proximal, steps: 20}\nstart: {sigma_scale: 0.5}\n")
+    recipe = parse_run(["/a", "/o", "--recipe", str(path)]).recipe
+    assert (recipe.solver.name, recipe.solver.steps, recipe.start.sigma_scale) == ("proximal", 20, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("solver: {name: latent_dps, stepz: 100}\n", ["stepz", "did you mean steps"]),
+        ("solvr: {name: latent_dps}\n", ["solvr", "did you mean solver"]),
+        ("solver: {steps: many}\n", ["steps", "'many' is not of type int"]),
+        ("- a list\n", ["mapping of names to values"]),
+        ("a: [\n", ["is not a YAML file"]),
+        ("", ["mapping of names to values"]),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_named(tmp_path: Path, text: str, words: list[str]) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        parse_run(["/a", "/o", "--recipe", str(path)])
+    assert all(word in str(caught.value) for word in [*words, str(path)]), str(caught.value)
+
+
+def test_an_unknown_recipe_lists_the_shipped_ones() -> None:
+    for name in ("gaussian_blur_flash_prox", "absent.yaml"):
+        with pytest.raises(ConfigError) as caught:
+            parse_run(["/a", "/o", "--recipe", name])
+        assert all(shipped in str(caught.value) for shipped in recipe_names())
+    with pytest.raises(ConfigError, match="--recipe is missing; shipped recipes: gaussian_blur"):
+        parse_run(["/a", "/o"])
 
 
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["--solver.stepz", "3"], ["stepz"]),
+        (["--solver.stepz", "3"], ["--solver.stepz is no option", "did you mean --solver.steps"]),
+        (["--limt", "3"], ["--limt is no option", "did you mean --limit"]),
+        (["third"], ["'third' is one argument too many"]),
+        (["--limit"], ["--limit has no value"]),
+        (["--limit", "many"], ["limit", "many"]),
         (["--solver.name", "magic"], ["magic", "latent_dps"]),
         (["--degradation.name", "fog"], ["fog", "gaussian_blur"]),
         (["--degradation.settings.strength", "3"], ["strength", "kernel_size"]),
@@ -89,73 +125,77 @@ def test_an_unknown_key_of_a_recipe_is_named(tmp_path: Path, capsys: pytest.Capt
         (["--limit", "0"], ["limit"]),
         (["--unit_images", "0"], ["unit_images"]),
         (["--budget_seconds", "0"], ["budget_seconds", "positive"]),
+        (["--budget_seconds", ".inf"], ["budget_seconds"]),
         (["--budget_seconds", "60", "--budget_gpu_hours", "1"], ["budget_seconds and budget_gpu_hours", "one budget"]),
-        (["--budget_gpu_hours", "1", "--start.mode", "full"], ["budget_gpu_hours", "full chain"]),
+        (["--budget_gpu_hours", "1", "--start.mode", "full"], ["budget_gpu_hours", "full"]),
         (["--autoscale_seconds", "60", "--device", "cuda"], ["autoscale_seconds", "solver_actors"]),
         (["--autoscale_seconds", "60", "--solver_actors", "2"], ["autoscale_seconds", "--device"]),
         (["--solver.eta", "1.5"], ["eta"]),
         (["--start.c", "0"], ["start.c"]),
+        (["--start.mode", "fixed"], ["start.step is missing"]),
+        (["--start.step", "3"], ["start.step is 3", "mode fixed"]),
         (["--fit", "stretch"], ["fit", "resize"]),
+        (["--format", "gif"], ["format", "png"]),
         (["--metrics", "[psnr, beauty]"], ["beauty", "ssim"]),
         (["--measurement", "simulated", "--references", "/data/clean"], ["references"]),
         (["--output", "/data/photos/restored"], ["inside the archive", "/data/photos/restored"]),
         (["--output", "/data/photos"], ["inside the archive"]),
-        (["--archive", "/data/run/reconstructions"], ["reconstructions"]),
+        (["--archive", "/data/run/attempts"], ["archive /data/run/attempts lies inside the output"]),
+        (["--references", "/data/run/clean"], ["references /data/run/clean lies inside the output"]),
         (["--archive", "nonsense://bucket/photos"], ["nonsense://"]),
         (["--archive", ""], ["archive is empty"]),
     ],
 )
-def test_what_is_wrong_is_named(argv: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    message = refused(capsys, *argv)
+def test_what_is_wrong_is_named(argv: list[str], words: list[str]) -> None:
+    message = refused(*argv)
     assert all(word in message for word in words), message
 
 
 def test_archive_and_output_are_needed(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        parse_args(["--archive", "/data/photos"])
-    assert caught.value.code == 2
-    assert "output" in capsys.readouterr().err
+    assert main(["restore", "/data/photos", "--recipe", RECIPE]) == 2
+    assert "the output (OUT) is missing" in capsys.readouterr().err
+    assert main(["restore"]) == 2
 
 
-def test_a_submitted_job_needs_absolute_places(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert parse_args([*PLACES, "--output", "run"]).output == str(Path("run").absolute())
+def test_a_submitted_job_needs_absolute_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parse_run([*ARGUMENTS, "--output", "run"]).io.output == str(Path("run").absolute())
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    message = refused(capsys, "--output", "run")
+    message = refused("--output", "run")
     assert "temporary copy" in message
     assert "absolute path" in message
-    assert parse_args([*PLACES, "--output", "s3://bucket/run"]).output == "s3://bucket/run"
+    assert parse_run([*ARGUMENTS, "--output", "s3://bucket/run"]).io.output == "s3://bucket/run"
 
 
-def test_print_config_is_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = [*PLACES, "--solver.steps", "50", "--degradation.settings.std", "[1, 2]"]
+def test_print_config_can_be_read_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = [*ARGUMENTS, "--solver.steps", "50", "--degradation.settings.std", "[1, 2]"]
     with pytest.raises(SystemExit) as caught:
-        parse_args([*argv, "--print_config"])
+        parse_run([*argv, "--print_config"])
     assert caught.value.code == 0
-    recipe = tmp_path / "printed.yaml"
-    recipe.write_text(capsys.readouterr().out)
-    assert parse_args(["--config", str(recipe)]) == parse_args(argv)
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(capsys.readouterr().out)
+    assert parse_run(["--config", str(printed)]) == parse_run(argv)
 
 
-def test_the_resolved_configuration_comes_back(tmp_path: Path) -> None:
+def test_the_resolved_configuration_can_be_written_down() -> None:
     original = check(
-        config(
+        config_of(
+            "/data/photos",
+            "/data/run",
             degradation=DegradationConfig(settings={"std": [0.5, 1.5]}, noise_std=[0.01, 0.1]),
-            start=StartConfig(formula="paper", c=1.2),
+            start=Start(formula="paper", c=1.2),
             solver=SolverConfig(steps=100, settings={"dc_step": 0.5}),
             limit=7,
         )
     )
-    recipe = tmp_path / "resolved.yaml"
-    recipe.write_text(to_yaml(original))
-    assert parse_args(["--config", str(recipe)]) == original
+    from flashray.build import strict
+
+    assert strict(RunConfig, yaml.safe_load(to_yaml(original)), "run.json") == original
 
 
 def test_no_password_is_written_down() -> None:
-    secret = config(mlflow=TrackingConfig(tracking_uri="https://me:hunter2@mlflow.example/"))
+    secret = config_of(tracking=TrackingConfig(tracking_uri="https://me:hunter2@mlflow.example/"))
     assert "hunter2" not in to_yaml(secret)
-    assert to_dict(secret)["mlflow"]["tracking_uri"] == "https://***@mlflow.example/"
+    assert to_dict(secret)["tracking"]["tracking_uri"] == "https://***@mlflow.example/"
 
 
 def test_a_nonlinear_degradation_refuses_a_solver_that_needs_an_adjoint(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,35 +203,34 @@ def test_a_nonlinear_degradation_refuses_a_solver_that_needs_an_adjoint(monkeypa
     from flashray.solvers import SOLVERS
 
     monkeypatch.setattr(DEGRADATIONS["gaussian_blur"], "linear", False)
-    assert check(config())
+    assert check(config_of())
     monkeypatch.setattr(SOLVERS["latent_dps"], "needs_adjoint", True)
     with pytest.raises(ConfigError, match="adjoint"):
-        check(config())
+        check(config_of())
 
 
 def test_configurations_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        config().seed = 1  # type: ignore[misc]
+        config_of().recipe = None  # type: ignore[misc, assignment]
 
 
-def test_presets_and_weights_of_a_degradation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_presets_and_weights_of_a_degradation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def settings(*argv: str) -> dict[str, Any]:
+        return parse_run([*ARGUMENTS, *argv]).recipe.degradation.settings
+
     family = ["--degradation.name", "random_inpainting", "--degradation.settings"]
-    assert parse_args([*PLACES, *family, "{preset: paper_test}"]).degradation.settings == {"preset": "paper_test"}
-    assert "known: paper_train, paper_test" in refused(capsys, *family, "{preset: other}")
+    assert settings(*family, "{preset: paper_test}") == {"preset": "paper_test"}
+    assert "known: paper_train, paper_test" in refused(*family, "{preset: other}")
     monkeypatch.chdir(tmp_path)
     wizard = ["--degradation.name", "kernel_wizard", "--degradation.settings", "{weights: wizard.pth}"]
-    assert "wizard.pth' is no file" in refused(capsys, *wizard)
+    assert "wizard.pth' is no file" in refused(*wizard)
     (tmp_path / "wizard.pth").touch()
-    assert parse_args([*PLACES, *wizard]).degradation.settings == {"weights": str(tmp_path / "wizard.pth")}
+    assert settings(*wizard) == {"weights": str(tmp_path / "wizard.pth")}
 
 
-def test_a_run_is_overwritten_only_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = [f"--archive={tmp_path}/archive", f"--output={tmp_path}/runs/monday"]
-    assert parse_args([*argv, "--overwrite=monday"]).overwrite == "monday"
+def test_a_run_is_overwritten_only_by_its_name(tmp_path: Path) -> None:
+    argv = [f"--archive={tmp_path}/archive", f"--output={tmp_path}/runs/monday", f"--recipe={RECIPE}"]
+    assert parse_run([*argv, "--overwrite=monday"]).policy.overwrite == "monday"
     for wrong in ("tuesday", "true", f"{tmp_path}/runs/monday"):
-        with pytest.raises(SystemExit) as caught:
-            parse_args([*argv, f"--overwrite={wrong}"])
-        assert caught.value.code == 2
-        assert "give --overwrite monday" in capsys.readouterr().err
+        with pytest.raises(ConfigError, match="give --overwrite monday"):
+            parse_run([*argv, f"--overwrite={wrong}"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,32 +9,37 @@ import pytest
 
 from flashray import storage
 from flashray.errors import ConfigError
-from flashray.pipeline import run_record as rundir
+from flashray.pipeline import run_record
 from flashray.pipeline.archive import list_archive
-from flashray.pipeline.run_config import ReconstructConfig, SolverConfig, StartConfig
+from flashray.pipeline.run_config import RunConfig
+from flashray.pipeline.run_folder import RUN_FOLDER
+from flashray.recipe import SolverConfig
+from flashray.severity import Start
+from tests.support.runs import changed, config_of, record
 
 WEIGHTS = {"prior": "aaaa", "severity_encoder": "bbbb"}
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> ReconstructConfig:
+def config(tmp_path: Path) -> RunConfig:
     for name in ("a.png", "b.png"):
         (tmp_path / "archive").mkdir(exist_ok=True)
         (tmp_path / "archive" / name).write_bytes(b"x")
-    return ReconstructConfig(str(tmp_path / "archive"), str(tmp_path / "run"), measurement="simulated")
+    return config_of(str(tmp_path / "archive"), str(tmp_path / "run"), measurement="simulated")
 
 
-def open_run(config: ReconstructConfig, weights: dict[str, Any] = WEIGHTS, **values: Any) -> dict[str, Any]:
-    found = rundir.identity(config, weights)
-    return rundir.open_run(config, found, list_archive(config), **values)
+def open_run(config: RunConfig, weights: dict[str, Any] = WEIGHTS, **values: Any) -> dict[str, Any]:
+    found, listing = run_record.identity(config, weights), list_archive(config)
+    old = run_record.examine(config, found, listing, **values)
+    return run_record.open_record(config, old, found, listing)
 
 
-def test_a_run_is_opened_again(config: ReconstructConfig) -> None:
+def test_a_run_is_opened_again(config: RunConfig) -> None:
     first = open_run(config)
     assert first["archive"]["images"] == 2
     assert first["fingerprint"]["weights.prior"] == "aaaa"
     assert first["versions"]["torch"]
-    assert open_run(config) == first == rundir.read_record(config.output)
+    assert open_run(config) == first == run_record.read_record(config.io.output)
 
 
 @pytest.mark.parametrize(
@@ -43,91 +47,110 @@ def test_a_run_is_opened_again(config: ReconstructConfig) -> None:
     [
         ({"seed": 1}, ["seed is 0 there and 1 here"]),
         ({"solver": SolverConfig(steps=10, settings={"dc_step": 2.0})}, ["solver.steps", "solver.settings.dc_step"]),
-        ({"start": StartConfig(mode="full")}, ["start.mode is 'flash' there and 'full' here"]),
+        ({"start": Start(mode="full")}, ["start.mode is 'flash' there and 'full' here"]),
         ({"limit": 1}, ["limit is None there and 1 here"]),
         ({"slots": 3}, ["slots"]),
     ],
 )
-def test_another_configuration_is_refused(config: ReconstructConfig, change: dict[str, Any], words: list[str]) -> None:
+def test_another_configuration_is_refused(config: RunConfig, change: dict[str, Any], words: list[str]) -> None:
     open_run(config)
     with pytest.raises(ConfigError) as caught:
-        open_run(dataclasses.replace(config, **change))
-    assert all(word in str(caught.value) for word in [*words, "--output"])
+        open_run(changed(config, **change))
+    assert all(word in str(caught.value) for word in [*words, "another output"])
 
 
-def test_other_weights_are_refused(config: ReconstructConfig) -> None:
+def test_other_weights_are_refused(config: RunConfig) -> None:
     open_run(config)
     with pytest.raises(ConfigError, match=r"weights\.severity_encoder is 'bbbb' there and 'cccc' here"):
         open_run(config, WEIGHTS | {"severity_encoder": "cccc"})
 
 
-def test_what_changes_no_byte_may_change(config: ReconstructConfig) -> None:
+def test_what_changes_no_byte_may_change(config: RunConfig) -> None:
     first = open_run(config)
-    free = dataclasses.replace(config, solver_actors=3, severity_actors=2, plan_only=True, retry_failed=True)
-    free = dataclasses.replace(free, budget_seconds=60.0)  # kept in an entry of its own
+    free = changed(config, solver_actors=3, severity_actors=2, plan_only=True, retry_failed=True)
+    free = changed(free, budget_seconds=60.0)  # kept in an entry of its own
     assert open_run(free) == first
 
 
-def test_another_archive_is_refused_by_its_keys(config: ReconstructConfig) -> None:
+def test_another_archive_is_refused_by_its_keys(config: RunConfig) -> None:
     open_run(config)
-    (Path(config.archive) / "c d.png").write_bytes(b"x")
-    (Path(config.archive) / "a.png").write_bytes(b"longer")
-    (Path(config.archive) / "b.png").unlink()
+    (Path(config.io.archive) / "c d.png").write_bytes(b"x")
+    (Path(config.io.archive) / "a.png").write_bytes(b"longer")
+    (Path(config.io.archive) / "b.png").unlink()
     with pytest.raises(ConfigError) as caught:
         open_run(config)
     message = str(caught.value)
     assert all(word in message for word in ("1 added (c d.png)", "1 removed (b.png)", "1 changed (a.png)"))
 
 
-def test_a_retry_takes_up_repaired_images(config: ReconstructConfig) -> None:
+def test_a_retry_takes_up_repaired_images(config: RunConfig) -> None:
     open_run(config)
-    (Path(config.archive) / "a.png").write_bytes(b"repaired")
+    (Path(config.io.archive) / "a.png").write_bytes(b"repaired")
     with pytest.raises(ConfigError, match="--retry-failed"):
         open_run(config, failed={"a.png"})
     with pytest.raises(ConfigError, match="changed"):
-        open_run(dataclasses.replace(config, retry_failed=True), failed={"b.png"})
-    open_run(dataclasses.replace(config, retry_failed=True), failed={"a.png"})
+        open_run(changed(config, retry_failed=True), failed={"b.png"})
+    open_run(changed(config, retry_failed=True), failed={"a.png"})
     open_run(config)  # the repaired archive is the run's own from now on
 
 
 def test_a_store_without_conditional_puts_is_for_a_single_writer(
-    config: ReconstructConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert open_run(config)["single_writer"] is False
     assert "conditional puts" not in caplog.text
     monkeypatch.setattr(storage, "creates_if_absent", lambda uri: False)
-    other = dataclasses.replace(config, output=config.output + "2")
+    other = changed(config, output=config.io.output + "2")
     for _ in range(2):  # the next start says it again
         caplog.clear()
         assert open_run(other)["single_writer"] is True
         assert "only one works on this output" in caplog.text
 
 
-def test_a_damaged_run_json_is_named(config: ReconstructConfig) -> None:
+def test_a_damaged_run_json_is_named(config: RunConfig) -> None:
     open_run(config)
-    (Path(config.output) / "run.json").write_text("{")
+    (record(config.io.output) / "run.json").write_text("{")
     with pytest.raises(ConfigError, match="damaged"):
+        open_run(config)
+    (record(config.io.output) / "run.json").write_text("[]")
+    with pytest.raises(ConfigError, match="is no record of a run"):
         open_run(config)
 
 
-def test_an_output_that_cannot_be_used_is_named(config: ReconstructConfig, tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_used_is_named(config: RunConfig, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     for output in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(ConfigError, match=f"output {output} cannot be"):
-            open_run(dataclasses.replace(config, output=str(output)))
+            open_run(changed(config, output=str(output)))
 
 
-def test_a_run_is_erased_and_what_else_lies_there_stays(config: ReconstructConfig, tmp_path: Path) -> None:
+def test_a_run_is_erased_and_what_else_lies_there_stays(config: RunConfig, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    rundir.erase(str(run))  # nothing there
+    run_record.erase(str(run), ["a.png"])  # nothing there
     open_run(config)
-    for name in ("commits/u0.parquet", "reconstructions/a.png.png", "drivers/000001.json", "summary.json", "notes.txt"):
+    names = ("commits/u0.parquet", "drivers/000001.json", "summary.json", "plan/plan-00.parquet")
+    files = [*(f"{RUN_FOLDER}/{name}" for name in names), "a.png", "deep/b.png", "notes.txt", "summary.json"]
+    for name in files:
         (run / name).parent.mkdir(exist_ok=True)
         (run / name).write_bytes(b"x")
-    rundir.erase(str(run))
+    run_record.erase(str(run), ["a.png", "deep/b.png"])
     left = [path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()]
-    assert sorted(left) == ["drivers/000001.json", "notes.txt"]
-    rundir.erase(str(run), "drivers")
-    assert (run / "drivers" / "000001.json").exists(), "there is no run to erase any more"
-    open_run(dataclasses.replace(config, seed=1, overwrite="run"))
-    open_run(dataclasses.replace(config, seed=1))
+    assert sorted(left) == [f"{RUN_FOLDER}/drivers/000001.json", "notes.txt", "summary.json"]
+    run_record.erase(str(run), [], "drivers")
+    assert (run / RUN_FOLDER / "drivers" / "000001.json").exists(), "there is no run to erase any more"
+
+
+def test_an_output_with_other_files_is_refused(config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "summary.json").write_text("mine")
+    with pytest.raises(ConfigError, match=r"is not empty \('summary.json' is there\) and holds no run"):
+        open_run(config)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["summary.json"]
+
+
+def test_a_run_of_the_old_layout_is_refused(config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for name in ("run.json", "archive.parquet"):
+        (tmp_path / "run" / name).write_text("{}")
+    with pytest.raises(ConfigError, match=r"layout of version 0\.1 .* choose another output"):
+        open_run(config)

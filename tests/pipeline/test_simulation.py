@@ -72,7 +72,7 @@ def test_no_way_beats_the_ideal_and_each_idea_pays() -> None:
     steps = mixed_steps(20_000)
     over = {name: compare(steps, way, 8, Pool(32)) for name, way in WAYS.items()}
     assert all(one.over_ideal >= 1 for one in over.values())
-    assert over["no bucketing"].occupancy < 0.95 < 0.99 < over["equal cost, whole slotfuls"].occupancy
+    assert over["no bucketing"].slot_utilization < 0.95 < 0.99 < over["equal cost, whole slotfuls"].slot_utilization
     ranking = [over[name].over_ideal for name in ("buckets", "buckets, longest first", "smaller units at the end")]
     assert ranking == sorted(ranking, reverse=True)
     assert over["smaller units at the end"].over_ideal < over["equal cost, whole slotfuls"].over_ideal

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from flashray.pipeline.slot_utilization import batch_seconds, occupancy, slot_steps
+from flashray.pipeline.slot_utilization import batch_seconds, slot_steps, slot_utilization
 
 
 def engine_counts(nfe: list[int], slots: int) -> list[int]:
@@ -47,24 +47,27 @@ def test_slots_fill_as_the_loop_fills_them(slots: int, order: str) -> None:
 
 
 def test_the_engine_itself_agrees() -> None:
+    from flashray.degradations import make_degradation
     from flashray.engine import solve
+    from flashray.solvers import make_solver
+    from tests.support.engine_jobs import jobs_of
     from tests.support.golden import toy_prior
-    from tests.test_engine import BLUR, DPS, jobs_of
 
     nfe = [9, 7, 7, 4, 2, 1, 0]
+    blur, solver = make_degradation("gaussian_blur"), make_solver("latent_dps", {"dc_step": 0.5})
     prior, counts = toy_prior().double(), []
     channels = prior.encode(torch.zeros(1, 3, 32, 32, dtype=torch.float64)).shape[1]
     jobs = jobs_of(nfe, channels=channels)
-    finished = list(solve(prior, BLUR, DPS, prior.schedule.respaced(40), jobs, slots=3, on_step=counts.append))
+    finished = list(solve(prior, blur, solver, prior.schedule.respaced(40), jobs, slots=3, on_step=counts.append))
     assert len(finished) == len(nfe)
     assert counts == counts_of(slot_steps(np.array(nfe), np.array([0]), 3)[0])
 
 
 def test_full_slots_are_all_useful() -> None:
     equal = slot_steps(np.full(32, 10), np.array([0, 16]), 8)
-    assert occupancy(equal) == 1
-    assert occupancy(slot_steps(np.full(12, 10), np.array([0]), 8)) == pytest.approx(12 / 16)
-    assert occupancy(slot_steps(np.zeros(5, np.int64), np.array([0]), 8)) == 1
+    assert slot_utilization(equal) == 1
+    assert slot_utilization(slot_steps(np.full(12, 10), np.array([0]), 8)) == pytest.approx(12 / 16)
+    assert slot_utilization(slot_steps(np.zeros(5, np.int64), np.array([0]), 8)) == 1
 
 
 def test_seconds_follow_the_slots_that_are_filled() -> None:
@@ -77,4 +80,4 @@ def test_seconds_follow_the_slots_that_are_filled() -> None:
 def test_nothing_to_fly() -> None:
     none = slot_steps(np.array([], np.int64), np.array([], np.int64), 4)
     assert none.shape == (0, 4)
-    assert occupancy(none) == 1
+    assert slot_utilization(none) == 1

@@ -7,10 +7,11 @@ import dataclasses
 import pytest
 
 from flashray.pipeline.cluster import Pools
-from flashray.pipeline.run_config import DegradationConfig
-from flashray.pipeline.slots import CPU_SLOTS, MOST, _Prober, choose_slots, slots_that_fit
-from flashray.pipeline.worker_settings import Work
+from flashray.pipeline.slots import CPU_SLOTS, MOST, Prober, choose_slots, slots_that_fit
+from flashray.pipeline.worker_settings import WorkerSettings
+from flashray.recipe import DegradationConfig
 from tests.conftest import TinyModels
+from tests.support.runs import changed
 
 GB = 10**9
 
@@ -35,15 +36,17 @@ def test_slots_fill_the_memory_but_for_a_margin(base: int, each: int, free: int,
     assert slots_that_fit(line(base, each), free) == slots
 
 
-def test_a_cpu_pool_is_not_measured(work: Work) -> None:
+def test_a_cpu_pool_is_not_measured(work: WorkerSettings) -> None:
     assert choose_slots(work, Pools("cpu", 1, 1, 1, 1)) == CPU_SLOTS
 
 
 @pytest.mark.parametrize("family", ["gaussian_blur", "random_inpainting", "super_resolution", "nonlinear_blur"])
-def test_the_update_that_is_measured_runs(work: Work, tiny_models: TinyModels, family: str) -> None:
-    config = dataclasses.replace(work.config, degradation=DegradationConfig(name=family))
+def test_the_update_that_is_measured_runs(work: WorkerSettings, tiny_models: TinyModels, family: str) -> None:
+    config = changed(work.config, degradation=DegradationConfig(name=family))
     seen: list[int] = []
-    prober = _Prober(dataclasses.replace(work, config=config))
-    prober.bench.prior.denoiser.register_forward_hook(lambda module, arguments, output: seen.append(len(arguments[0])))
+    prober = Prober(dataclasses.replace(work, config=config))
+    prober.restorer.prior.denoiser.register_forward_hook(
+        lambda module, arguments, output: seen.append(len(arguments[0]))
+    )
     prober.update(3)
     assert seen == [3]

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from flashray import restorer
 from flashray.engine import solve
 from flashray.images import decode_image
 from flashray.pipeline import plan
@@ -18,15 +19,16 @@ from flashray.pipeline import solve as solving
 from flashray.pipeline.archive import list_archive
 from flashray.pipeline.commit import read_commits
 from flashray.pipeline.load import load
-from flashray.pipeline.plan import Severity, chunks, finish
+from flashray.pipeline.plan import SeverityActor, chunks, finish_plan
 from flashray.pipeline.quarantine import start_board
-from flashray.pipeline.run_config import SolverConfig
-from flashray.pipeline.solve import UNIT_COLUMNS, Solver
+from flashray.pipeline.solve import UNIT_COLUMNS, SolverActor
 from flashray.pipeline.units import gather, index
-from flashray.pipeline.worker_settings import Work
+from flashray.pipeline.worker_settings import WorkerSettings
 from flashray.pipeline.write import write
+from flashray.recipe import SolverConfig
 from tests.pipeline.conftest import planned
 from tests.support.models import SIDE
+from tests.support.runs import changed
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +36,14 @@ def board(ray_cluster: None) -> Any:
     return start_board()
 
 
-def solved(work: Work, board: Any, rows: pa.Table) -> list[dict[str, Any]]:
+def pixels_of(image: dict[str, Any]) -> torch.Tensor:
+    """A value of `PIXELS` as 8-bit numbers."""
+    return torch.frombuffer(bytearray(image["pixels"]), dtype=torch.uint8)
+
+
+def solved(work: WorkerSettings, board: Any, rows: pa.Table) -> list[dict[str, Any]]:
     """Commit rows with their images, unit by unit."""
-    actor, units = Solver(work, board), gather(rows, index(rows), UNIT_COLUMNS)
+    actor, units = SolverActor(work, board), gather(rows, index(rows), UNIT_COLUMNS)
     result = []
     for i in range(len(units)):
         (unit,) = actor(load(units.slice(i, 1), work, board)).to_pylist()
@@ -44,34 +51,32 @@ def solved(work: Work, board: Any, rows: pa.Table) -> list[dict[str, Any]]:
     return result
 
 
-def test_half_precision_moves_an_image_little(work: Work, board: Any) -> None:
+def test_half_precision_moves_an_image_little(work: WorkerSettings, board: Any) -> None:
     images, plan_rows = {}, planned(work, board)
     for precision in ("float32", "bf16"):
-        config = dataclasses.replace(work.config, precision=precision)
+        config = changed(work.config, precision=precision)
         chosen = dataclasses.replace(work, config=config)
         rows = {row["key"]: row["image"] for row in solved(chosen, board, plan_rows)}
-        images[precision] = torch.stack([torch.frombuffer(bytearray(rows[key]), dtype=torch.uint8) for key in rows])
+        images[precision] = torch.stack([pixels_of(rows[key]) for key in rows])
     difference = (images["float32"].float() - images["bf16"].float()).abs().mean()
     assert 0 < difference < 3  # of 255
 
 
-def test_a_result_does_not_depend_on_its_company(work: Work, board: Any) -> None:
+def test_a_result_does_not_depend_on_its_company(work: WorkerSettings, board: Any) -> None:
     rows = planned(work, board)
     together = {row["key"]: row["image"] for row in solved(work, board, rows)}
-    alone = dataclasses.replace(work.config, slots=1, severity_batch=1)
-    for row in solved(Work.of(alone, "cpu", 1, SIDE, lpips=False), board, rows):
-        one, other = (
-            torch.frombuffer(bytearray(data), dtype=torch.uint8) for data in (row["image"], together[row["key"]])
-        )
+    alone = changed(work.config, slots=1, severity_batch=1)
+    for row in solved(WorkerSettings.of(alone, "cpu", 1, lpips=False), board, rows):
+        one, other = (pixels_of(image) for image in (row["image"], together[row["key"]]))
         assert (one.int() - other.int()).abs().max() <= 1  # of 255: the arithmetic's rounding, and no more
 
 
-def test_an_error_midway_keeps_what_is_done(work: Work, board: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_midway_keeps_what_is_done(work: WorkerSettings, board: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def breaks(*args: Any, **values: Any) -> Any:
         yield next(iter(solve(*args, **values)))
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(solving, "solve", breaks)
+    monkeypatch.setattr(restorer, "solve", breaks)
     rows = solved(work, board, planned(work, board))
     units = len(index(planned(work, board)))
     assert sum(row["status"] == "ok" for row in rows) == units
@@ -80,16 +85,16 @@ def test_an_error_midway_keeps_what_is_done(work: Work, board: Any, monkeypatch:
         assert row["error"] == (None if row["status"] == "ok" else "RuntimeError: out of memory")
 
 
-def test_a_result_that_is_not_finite_is_an_error_row(work: Work, board: Any) -> None:
-    wild = dataclasses.replace(work.config, solver=SolverConfig(steps=20, settings={"dc_step": 1e38}))
-    rows = solved(Work.of(wild, "cpu", 1, SIDE, lpips=False), board, planned(work, board))
+def test_a_result_that_is_not_finite_is_an_error_row(work: WorkerSettings, board: Any) -> None:
+    wild = changed(work.config, solver=SolverConfig(steps=20, settings={"dc_step": 1e38}))
+    rows = solved(WorkerSettings.of(wild, "cpu", 1, lpips=False), board, planned(work, board))
     # one step may lead to something huge that is still a number
     wild_rows = [row for row in rows if row["nfe"] > 3]
     assert {row["status"] for row in wild_rows} == {"error"}
     assert all("not finite" in row["error"] and row["image"] is None for row in wild_rows)
 
 
-def test_an_image_that_vanished_since_the_plan(work: Work, board: Any, tmp_path: Path) -> None:
+def test_an_image_that_vanished_since_the_plan(work: WorkerSettings, board: Any, tmp_path: Path) -> None:
     rows = planned(work, board)
     uris = rows["uri"].to_pylist()
     uris[2] = str(tmp_path / "gone.png")
@@ -99,32 +104,36 @@ def test_an_image_that_vanished_since_the_plan(work: Work, board: Any, tmp_path:
     assert "no such file" in next(row["error"] for row in found if row["status"] == "error")
 
 
-def test_severity_that_fails_is_the_chunks_own_loss(work: Work, board: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    actor = Severity(work, board)
+def test_severity_that_fails_is_the_chunks_own_loss(
+    work: WorkerSettings, board: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor = SeverityActor(work, board)
     todo = chunks(list_archive(work.config), 4)
 
     def breaks(y: torch.Tensor) -> Any:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(actor.bench, "estimate", breaks)
+    monkeypatch.setattr(actor.restorer, "estimate", breaks)
     table = actor(load(todo.slice(0, 1), work, board))
     assert table["status"].to_pylist() == ["error"] * 4
     assert table["error"].to_pylist() == ["RuntimeError: out of memory"] * 4
 
 
-def test_an_interrupted_severity_pass_goes_on(work: Work, board: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    actor, looked = Severity(work, board), []
+def test_an_interrupted_severity_pass_goes_on(
+    work: WorkerSettings, board: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor, seen = SeverityActor(work, board), []
 
-    def look_at(todo: pa.Table, *_: Any) -> Any:
+    def estimate_all(todo: pa.Table, *_: Any) -> Any:
         for i in range(len(todo)):
-            looked.append(todo["unit_id"][i].as_py())
-            if len(looked) == 3:
+            seen.append(todo["unit_id"][i].as_py())
+            if len(seen) == 3:
                 raise KeyboardInterrupt
             yield actor(load(todo.slice(i, 1), work, board))
 
-    listing, folder = list_archive(work.config), str(Path(work.config.output) / "severity")
-    monkeypatch.setattr(plan, "_look_at", look_at)
-    monkeypatch.setattr(plan, "_KEEP_EVERY", -1.0)
+    listing, folder = list_archive(work.config), str(Path(work.config.io.output) / "severity")
+    monkeypatch.setattr(plan, "estimate_all", estimate_all)
+    monkeypatch.setattr(plan, "KEEP_EVERY", -1.0)
 
     def severities() -> pa.Table:
         with plan.Progress("plan", len(listing)) as progress:
@@ -133,38 +142,59 @@ def test_an_interrupted_severity_pass_goes_on(work: Work, board: Any, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         severities()
     found = severities()
-    assert looked == ["chunk-00000000", "chunk-00000001", "chunk-00000002", "chunk-00000002"]
+    assert seen == ["chunk-00000000", "chunk-00000001", "chunk-00000002", "chunk-00000002"]
     assert found["key"].equals(listing["key"])
-    undisturbed = finish(found, actor.bench.schedule, work, attempt=0)
+    undisturbed = finish_plan(found, actor.restorer.schedule, work.config, attempt=0)
     assert undisturbed == planned(work, board)
 
 
-def test_a_name_too_long_for_the_output_is_an_error_row(work: Work) -> None:
-    image = bytes(3 * SIDE * SIDE)
-    long = "x" * 251 + ".png"  # 255 bytes, as long as a name may be; its reconstruction's is longer
-    rows = [{"key": key, "part": 0, "status": "ok", "nfe": 2} for key in ("a b.png", long)]
+def test_a_name_too_long_for_the_output_is_an_error_row(work: WorkerSettings) -> None:
+    config = changed(work.config, format="png")
+    image = {"pixels": bytes(3 * SIDE * SIDE), "height": SIDE, "width": SIDE}
+    long = "x" * 251 + ".jpg"  # 255 bytes, as long as a name may be; with the suffix of the format it is longer
+    rows = [{"key": key, "status": "ok", "nfe": 2} for key in ("a b.png", long)]
     schema = solving.SOLVED
     table = pa.Table.from_pylist([{"unit_id": "00-00000000", "rows": rows, "images": [image, image]}], schema=schema)
-    assert write(table, work).to_pylist() == [{"unit_id": "00-00000000", "images": 2, "failed": 1, "nfe": 4}]
-    first, second = read_commits(work.config.output, ["00-00000000"]).to_pylist()
+    written = write(table, WorkerSettings.of(config, "cpu", 1, lpips=False)).to_pylist()
+    assert written == [{"unit_id": "00-00000000", "images": 2, "failed": 1, "nfe": 4}]
+    first, second = read_commits(config.io.output, ["00-00000000"]).to_pylist()
     assert (first["status"], second["status"]) == ("ok", "error")
     assert "too long" in second["error"]
-    restored = Path(work.config.output) / "reconstructions" / "a b.png.png"
-    assert decode_image(restored.read_bytes()).shape == (3, SIDE, SIDE)
+    assert decode_image((Path(config.io.output) / "a b.png").read_bytes()).shape == (3, SIDE, SIDE)
 
 
-def test_loaded_rows_keep_their_order_and_their_errors(work: Work, board: Any, tmp_path: Path, archive: Path) -> None:
+def test_loaded_rows_keep_their_order_and_their_errors(
+    work: WorkerSettings, board: Any, tmp_path: Path, archive: Path
+) -> None:
     good = str(archive / "crop 0.png")
-    (tmp_path / "bad.png").write_text("no image")
-    columns = {"unit_id": ["u"], "key": [["a", "b", "c"]], "uri": [[good, str(tmp_path / "bad.png"), good]]}
-    columns["given"] = [[None, None, None]]
-    (row,) = load(pa.table(columns | {"reference_uri": [[good, good, "/absent.png"]]}), work, board).to_pylist()
-    assert [error is None for error in row["error"]] == [True, False, True]
-    assert row["pixels"][0] == row["pixels"][2] == row["reference"][0]
-    assert row["reference"][2] is None
-    assert (row["width"], row["height"]) == ([SIDE, None, SIDE], [SIDE, None, SIDE])
+    absent, folder = str(tmp_path / "absent.png"), str(tmp_path)
+    columns = {"unit_id": ["u"], "key": [["a", "b", "c", "d"]], "uri": [[good, absent, good, folder]]}
+    columns["given"] = [[None, None, None, None]]
+    (row,) = load(pa.table(columns | {"reference_uri": [[good, good, absent, good]]}), work, board).to_pylist()
+    assert [error is None for error in row["error"]] == [True, False, True, False]
+    assert "no such file" in row["error"][1]
+    assert "cannot be read" in row["error"][3]
+    assert row["data"][0] == row["data"][2] == row["reference_data"][0] == Path(good).read_bytes()
+    assert row["data"][1] is row["reference_data"][2] is None
 
 
-def test_scalar_parameters_are_kept_as_json(work: Work, board: Any) -> None:
+def test_files_that_are_no_sound_images_are_error_rows(
+    work: WorkerSettings, board: Any, tmp_path: Path, archive: Path
+) -> None:
+    good = (archive / "crop 0.png").read_bytes()
+    files = {"good.png": good, "cut.png": good[: len(good) // 2], "empty.png": b"", "text.png": b"no image"}
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    actor = SeverityActor(work, board)
+    columns: dict[str, Any] = {"unit_id": ["c"], "index": [[0, 1, 2, 3]], "key": [list(files)]}
+    columns |= {"uri": [[str(tmp_path / name) for name in files]], "given": [[None] * 4], "noise_std": [[None] * 4]}
+    rows = actor(load(pa.table(columns), work, board)).to_pylist()
+    assert [row["status"] for row in rows] == ["ok", "error", "error", "error"]
+    assert (rows[0]["width"], rows[0]["height"]) == (SIDE, SIDE)
+    assert "damaged or cut short" in rows[1]["error"]
+    assert "the file is empty" in rows[2]["error"]
+
+
+def test_scalar_parameters_are_kept_as_json(work: WorkerSettings, board: Any) -> None:
     for text in planned(work, board)["parameters"].to_pylist():
         assert set(json.loads(text)) == {"blur_std"}

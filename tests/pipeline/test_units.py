@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from flashray.pipeline.slot_utilization import occupancy, slot_steps
+from flashray.pipeline.slot_utilization import slot_steps, slot_utilization
 from flashray.pipeline.units import (
     ALONE,
     DEAREST,
@@ -69,7 +69,7 @@ def test_whole_slotfuls_keep_the_slots_filled() -> None:
     filled = []
     for slots in (1, 8):
         order, unit = pack(step, step, 32, slots)
-        filled.append(occupancy(slot_steps(step[order], np.flatnonzero(np.diff(unit, prepend=-1)), 8)))
+        filled.append(slot_utilization(slot_steps(step[order], np.flatnonzero(np.diff(unit, prepend=-1)), 8)))
     assert filled[0] < 0.9
     assert filled[1] > 0.99
 

@@ -3,49 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
 import pytest
 
+from flashray.cli import main
 from flashray.errors import ConfigError
 from flashray.pipeline.commit import write_commit
-from flashray.pipeline.plan import PLAN, write_plan
+from flashray.pipeline.plan import write_plan
 from flashray.pipeline.run_record import write_record
 from flashray.pipeline.verify import Verified, verify
-
-KEYS = ["a.png", "b c.png", "deep/d.png", "e.png"]
-JOB = Path(__file__).parents[2] / "jobs" / "verify.py"
-
-
-def planned(keys: list[str], units: list[str | None], attempt: int = 0) -> pa.Table:
-    rows: list[dict[str, Any]] = [
-        {"key": key, "unit_id": unit, "status": "error" if unit is None else "ok", "nfe": 3}
-        for key, unit in zip(keys, units, strict=True)
-    ]
-    return pa.Table.from_pylist(rows, schema=PLAN)
-
-
-def commit(output: Path, unit: str, keys: list[str], failed: tuple[str, ...] = ()) -> None:
-    rows = []
-    for key in keys:
-        if key in failed:
-            rows.append({"key": key, "status": "error", "error": "diverged"})
-            continue
-        place = output / "reconstructions" / f"{key}.png"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(key.encode())
-        rows.append({"key": key, "status": "ok", "sha256": hashlib.sha256(key.encode()).hexdigest()})
-    write_commit(str(output), unit, rows)
+from tests.support.small_runs import KEYS, commit, planned, record_of
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """Two units, both committed."""
-    write_record(str(tmp_path), {"archive": {"images": 4}})
+    write_record(str(tmp_path), record_of(4))
     write_plan(str(tmp_path), 0, planned(KEYS, ["u0", "u0", "u1", "u1"]))
     commit(tmp_path, "u0", KEYS[:2])
     commit(tmp_path, "u1", KEYS[2:])
@@ -56,15 +30,15 @@ def test_a_whole_run_is_complete(run: Path):
     found = verify(str(run))
     assert found == Verified(images=4, restored=4)
     assert found.complete
-    assert found.lines() == ["4 images planned, 4 reconstructions match their commits"]
+    assert found.lines() == ["4 images planned, 4 restored images match their commits"]
 
 
 def test_a_lost_a_changed_and_a_strange_file_are_named(run: Path):
-    (run / "reconstructions" / "a.png.png").unlink()
-    (run / "reconstructions" / "deep" / "d.png.png").write_bytes(b"other")
-    (run / "reconstructions" / "who.png").write_bytes(b"?")
+    (run / "a.png").unlink()
+    (run / "deep" / "d.png").write_bytes(b"other")
+    (run / "who.png").write_bytes(b"?")
     found = verify(str(run))
-    assert (found.missing, found.changed, found.strangers) == (["a.png"], ["deep/d.png"], ["who"])
+    assert (found.missing, found.changed, found.strangers) == (["a.png"], ["deep/d.png"], ["who.png"])
     assert found.restored == 2
     assert not found.sound
     assert "1 missing: a.png" in found.lines()
@@ -78,7 +52,7 @@ def test_an_image_that_two_units_committed_is_a_duplicate(run: Path):
 def test_what_is_failed_or_still_to_do_is_sound_and_not_complete(run: Path):
     write_plan(str(run), 0, planned([*KEYS, "f.png", "g.png", "h.png"], ["u0", "u0", "u1", "u1", None, "u2", "u3"]))
     commit(run, "u3", ["h.png"], failed=("h.png",))
-    (run / "reconstructions" / "g.png.png").write_bytes(b"its unit was cut short before its commit")
+    (run / "g.png").write_bytes(b"its unit was cut short before its commit")
     found = verify(str(run))
     assert (found.failed, found.pending, found.strangers) == (["f.png", "h.png"], ["g.png"], [])
     assert found.sound
@@ -86,7 +60,7 @@ def test_what_is_failed_or_still_to_do_is_sound_and_not_complete(run: Path):
 
 
 def test_a_retried_image_counts_once_and_by_its_later_commit(run: Path):
-    write_record(str(run), {"archive": {"images": 5}})
+    write_record(str(run), record_of(5))
     write_plan(str(run), 0, planned([*KEYS, "f.png"], ["u0", "u0", "u1", "u1", "u2"]))
     commit(run, "u2", ["f.png"], failed=("f.png",))
     assert verify(str(run)).failed == ["f.png"]
@@ -96,7 +70,7 @@ def test_a_retried_image_counts_once_and_by_its_later_commit(run: Path):
 
 
 def test_an_image_of_the_archive_that_no_plan_names_is_pending(run: Path):
-    write_record(str(run), {"archive": {"images": 6}})
+    write_record(str(run), record_of(6))
     found = verify(str(run))
     assert found.unplanned == 2
     assert not found.complete
@@ -104,19 +78,28 @@ def test_an_image_of_the_archive_that_no_plan_names_is_pending(run: Path):
 
 
 def test_no_run_and_no_plan_are_errors(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"holds no run.json; name the output"):
+    with pytest.raises(ConfigError, match="holds no run; name the output"):
         verify(str(tmp_path))
-    write_record(str(tmp_path), {"archive": {"images": 1}})
+    write_record(str(tmp_path), record_of(1))
     with pytest.raises(ConfigError, match="has no plan yet"):
         verify(str(tmp_path))
 
 
-def test_the_job_says_it_by_its_exit_code(run: Path):
-    def job() -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, str(JOB), "--output", str(run)], capture_output=True, text=True)
+def test_the_command_says_it_by_its_exit_code(run: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["verify", str(run)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "complete"
+    (run / "a.png").write_bytes(b"")
+    assert main(["verify", "--output", str(run)]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "NOT SOUND"
 
-    done = job()
-    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "complete")
-    (run / "reconstructions" / "a.png.png").write_bytes(b"")
-    done = job()
-    assert (done.returncode, done.stdout.splitlines()[-1]) == (1, "NOT SOUND")
+
+def test_images_of_another_format_have_its_suffix(tmp_path: Path):
+    record = record_of(2) | {"config": {"io": {"format": "png"}}}
+    write_record(str(tmp_path), record)
+    write_plan(str(tmp_path), 0, planned(["a.jpg", "b.png"], ["u0", "u0"]))
+    rows = []
+    for key, name in (("a.jpg", "a.jpg.png"), ("b.png", "b.png")):
+        (tmp_path / name).write_bytes(key.encode())
+        rows.append({"key": key, "status": "ok", "sha256": hashlib.sha256(key.encode()).hexdigest()})
+    write_commit(str(tmp_path), "u0", rows)
+    assert verify(str(tmp_path)) == Verified(images=2, restored=2)

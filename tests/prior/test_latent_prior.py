@@ -211,7 +211,7 @@ def test_a_hub_id_asks_for_safetensors_and_configs_only(tmp_path: Path, monkeypa
 
     def snapshot(source: str, allow_patterns: list[str]) -> str:
         assert source == "someone/prior"
-        assert all(pattern.endswith((".json", ".safetensors")) for pattern in allow_patterns)
+        assert all(pattern.endswith((".json", ".safetensors", "/merges.txt")) for pattern in allow_patterns)
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)

@@ -133,7 +133,7 @@ def test_latent_dps_with_pixels_as_latents_is_dps(factor: int, scale: float, x: 
     u = (scale * x_i).requires_grad_()
     score = -image_of(prior.denoiser(blocks(u), steps).sample) / (1 - alpha).sqrt()
     u0 = (u + (1 - alpha) * score) / alpha.sqrt()
-    residual = (y - operator.measure(u0 / scale)).flatten(1).norm(dim=1).sum()
+    residual = (y - operator.A(u0 / scale)).flatten(1).norm(dim=1).sum()
     (gradient,) = torch.autograd.grad(residual, u)
     noise = image_of(normal(seeds, steps, tuple(z_prev.shape[1:]), STREAM_SOLVER)).double()
     weight_u, weight_u0 = (1 - beta).sqrt() * (1 - alpha_prev) / (1 - alpha), alpha_prev.sqrt() * beta / (1 - alpha)
@@ -150,7 +150,7 @@ def test_the_engine_solves_in_pixel_space_and_the_data_pull(x: Tensor, tmp_path:
     parameters = {name: value[0] for name, value in BLUR.parameters_at(torch.tensor([0.2])).items()}
     smooth = torch.nn.functional.avg_pool2d(x[:1], 5, 1, 2)
     operator = BLUR.bind({name: value[None] for name, value in parameters.items()}, (SIDE, SIDE))
-    y = operator.measure(smooth)
+    y = operator.A(smooth)
     start = torch.randn(48, 8, 8, generator=torch.Generator().manual_seed(2))
     job = Job("a", 1, y[0], parameters, 0.05, start, 40)
     residual = {}
@@ -158,5 +158,5 @@ def test_the_engine_solves_in_pixel_space_and_the_data_pull(x: Tensor, tmp_path:
         (solved,) = solve(prior, BLUR, make_solver("latent_dps", {"dc_step": step}), schedule, [job])
         assert solved.image is not None
         assert solved.image.shape == (3, SIDE, SIDE)
-        residual[step] = (operator.measure(solved.image[None]) - y).norm().item()
+        residual[step] = (operator.A(solved.image[None]) - y).norm().item()
     assert residual[4.0] < 0.8 * residual[0.0]

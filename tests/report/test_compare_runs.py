@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from flashray.cli import main
 from flashray.errors import ConfigError
-from flashray.pipeline.run_config import TrackingConfig
 from flashray.report.compare_runs import Row, by_metric, compare, row_of_output
 from flashray.tracking import Tracker
 from flashray.tracking.runs import find_runs
+from flashray.tracking.tracking_config import TrackingConfig
+from tests.support.runs import record
 
 ROWS = [
     Row("a", "FINISHED", {"solver.steps": "20", "seed": "0", "output": "/a"}, {"psnr": 20.5, "mean_nfe": 3.0}),
@@ -39,12 +41,15 @@ def test_sorted_by_a_number() -> None:
 
 
 def test_a_run_directory_is_a_row(tmp_path: Path) -> None:
-    record: dict[str, Any] = {"config": {"solver": {"steps": 20}}, "fingerprint": {"weights.prior": "abc", "seed": 0}}
-    (tmp_path / "run.json").write_text(json.dumps(record))
+    config = {"recipe": {"solver": {"steps": 20}}}
+    fingerprint = {"weights.prior": "abc", "recipe.seed": 0}
+    written: dict[str, Any] = {"created": "now", "config": config, "fingerprint": fingerprint}
+    record(tmp_path).mkdir()
+    (record(tmp_path) / "run.json").write_text(json.dumps(written))
     row = row_of_output(str(tmp_path))
-    assert (row.status, row.params) == ("not finished", {"solver.steps": "20", "weights.prior": "abc"})
+    assert (row.status, row.params) == ("not finished", {"recipe.solver.steps": "20", "weights.prior": "abc"})
     summary = {"psnr": 20.5, "lpips": None, "psnr_interval": [20, 21], "distributions": {}, "failures": []}
-    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    (record(tmp_path) / "summary.json").write_text(json.dumps(summary))
     row = row_of_output(str(tmp_path))
     assert (row.status, row.metrics) == ("FINISHED", {"psnr": 20.5, "psnr_interval_low": 20, "psnr_interval_high": 21})
     with pytest.raises(ConfigError, match="holds no run"):
@@ -52,8 +57,6 @@ def test_a_run_directory_is_a_row(tmp_path: Path) -> None:
 
 
 def test_runs_of_mlflow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import jobs.compare as job
-
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     for steps, psnr in ((20, 20.5), (1000, 25.25), (50, 21.0)):
         one = Tracker(TrackingConfig(tracking_uri=uri, experiment="mine", patience=60), str(tmp_path / f"run{steps}"))
@@ -61,9 +64,8 @@ def test_runs_of_mlflow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         one.metrics({"psnr": psnr})
         one.end("FINISHED")
     assert len(find_runs(uri, "mine")) == 3
-    job.main(
-        job.CompareConfig(experiment="mine", filter="params.`solver.steps` != '50'", sort="psnr", tracking_uri=uri)
-    )
+    arguments = ["--experiment", "mine", "--filter", "params.`solver.steps` != '50'", "--sort", "psnr"]
+    assert main(["compare", *arguments, "--tracking-uri", uri]) == 0
     head, _, first, second = capsys.readouterr().out.strip().splitlines()
     assert head == "| run | status | solver.steps | psnr |"
     assert first.startswith("| steps 1000 ")
@@ -71,8 +73,8 @@ def test_runs_of_mlflow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert second.endswith(" | FINISHED | 20 | 20.5 |")
     with pytest.raises(ConfigError, match=r"experiment yours: not at sqlite.*; there are Default, mine"):
         find_runs(uri, "yours")
-    with pytest.raises(ConfigError, match="no run passes the filter"):
-        job.main(job.CompareConfig(experiment="mine", filter="metrics.psnr > 99", tracking_uri=uri))
+    assert main(["compare", "--experiment", "mine", "--filter", "metrics.psnr > 99", "--tracking-uri", uri]) == 2
+    assert "no run passes the filter" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="MLflow at sqlite"):
         find_runs(uri, "mine", "metrics psnr")
     with pytest.raises(ConfigError, match=r"MLflow at http://127.0.0.1:1: .*refused"):

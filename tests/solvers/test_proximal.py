@@ -27,7 +27,7 @@ def identity(x: Tensor) -> Tensor:
 
 
 def problem(operator: Operator, x: Tensor) -> Problem:
-    y = operator.measure(x) + 0.1 * images(len(x), 9)
+    y = operator.A(x) + 0.1 * images(len(x), 9)
     return Problem(y, operator, torch.full((len(x),), 0.05, dtype=torch.float64), identity, identity)
 
 
@@ -37,12 +37,13 @@ def blur(count: int) -> Operator:
 
 @dataclass(frozen=True)
 class Squares(Operator):
-    """A(x) = g (x + x²/2) of each pixel, a gain g an image: nonlinear and without an adjoint."""
+    """A(u) = g (u + u²/2) of each pixel u in [0, 1], a gain g an image: nonlinear and without an adjoint."""
 
     gain_B: Tensor
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        return per_image(self.gain_B) * (x_BCHW + x_BCHW.square() / 2)
+    def A(self, x_BCHW: Tensor) -> Tensor:
+        unit = (x_BCHW + 1) / 2
+        return 2 * per_image(self.gain_B) * (unit + unit.square() / 2) - 1
 
 
 def weights(rho: float, count: int) -> Tensor:
@@ -52,7 +53,7 @@ def weights(rho: float, count: int) -> Tensor:
 def stationary(rho: float, task: Problem, x0: Tensor, x: Tensor) -> Tensor:
     """The gradient of ½‖y - A(x)‖² + ½ρ‖x - x̂0‖² at x."""
     x = x.detach().requires_grad_(True)
-    objective = (task.y_BCHW - task.operator.measure(x)).square().sum() + rho * (x - x0).square().sum()
+    objective = (task.y_BCHW - task.operator.A(x)).square().sum() + rho * (x - x0).square().sum()
     return torch.autograd.grad(objective / 2, x)[0]
 
 

@@ -46,7 +46,7 @@ class Recording(ReSample):
 
 @dataclass(frozen=True)
 class Identity(Operator):
-    def forward(self, x_BCHW: Tensor) -> Tensor:
+    def A(self, x_BCHW: Tensor) -> Tensor:
         return x_BCHW
 
 

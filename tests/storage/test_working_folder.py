@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 
-from benchmarks.run_experiment import BenchmarkConfig, benchmark
+from benchmarks.run_experiment import ExperimentConfig, run_experiment
 from flashray.errors import ConfigError
 from flashray.storage.working_folder import refuse_relative
 from flashray.training.launch import LaunchConfig
@@ -43,7 +42,7 @@ def test_a_cluster_elsewhere_refuses_relative_paths_and_its_password_is_not_show
     assert "secret" not in str(caught.value)
 
 
-def test_training_and_benchmark_ask_for_absolute_places_too(monkeypatch: pytest.MonkeyPatch):
+def test_training_and_experiments_ask_for_absolute_paths_too(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     with pytest.raises(ConfigError, match=r"launch\.storage is 'runs/training'"):  # the default one
         TrainSeverityConfig("/photos", "/val", "/encoder")
@@ -51,7 +50,7 @@ def test_training_and_benchmark_ask_for_absolute_places_too(monkeypatch: pytest.
     with pytest.raises(ConfigError, match="photos is 'photos'"):
         dataclasses.replace(sound, photos="photos")
     with pytest.raises(ConfigError, match="photos is 'photos'"):
-        benchmark(BenchmarkConfig("comparison", photos="photos", output="/run"), Path("benchmarks/experiments"))
+        run_experiment(ExperimentConfig("comparison", photos="photos", output="/run"))
 
 
 def test_a_finished_model_goes_to_a_folder():

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flashray import storage
 from flashray.pipeline.verify import Verified, verify
 from tests.conftest import TinyModels
+from tests.support.models import IMAGES as IMAGES
+from tests.support.runs import record, restored
 
 ROOT = Path(__file__).parents[2]
 HOOK = Path(__file__).parent / "hook"
-IMAGES = 24  # of the fixture `photos`
+PLAIN_RECIPE = Path(__file__).parent / "plain_recipe.yaml"
 
 
 @dataclass(frozen=True)
@@ -163,8 +164,7 @@ class Job:
             log.write(f"strike {victim}\n")
 
     def reconstructions(self) -> dict[str, bytes]:
-        root = storage.join(self.output, "reconstructions")
-        return {entry.key: storage.read_bytes(storage.join(root, entry.key)) for entry in storage.list_files(root)}
+        return restored(self.output)
 
     def verified(self) -> Verified:
         return verify(self.output)
@@ -177,6 +177,17 @@ class Job:
         return Cost(found.images, self.strikes, lost, duplicated, *again, self.seconds)
 
 
+def stamps(job: Job, *folders: str) -> dict[Path, int]:
+    """When the files of these folders of the run's records were written; of all of the output without any."""
+    roots = [record(job.output) / name for name in folders] or [Path(job.output)]
+    return {path: path.stat().st_mtime_ns for root in roots for path in root.rglob("*.*") if path.is_file()}
+
+
+def kept(before: dict[Path, int]) -> bool:
+    """Whether none of them was written again."""
+    return all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
+
+
 def hear_sigint() -> None:
     """Tests that a shell runs in the background are deaf to it, and so would be what they start."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -187,6 +198,7 @@ def arguments(models: TinyModels, archive: str | Path, output: str | Path, **set
     values = {
         "archive": archive,
         "output": output,
+        "recipe": PLAIN_RECIPE,
         "measurement": "simulated",
         "prior": models.prior,
         "start.severity_encoder": models.encoder,
@@ -197,7 +209,7 @@ def arguments(models: TinyModels, archive: str | Path, output: str | Path, **set
         "unit_images": 4,
         "slots": 2,
         "solver_actors": 1,  # so that the units come one after the other
-        "mlflow.enabled": "false",
+        "tracking.enabled": "false",
         **settings,
     }
     return [f"--{name}={value}" for name, value in values.items()]

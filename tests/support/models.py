@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL, DDIMScheduler, UNet2DModel, VQModel
 
+IMAGES = 24  # of the fixture `photos`
 SIDE = 32  # of the images; latents are 8×8 with 4 channels
 
 

@@ -14,9 +14,9 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-from flashray.degradations.base import Operator
+from benchmarks.distances.frechet import bures_distance
+from flashray.degradations.base import AffineOperator
 from flashray.engine import advance
-from flashray.metrics.frechet import bures_distance
 from flashray.prior import LatentPrior
 from flashray.schedule import NoiseSchedule
 from flashray.seeding import STREAM_START, normal
@@ -105,13 +105,13 @@ class LinearAutoencoder(nn.Module):
 
 
 @dataclass(frozen=True)
-class Selection(Operator):
+class Selection(AffineOperator):
     """Two of an image's four numbers; the rows of A are orthonormal and sum to one."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def A_linear(self, x: Tensor) -> Tensor:
         return torch.einsum("kd,bdhw->bkhw", KEPT, x)
 
-    def adjoint(self, y: Tensor) -> Tensor:
+    def A_adjoint(self, y: Tensor) -> Tensor:
         return torch.einsum("kd,bkhw->bdhw", KEPT, y)
 
 

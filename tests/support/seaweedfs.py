@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -119,8 +120,12 @@ class Weed:
                 client.put_object(Bucket=BUCKET, Key="probe", Body=b"probe")
                 assert client.get_object(Bucket=BUCKET, Key="probe")["Body"].read() == b"probe"
                 return
-            except (BotoCoreError, ClientError):
+            except (BotoCoreError, ClientError) as error:
                 assert self.process.poll() is None, "the S3 server ended by itself"
+                if getattr(error, "response", {}).get("Error", {}).get("Code") == "NoSuchBucket":
+                    # a busy machine: the server tried to make the bucket before it could
+                    with contextlib.suppress(BotoCoreError, ClientError):
+                        client.create_bucket(Bucket=BUCKET)
                 assert time.monotonic() < deadline, "the S3 server did not start"
                 time.sleep(0.2)
 

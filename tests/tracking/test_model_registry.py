@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,15 +11,14 @@ import torch
 
 from flashray.errors import ConfigError, FlashrayError
 from flashray.pipeline.models import load_models
-from flashray.pipeline.run import reconstruct
-from flashray.pipeline.run_config import ReconstructConfig, StartConfig, TrackingConfig
-from flashray.severity import SeverityEncoder, load_severity_encoder
+from flashray.pipeline.run import restore_archive
+from flashray.severity import SeverityEncoder, Start, load_severity_encoder
 from flashray.tracking.model_registry import Unreachable, check_registry, fetch, register
+from flashray.tracking.tracking_config import TrackingConfig
 from tests.conftest import TinyModels
-from tests.pipeline.test_run import make, reconstructions  # noqa: F401
+from tests.support.runs import MakeConfig, changed, record, restored
 
 NOWHERE = "http://127.0.0.1:1"  # nobody listens there
-Make = Callable[..., ReconstructConfig]
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +92,7 @@ def test_a_registry_is_looked_at_before_hours_of_training(tiny_models: TinyModel
         check_registry("a/b", "champion", uri)
     with pytest.raises(ConfigError, match="'' is no alias"):
         check_registry("name", "", uri)
-    with pytest.raises(FlashrayError, match=r"is saved, and MLflow at .* did not register it: .*jobs/register.py"):
+    with pytest.raises(FlashrayError, match=r"is saved, and MLflow at .* did not register it: .*flashray register"):
         registered(tiny_models.encoder, "name", NOWHERE)
 
 
@@ -111,7 +109,7 @@ def test_what_is_no_encoder_of_ours_is_refused(uri: str, tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_a_run_takes_its_encoder_from_the_registry(
-    make: Make,  # noqa: F811
+    make: MakeConfig,
     tiny_models: TinyModels,
     archive: Path,
     uri: str,
@@ -119,27 +117,27 @@ def test_a_run_takes_its_encoder_from_the_registry(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     registered(tiny_models.encoder, "tiny", uri)
-    start = StartConfig(severity_encoder="models:/tiny@champion")
-    mlflow = TrackingConfig(tracking_uri=uri, enabled=False)
-    config = make(archive, tmp_path / "run", start=start, mlflow=mlflow)
+    start = Start(severity_encoder="models:/tiny@champion")
+    tracking = TrackingConfig(tracking_uri=uri, enabled=False)
+    config = make(archive, tmp_path / "run", start=start, tracking=tracking)
     plain = make(archive, tmp_path / "plain")
-    assert reconstruct(config) == reconstruct(plain) == 0
-    assert reconstructions(config.output) == reconstructions(plain.output)
-    record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert record["registered"] == {"severity_encoder": "models:/tiny/1"}
-    assert record["config"]["start"]["severity_encoder"] == "models:/tiny@champion"
+    assert restore_archive(config) == restore_archive(plain) == 0
+    assert restored(config.io.output) == restored(plain.io.output)
+    found = json.loads((record(tmp_path / "run") / "run.json").read_text())
+    assert found["registered"] == {"severity_encoder": "models:/tiny/1"}
+    assert found["config"]["recipe"]["start"]["severity_encoder"] == "models:/tiny@champion"
 
-    away = dataclasses.replace(config, mlflow=TrackingConfig(tracking_uri=NOWHERE, enabled=False))
+    away = changed(config, tracking=TrackingConfig(tracking_uri=NOWHERE, enabled=False))
     assert load_models(away).identity() == load_models(config).identity()  # the run directory has a copy
     assert "The run goes on with its copy" in caplog.text
     with pytest.raises(ConfigError, match="does not answer"):
-        load_models(dataclasses.replace(away, output=str(tmp_path / "new")))
+        load_models(changed(away, output=str(tmp_path / "new")))
 
     registered(altered(tiny_models.encoder, tmp_path / "other"), "tiny", uri)  # the alias moves
     with pytest.raises(ConfigError, match=r"weights\.severity_encoder is '\w+' there and '\w+' here"):
-        reconstruct(config)
+        restore_archive(config)
     pinned = dataclasses.replace(start, severity_encoder="models:/tiny/1")
-    assert reconstruct(dataclasses.replace(config, start=pinned)) == 0
+    assert restore_archive(changed(config, start=pinned)) == 0
 
 
 @pytest.mark.slow

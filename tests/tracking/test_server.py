@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from flashray.pipeline.run_config import TrackingConfig
 from flashray.tracking import Tracker
 from flashray.tracking.replay import replay
+from flashray.tracking.tracking_config import TrackingConfig
 from tests.support.mlflow_server import MlflowServer
-from tests.tracking.test_tracker import START, told
+from tests.support.tracked import START, events
 
 
 def tracker(server: MlflowServer, output: Path, patience: float = 60) -> Tracker:
@@ -81,9 +81,9 @@ def test_a_server_that_is_frozen_costs_no_more_than_the_patience(mlflow_server: 
     print(f"telling took {telling:.3f} s, the end {waited:.3f} s")
     assert one.record is not None
     assert one.record["pending"]
-    assert len(told(str(tmp_path))) == 5
+    assert len(events(str(tmp_path))) == 6
     sent, record = replay(str(tmp_path))
-    assert sent == 5
+    assert sent == 6
     assert whole(mlflow_server, record["run_id"])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from pathlib import Path
@@ -11,17 +10,12 @@ from typing import Any
 import pytest
 
 from flashray.errors import ConfigError, FlashrayError
-from flashray.pipeline.run_config import TrackingConfig
 from flashray.tracking import Tracker, default_uri
-from flashray.tracking.client import experiment_id, lost_with_the_job, uri_again
+from flashray.tracking.client import connect, experiment_id, lost_with_the_job, uri_again
 from flashray.tracking.replay import replay
+from flashray.tracking.tracking_config import TrackingConfig
+from tests.support.tracked import START, events
 
-START: dict[str, Any] = {
-    "name": "a run",
-    "params": {"solver.steps": 20, "degradation.settings.std": [0.3, 3.0]},
-    "tags": {"flashray.method": "flash(latent_dps)"},
-    "config_yaml": "seed: 0\n",
-}
 NOWHERE = "http://127.0.0.1:1"  # nobody listens there
 
 
@@ -56,6 +50,12 @@ def known(one: Tracker) -> dict[str, Any]:
     return one.record
 
 
+def die(one: Tracker) -> None:
+    """As where the driver is killed: no end is recorded, and no event is sent any more."""
+    assert one._thread is not None
+    one._thread.stop()
+
+
 def client(output: str) -> Any:
     from mlflow import MlflowClient
 
@@ -64,15 +64,11 @@ def client(output: str) -> Any:
 
 def runs(output: str) -> list[Any]:
     """All runs of this run directory, children included."""
-    named = {event["id"] for event in told(output) if event["kind"] == "start"}
+    named = {event["id"] for event in events(output) if event["kind"] == "start"}
     (experiment,) = client(output).search_experiments(filter_string="name = 'tests'")
     found = client(output).search_runs([experiment.experiment_id])
     ids = {run.info.run_id for run in found if run.data.tags["flashray.run"] in named}
     return [run for run in found if run.info.run_id in ids or run.data.tags.get("mlflow.parentRunId") in ids]
-
-
-def told(output: str) -> list[dict[str, Any]]:
-    return [json.loads(path.read_text()) for path in sorted(Path(output, "tracking").glob("0*.json"))]
 
 
 def test_a_run_is_recorded(output: str) -> None:
@@ -99,7 +95,7 @@ def test_a_run_is_recorded(output: str) -> None:
 
 
 @pytest.mark.parametrize("status", ["FAILED", "KILLED"])
-def test_the_end_is_told_truthfully(output: str, status: str) -> None:
+def test_the_end_is_recorded_truthfully(output: str, status: str) -> None:
     one = tracker(output)
     one.end(status)
     assert client(output).get_run(known(one)["run_id"]).info.status == status
@@ -123,7 +119,7 @@ def test_a_resumed_run_goes_on_in_the_same_mlflow_run(output: str) -> None:
     assert "ssim" not in run.data.metrics
 
 
-def test_a_run_that_is_gone_is_made_anew_with_all_that_was_told(output: str) -> None:
+def test_a_run_that_is_gone_is_made_anew_with_all_events(output: str) -> None:
     first = tracker(output)
     first.metrics({"psnr": 30.0})
     first.end("KILLED")
@@ -166,9 +162,9 @@ def test_what_no_server_took_is_replayed_and_replaying_again_adds_nothing(
     away.child("a", "cell a", {"task": "blur"}, {"psnr": 20.0})
     away.file("summary.json")
     away.end("FINISHED")
-    assert "5 of what was told MLflow is not there yet" in caplog.text
-    assert f"jobs/replay_tracking.py --output {output}" in caplog.text
-    with pytest.raises(FlashrayError, match=r"127.0.0.1:1 took 0 of 5 events: .*refused"):
+    assert "6 events are not in MLflow yet" in caplog.text
+    assert f"flashray replay {output}" in caplog.text
+    with pytest.raises(FlashrayError, match=r"127.0.0.1:1 took 0 of 6 events: .*refused"):
         replay(output)
 
     def state() -> list[Any]:
@@ -181,24 +177,24 @@ def test_what_no_server_took_is_replayed_and_replaying_again_adds_nothing(
         ]
 
     sent, record = replay(output, default_uri(output))
-    assert sent == 5
+    assert sent == 6
     found = state()
     assert len(found) == 2
     assert client(output).get_run(record["run_id"]).info.status == "FINISHED"
-    assert client(output).get_run(record["run_id"]).info.start_time == told(output)[0]["time"]
+    assert client(output).get_run(record["run_id"]).info.start_time == events(output)[0]["time"]
     assert replay(output, default_uri(output)) == (0, record)
     Path(output, "tracking", "sent.json").unlink()  # and so does a replay that knows nothing of the first
-    assert replay(output, default_uri(output)) == (5, record)
+    assert replay(output, default_uri(output)) == (6, record)
     assert state() == found
 
 
 def test_a_driver_that_was_killed_is_marked_so_by_a_replay(output: str) -> None:
     one = tracker(output)
     record = known(one)
-    one._stop.set()  # no end is told
+    die(one)
     assert replay(output)[1] == record
     assert client(output).get_run(record["run_id"]).info.status == "KILLED"
-    assert told(output)[-1]["kind"] == "end"
+    assert events(output)[-1]["kind"] == "end"
 
 
 def test_a_run_that_lacks_only_its_end_is_brought_to_it(output: str) -> None:
@@ -207,7 +203,7 @@ def test_a_run_that_lacks_only_its_end_is_brought_to_it(output: str) -> None:
     one = tracker(output)
     one.metrics({"psnr": 3.0})
     run_id = known(one)["run_id"]
-    one._stop.set()
+    die(one)
     next_start = Tracker(TrackingConfig(experiment="tests", patience=60), output)
     assert next_start.behind()
     next_start.catch_up(["summary.json"], "FINISHED")
@@ -215,6 +211,32 @@ def test_a_run_that_lacks_only_its_end_is_brought_to_it(output: str) -> None:
     run = client(output).get_run(run_id)
     assert (run.info.status, run.data.metrics) == ("FINISHED", {"psnr": 3.0})
     assert [file.path for file in client(output).list_artifacts(run_id)] == ["config.yaml", "summary.json"]
+
+
+def test_a_run_that_a_replay_marked_as_killed_is_brought_to_its_end(output: str) -> None:
+    one = tracker(output)
+    run_id = known(one)["run_id"]
+    die(one)
+    replay(output)
+    next_start = Tracker(TrackingConfig(experiment="tests", patience=60), output)
+    assert next_start.behind()
+    next_start.catch_up([], "FINISHED")
+    assert not next_start.behind()
+    assert client(output).get_run(run_id).info.status == "FINISHED"
+
+
+def test_the_records_lie_in_the_run_folder_and_the_database_beside_the_output(tmp_path: Path) -> None:
+    output, folder = tmp_path / "out", tmp_path / "out" / "_flashray"
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text("{}")
+    one = Tracker(TrackingConfig(experiment="tests", patience=60), str(output), str(folder))
+    one.start(**START)
+    one.file("summary.json")
+    one.end("FINISHED")
+    assert known(one)["tracking_uri"] == f"sqlite:///{tmp_path}/mlflow.db"
+    assert replay(str(folder)) == (0, one.record)
+    assert sorted(path.name for path in output.iterdir()) == ["_flashray"]
+    assert sorted(path.name for path in folder.iterdir()) == ["summary.json", "tracking"]
 
 
 def test_a_store_of_artifacts_that_is_away_holds_up_nothing_else(
@@ -238,6 +260,25 @@ def test_a_store_of_artifacts_that_is_away_holds_up_nothing_else(
     assert "summary.json" in [file.path for file in client(output).list_artifacts(run.info.run_id)]
 
 
+def test_a_store_of_artifacts_that_was_never_there_holds_up_nothing_else(
+    output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*arguments: Any) -> None:
+        raise ConnectionError("no route to the store")
+
+    with monkeypatch.context() as patch:
+        for name in ("log_artifact", "log_text"):
+            patch.setattr(f"mlflow.MlflowClient.{name}", unreachable)
+        one = tracker(output)
+        one.metrics({"psnr": 1.0})
+        one.child("a", "cell a", {"task": "blur"}, {"psnr": 20.0})
+        one.end("FINISHED")
+    run = client(output).get_run(known(one)["run_id"])
+    assert (run.info.status, run.data.metrics, len(runs(output))) == ("FINISHED", {"psnr": 1.0}, 2)
+    replay(output)
+    assert [file.path for file in client(output).list_artifacts(run.info.run_id)] == ["config.yaml"]
+
+
 def test_what_is_refused_for_good_is_dropped(output: str, caplog: pytest.LogCaptureFixture) -> None:
     one = tracker(output)
     one.metrics({"no \t name?": 1.0})
@@ -251,7 +292,7 @@ def test_what_is_refused_for_good_is_dropped(output: str, caplog: pytest.LogCapt
 def test_a_run_made_twice_by_a_server_that_woke_up_is_one_in_the_end(output: str) -> None:
     one = tracker(output)
     record = known(one)
-    (start,) = told(output)
+    start = events(output)[0]
     client(output).create_run(record["experiment_id"], tags={"flashray.run": start["id"]})
     one.end("FINISHED")
     assert [run.info.run_id for run in runs(output)] == [record["run_id"]]
@@ -312,6 +353,31 @@ def test_a_password_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
     assert uri_again(shown) == whole
 
 
+@pytest.mark.parametrize(
+    "uri", ["https://me:12/hunter2@host", "https://me:12?hunter2@host", "mysql://me:1@hunter2@host"]
+)
+def test_a_password_that_would_be_read_as_host_or_path_is_refused(uri: str) -> None:
+    with pytest.raises(ConfigError, match="write %2F") as caught:
+        connect(uri)
+    assert "hunter2" not in str(caught.value)
+    connect("https://me:hunter%2F2@host:5000/path")
+
+
+@pytest.mark.parametrize(
+    "uri", ["https://me:12/hunter2@localhost:1", "http://me:hunter2@127.0.0.1:1"], ids=["ambiguous", "plain"]
+)
+def test_no_secret_is_kept_or_shown(output: str, uri: str, caplog: pytest.LogCaptureFixture) -> None:
+    one = Tracker(TrackingConfig(tracking_uri=uri, patience=10), output)
+    secret = {"archive": "http://me:hunter2@host/photos", "references": "https://host/x?X-Amz-Signature=hunter2"}
+    one.start("a run", secret, secret, "archive: http://me:hunter2@host/photos\n")
+    one.child("a", "cell a", secret, {})
+    one.end("FAILED")
+    assert "tracking" in caplog.text
+    kept = [path.read_text() for path in Path(output).rglob("*.json")]
+    assert kept
+    assert not any("hunter2" in text for text in [*kept, caplog.text, str(one.record)])
+
+
 def test_a_database_that_ends_with_a_submitted_job_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -327,7 +393,7 @@ def test_a_database_that_ends_with_a_submitted_job_is_named(
     one.start(**START)
     one.settle()
     assert "ends with it: name a server" in caplog.text
-    assert "What it is told stays in memory://bucket/run/tracking" in caplog.text
+    assert "memory://bucket/run/tracking keeps the run" in caplog.text
 
 
 def test_an_experiment_that_another_makes_in_between(output: str) -> None:

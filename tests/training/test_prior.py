@@ -26,6 +26,7 @@ from flashray.training.photo_windows import list_photos, load_fitted
 from flashray.training.severity_task import SeverityConfig
 from flashray.training.train_prior import TrainPriorConfig, train_prior
 from flashray.training.train_severity import TrainSeverityConfig, train_severity
+from tests.support.runs import changed
 
 LOOP = LoopConfig(epochs=2, batch_size=8, learning_rate=2e-3, warmup_steps=2, ema_decay=0.5)
 
@@ -171,18 +172,18 @@ def test_a_trained_severity_encoder_opens_and_knows_its_family(
     )
     figures = train_severity(config)
     assert set(figures) >= {"latent_mse", "sigma_error", "spearman_sigma", "ordering", "ordering_true"}
-    encoder = load_severity_encoder(config.output)
+    encoder = load_severity_encoder(config.io.output)
     assert encoder.degradation == "gaussian_blur"
     assert encoder.config.noise_std == 0.05
     x = load_fitted(list_photos(photos("val")), 32)
     z_hat, sigma_hat = encoder(x)
-    z0 = load_prior(config.prior).encode(x)
+    z0 = load_prior(config.recipe.prior).encode(x)
     assert z_hat.shape == z0.shape
     assert (sigma_hat > 0).all()
     # two epochs from the prior's own encoder stay near it
     assert (error_std(z_hat, z0) < 1).all()
     registry = f"sqlite:///{tmp_path}/mlflow.db"
-    registering = dataclasses.replace(config, register="blur", tracking_uri=registry)
+    registering = changed(config, register="blur", tracking_uri=registry)
     assert train_severity(registering) == figures  # finished: nothing is trained again
     registered = load_severity_encoder(str(fetch("models:/blur@champion", registry).folder))
     assert registered.sha256 == encoder.sha256

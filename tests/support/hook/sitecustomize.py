@@ -23,12 +23,16 @@ from typing import Any
 FOLDER = os.environ.get("FLASHRAY_FAULT")
 # what a point is called for: the images of its arguments
 POINTS: dict[str, tuple[str, str, Callable[..., list[str]]]] = {
-    "read": ("flashray.pipeline.load", "load_images", lambda uris, *_: uris),
-    "severity": ("flashray.pipeline.plan", "Severity._look", lambda _, rows, __: [row["key"] for row in rows]),
+    "read": ("flashray.pipeline.load", "read_images", lambda uris, *_: uris),
+    "severity": (
+        "flashray.pipeline.plan",
+        "SeverityActor.estimate",
+        lambda _, chunk, __, indices: [chunk["key"][i] for i in indices],
+    ),
     "solve": (
         "flashray.pipeline.solve",
-        "Solver._prepare",
-        lambda _, unit, __, places: [unit["key"][i] for i in places],
+        "SolverActor.prepare",
+        lambda _, unit, __, indices: [unit["key"][i] for i in indices],
     ),
     "write": ("flashray.pipeline.write", "write", lambda table, *_: [row["key"] for row in table["rows"][0].as_py()]),
     "commit": ("flashray.pipeline.write", "write_commit", lambda _, __, rows: [row["key"] for row in rows]),

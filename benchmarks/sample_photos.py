@@ -1,0 +1,80 @@
+"""Real photos from inside other packages (scikit-image, scikit-learn), cut into a small archive for demonstrations."""
+
+from __future__ import annotations
+
+import csv
+import io
+from importlib import resources
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from flashray.degradations import Degradation
+from flashray.degradations.simulate import draw_parameters, simulate
+from flashray.errors import ConfigError
+from flashray.images import decode_image, encode_png
+from flashray.seeding import image_seed
+
+_PHOTOS = (
+    ("skimage.data", "astronaut.png"),
+    ("skimage.data", "chelsea.png"),
+    ("skimage.data", "coffee.png"),
+    ("skimage.data", "rocket.jpg"),
+    ("skimage.data", "motorcycle_left.png"),
+    ("sklearn.datasets.images", "china.jpg"),
+    ("sklearn.datasets.images", "flower.jpg"),
+)
+
+
+def sample_crops(count: int, size: int = 128) -> dict[str, Tensor]:
+    """`count` square crops of the photos: name → [3, size, size] in [-1, 1]; each photo's shorter side is 2·size.
+
+    Raises:
+        ConfigError: when the packages are not installed, or there are not that many crops.
+    """
+    crops: dict[str, Tensor] = {}
+    for package, name in _PHOTOS:
+        try:
+            photo = decode_image(resources.files(package).joinpath(name).read_bytes())
+        except (ModuleNotFoundError, FileNotFoundError) as error:
+            raise ConfigError(f"sample photo {name}: {error}; install flashray[demo]") from error
+        scale = 2 * size / min(photo.shape[1:])
+        sides = [round(side * scale) for side in photo.shape[1:]]
+        photo = interpolate(photo[None], size=sides, mode="bicubic", antialias=True, align_corners=False)[0].clamp(
+            -1, 1
+        )
+        for top in range(0, sides[0] - size + 1, size // 2):
+            for left in range(0, sides[1] - size + 1, size // 2):
+                crops[f"{Path(name).stem}-{top:03d}-{left:03d}"] = photo[:, top : top + size, left : left + size]
+    if not 0 < count <= len(crops):
+        raise ConfigError(f"{count} sample crops: there are 1 to {len(crops)}")
+    chosen = torch.linspace(0, len(crops) - 1, count).long().tolist()
+    names = sorted(crops)
+    return {names[n]: crops[names[n]] for n in chosen}
+
+
+def write_sample_archive(folder: Path, count: int, degradation: Degradation, noise_std: float, seed: int = 0) -> None:
+    """Write `degraded/`, `clean/` (same keys) and `manifest.csv`, with the parameters of each image, under `folder`.
+
+    Severities are drawn over the family's range; the files are 8-bit PNG, as real archives are.
+    """
+    crops = sample_crops(count)
+    rows = []
+    for part in ("degraded", "clean"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    for name, x in crops.items():
+        key = f"{name}.png"
+        seed_1 = torch.tensor([image_seed(seed, key)])
+        parameters = draw_parameters(degradation, int(seed_1))
+        y = simulate(x[None], degradation, parameters, torch.tensor([noise_std]), seed_1)[0]
+        (folder / "clean" / key).write_bytes(encode_png(x))
+        (folder / "degraded" / key).write_bytes(encode_png(y))
+        scalars = {name: parameters[name].item() for name in degradation.parameter_names}
+        rows.append({"key": key, **scalars, "noise_std": noise_std})
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    (folder / "manifest.csv").write_text(text.getvalue())

@@ -1,0 +1,99 @@
+"""Build dataclasses from the values of YAML files and command lines, with errors that name what is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+
+from flashray.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def build(kind: str, registry: Mapping[str, type[T]], name: str, settings: Mapping[str, Any] | None) -> T:
+    """`registry[name](**settings)` for frozen dataclasses; lists become tuples.
+
+    Raises:
+        ConfigError: for an unknown name or setting, with the nearest known ones; for a value that the class rejects.
+    """
+    if name not in registry:
+        raise ConfigError(
+            f"{kind} {name!r} is not known{nearest(name, registry)}; known: {', '.join(sorted(registry))}"
+        )
+    cls = registry[name]
+    known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    settings = dict(settings or {})
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise ConfigError(f"{kind} {name}: unknown setting {', '.join(unknown)}; known: {', '.join(known) or 'none'}")
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    try:
+        return cls(**values)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{kind} {name}: {error}") from error
+
+
+def noise_range(noise_std: float | Sequence[float], name: str = "noise_std") -> tuple[float, float]:
+    """(low, high) of a noise_std on the [0, 1] scale: one number is both; ConfigError unless 0 ≤ low ≤ high < ∞."""
+    values = [noise_std, noise_std] if isinstance(noise_std, (int, float)) else list(noise_std)
+    if not (len(values) == 2 and 0 <= values[0] <= values[1] < math.inf):
+        raise ConfigError(f"{name} is {noise_std}; give a number ≥ 0, or [low, high]")
+    return float(values[0]), float(values[1])
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """ " (did you mean …?)" with the known names that resemble this one; empty where none does."""
+    found = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    return f" (did you mean {' or '.join(found)}?)" if found else ""
+
+
+def strict(cls: type[T], values: Any, where: str) -> T:
+    """`cls(**values)` for nested dataclasses, every key known and every value of its type; else ConfigError."""
+    hints = get_type_hints(cls)
+    values = mapping(values, where)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise ConfigError(
+            f"{where}: unknown key {', '.join(map(str, unknown))}{nearest(str(unknown[0]), hints)}; "
+            f"known: {', '.join(hints)}"
+        )
+    missing = [one.name for one in dataclasses.fields(cls) if _required(one) and one.name not in values]  # type: ignore[arg-type]
+    if missing:
+        raise ConfigError(f"{where}: {', '.join(missing)} missing")
+    return cls(**{name: _fitting(hints[name], value, f"{where}, {name}") for name, value in values.items()})
+
+
+def _required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _fitting(hint: Any, value: Any, where: str) -> Any:
+    """The value as this type; ConfigError when it is of another one."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any or (origin is Literal and value in arguments) or (hint is NoneType and value is None):
+        return value
+    if dataclasses.is_dataclass(hint):
+        return strict(cast(type[Any], hint), value, where)
+    if origin is UnionType:
+        fitting = [one for one in arguments if isinstance(value, get_origin(one) or one)] or arguments[:1]
+        return _fitting(fitting[0], value, where)
+    if origin is list and isinstance(value, list):
+        return [_fitting(arguments[0], one, where) for one in value]
+    if origin is dict:
+        return {name: _fitting(arguments[1], one, f"{where}, {name}") for name, one in mapping(value, where).items()}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, float, str, bool) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    wanted = " or ".join(map(str, arguments)) if origin is Literal else getattr(hint, "__name__", str(hint))
+    raise ConfigError(f"{where}: {value!r} is not of type {wanted}")
+
+
+def mapping(values: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where}: give a mapping of names to values, not {values!r}")
+    return values

@@ -1,0 +1,146 @@
+"""From the colour samples of a file to the sRGB that the networks see, and back.
+
+Profiles are applied relative to their white (relative colorimetric, with black point compensation). A perceptual
+rendering compresses all colours by a rule of its own that differs between the two directions, so that an untouched
+photo would come back changed; the relative one moves only what sRGB cannot show.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms
+
+from flashray.images.icc import Floats, curves_and_matrix
+
+_MODES = {"grey": "L", "rgb": "RGB", "cmyk": "CMYK"}
+_SIGNATURES = {"grey": b"GRAY", "rgb": b"RGB ", "cmyk": b"CMYK"}
+
+
+class ColourSpace(Protocol):
+    """Samples [H, W, C] in [0, 1], as the file has them, against sRGB [H, W, 3] in [0, 1]; float32 both."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether `from_srgb` undoes `to_srgb`."""
+
+    def to_srgb(self, samples: Floats) -> Floats: ...
+
+    def from_srgb(self, x: Floats) -> Floats: ...
+
+
+def colour_space(kind: str, depth: int, icc: bytes | None) -> tuple[ColourSpace, str | None]:
+    """The colour space of samples of a kind (grey, rgb, cmyk) and depth in bits, and a warning or None.
+
+    A profile that is broken, or made for another kind of samples, is not used: the samples are taken as sRGB.
+    """
+    plain: ColourSpace = _PillowCmyk() if kind == "cmyk" else _Plain(kind)
+    if icc is None:
+        return plain, None
+    if icc[16:20] != _SIGNATURES[kind]:
+        return plain, f"the colour profile is broken or not made for {kind} images: taken as sRGB"
+    if depth > 8 and (parsed := curves_and_matrix(icc)) is not None:
+        return (plain if kind == "rgb" and _is_srgb(parsed) else parsed), None
+    try:
+        space = _Managed(kind, icc)
+        if kind == "rgb" and _is_srgb(space):
+            return plain, None
+    except Exception as error:  # littlecms and Pillow's binding raise various types
+        return plain, f"the colour profile is broken ({str(error)[:80]}): taken as sRGB"
+    if depth > 8:
+        return space, "the colour profile is built of tables: colours were converted with 8 bits"
+    return space, None
+
+
+def _is_srgb(space: ColourSpace) -> bool:
+    """Whether a profile moves no colour by more than one 8-bit level: then it is sRGB, as most profiles are."""
+    places = np.linspace(0, 1, 16, dtype=np.float32)  # whole levels: multiples of 17
+    probe = np.stack(np.meshgrid(places, places, places, indexing="ij"), axis=-1).reshape(1, -1, 3)
+    return bool(np.abs(space.to_srgb(probe) - probe).max() <= 1.01 / 255)
+
+
+class _Plain:
+    """sRGB, and grey with sRGB's curve."""
+
+    exact = True
+
+    def __init__(self, kind: str) -> None:
+        self.channels = 1 if kind == "grey" else 3
+
+    def to_srgb(self, samples: Floats) -> Floats:
+        return samples if self.channels == 3 else samples.repeat(3, axis=-1)
+
+    def from_srgb(self, x: Floats) -> Floats:
+        return x if self.channels == 3 else x.mean(axis=-1, keepdims=True)
+
+
+class _EightBits:
+    """A conversion by Pillow, which knows 8 bits only."""
+
+    exact = False
+
+    def to_srgb(self, samples: Floats) -> Floats:
+        return _floats(self._to_srgb(_picture(samples)))
+
+    def from_srgb(self, x: Floats) -> Floats:
+        return _floats(self._from_srgb(_picture(x)))
+
+    def _to_srgb(self, picture: Image.Image) -> Image.Image:
+        raise NotImplementedError
+
+    def _from_srgb(self, picture: Image.Image) -> Image.Image:
+        raise NotImplementedError
+
+
+class _PillowCmyk(_EightBits):
+    """CMYK without a profile."""
+
+    def _to_srgb(self, picture: Image.Image) -> Image.Image:
+        return picture.convert("RGB")
+
+    def _from_srgb(self, picture: Image.Image) -> Image.Image:
+        return picture.convert("CMYK")
+
+
+class _Managed(_EightBits):
+    """A profile, by way of littlecms."""
+
+    def __init__(self, kind: str, icc: bytes) -> None:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+        srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+        intent, flags = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION
+        mode = _MODES[kind]
+        self._there = ImageCms.buildTransform(profile, srgb, mode, "RGB", intent, flags)
+        self._back = ImageCms.buildTransform(srgb, profile, "RGB", mode, intent, flags)
+
+    def _to_srgb(self, picture: Image.Image) -> Image.Image:
+        return _applied(self._there, picture)
+
+    def _from_srgb(self, picture: Image.Image) -> Image.Image:
+        return _applied(self._back, picture)
+
+
+def _applied(transform: ImageCms.ImageCmsTransform, picture: Image.Image) -> Image.Image:
+    result = ImageCms.applyTransform(picture, transform)
+    assert result is not None  # it is None only when done in place
+    return result
+
+
+def _picture(values: Floats) -> Image.Image:
+    bytes_HWC: NDArray[np.uint8] = np.rint(values * 255).astype(np.uint8)
+    if bytes_HWC.shape[-1] == 1:
+        return Image.fromarray(bytes_HWC[..., 0])
+    return Image.fromarray(bytes_HWC) if bytes_HWC.shape[-1] == 3 else _cmyk(bytes_HWC)
+
+
+def _cmyk(bytes_HWC: NDArray[np.uint8]) -> Image.Image:
+    height, width = bytes_HWC.shape[:2]
+    return Image.frombytes("CMYK", (width, height), bytes_HWC.tobytes())
+
+
+def _floats(picture: Image.Image) -> Floats:
+    values = np.asarray(picture, dtype=np.float32) / np.float32(255)
+    return values if values.ndim == 3 else values[..., None]

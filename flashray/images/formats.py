@@ -1,0 +1,88 @@
+"""The file formats: which ones are read, how they are recognised, and what each of them can hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from PIL import Image, features
+
+from flashray.errors import ImageError
+
+OutputFormat = Literal["same", "png", "jpeg", "webp", "tiff"]
+
+
+@dataclass(frozen=True)
+class Holds:
+    """What a file format can hold.
+
+    Attributes:
+        suffix: of its files, with the dot.
+        depths: bits a sample; 32 stands for floating-point numbers.
+        kinds: of colour samples, as in `SourceImage.kind`.
+        alpha, icc, exif, xmp: whether it has a place for them.
+        max_side: the most pixels a side.
+    """
+
+    suffix: str
+    depths: tuple[int, ...] = (8,)
+    kinds: tuple[str, ...] = ("grey", "rgb")
+    alpha: bool = True
+    icc: bool = True
+    exif: bool = True
+    xmp: bool = True
+    max_side: int = 2**31 - 1
+
+
+FORMATS: dict[str, Holds] = {
+    "PNG": Holds(".png", depths=(8, 16)),
+    "JPEG": Holds(".jpg", kinds=("grey", "rgb", "cmyk"), alpha=False, max_side=65_500),
+    "WEBP": Holds(".webp", kinds=("rgb",), max_side=16_383),
+    "TIFF": Holds(".tif", depths=(8, 16, 32), kinds=("grey", "rgb", "cmyk")),
+    "BMP": Holds(".bmp", icc=False, exif=False, xmp=False, alpha=False, max_side=2**31 - 1),
+    "PPM": Holds(".ppm", depths=(8, 16), icc=False, exif=False, xmp=False, alpha=False),
+    "AVIF": Holds(".avif", kinds=("rgb",), max_side=65_535),
+    "HEIF": Holds(".heic", kinds=("rgb",), max_side=65_535),
+}
+
+_ALWAYS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM")
+_AVIF_BRANDS = (b"avif", b"avis")
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+
+
+def readable_formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that can be read here: AVIF and HEIF only where Pillow has a decoder for them.
+
+    Pillow's full list is never used: it holds interpreters (PostScript).
+    """
+    plugins = []
+    if features.check("avif"):
+        plugins.append("AVIF")
+    if "HEIF" in Image.OPEN:
+        plugins.append("HEIF")
+    return (*_ALWAYS, *plugins)
+
+
+def refuse_known_strangers(data: bytes) -> None:
+    """ImageError, with the remedy, for formats that people have and flashray does not read."""
+    if data[:6] in (b"GIF87a", b"GIF89a"):
+        raise ImageError("this is a GIF, which holds 256 colours and animations; save it as PNG")
+    brands = _brands(data)
+    if any(brand in _AVIF_BRANDS for brand in brands):
+        if "AVIF" not in readable_formats():
+            raise ImageError("this is an AVIF image and Pillow has no decoder for it here; install pillow-avif-plugin")
+    elif any(brand in _HEIF_BRANDS for brand in brands) and "HEIF" not in readable_formats():
+        raise ImageError(
+            "this is a HEIC image and Pillow has no decoder for it here; install pillow-heif and call its "
+            "register_heif_opener()"
+        )
+    if data[8:11] == b"CR\x02" and data[:2] == b"II":
+        raise ImageError("this is a camera's raw file (CR2); develop it to TIFF first")
+
+
+def _brands(data: bytes) -> list[bytes]:
+    """Of an ISO media file (AVIF, HEIC), the major brand first; empty for other files."""
+    if data[4:8] != b"ftyp":
+        return []
+    box = data[8 : min(int.from_bytes(data[:4]), 256)]
+    return [box[:4], *(box[i : i + 4] for i in range(8, len(box), 4))]

@@ -1,0 +1,122 @@
+"""What a photo says about itself: EXIF, XMP, orientation, and flashray's note of provenance.
+
+EXIF is changed in place. A camera's private notes hold offsets from the start of the EXIF data, which would break if it
+were written anew.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import replace
+from xml.sax.saxutils import quoteattr
+
+from flashray.images import ifd
+from flashray.images.tiff import ICC, STRUCTURE, XMP
+
+ORIENTATION = 274
+_WIDTH, _HEIGHT = 40962, 40963  # of the pixels, as EXIF repeats them
+_EXIF_PREFIX = b"Exif\0\0"
+PHOTOSHOP_LAYERS = 37724
+IPTC, PHOTOSHOP = 33723, 34377
+_TOO_PRIVATE = STRUCTURE | {XMP, ICC, PHOTOSHOP_LAYERS, IPTC, PHOTOSHOP}
+_NAMESPACE = "urn:flashray:provenance:1"
+_OWN_NOTE = re.compile(rb'\s*<rdf:Description[^>]*xmlns:flashray="[^"]*"[^>]*/>')
+
+
+def bare_exif(exif: bytes | None) -> bytes | None:
+    """EXIF data without its prefix; None when it is absent or broken."""
+    if not exif:
+        return None
+    exif = exif.removeprefix(_EXIF_PREFIX)
+    try:
+        ifd.read_first(exif)
+    except ValueError:
+        return None
+    return exif
+
+
+def prefixed_exif(exif: bytes) -> bytes:
+    """EXIF data as JPEG has it."""
+    return _EXIF_PREFIX + exif
+
+
+def orientation(exif: bytes | None) -> int:
+    """1 to 8 as EXIF numbers them; 1 is upright, and stands for an absent or senseless tag."""
+    if exif is None:
+        return 1
+    value = ifd.read_first(exif).number(ORIENTATION, 1)
+    return value if 1 <= value <= 8 else 1
+
+
+def upright_exif(exif: bytes, turned: bool) -> bytes:
+    """The EXIF data of the upright photo: orientation 1, and width and height exchanged when a quarter turn was made.
+
+    The small preview inside is cut off, since it shows the photo as it was before. Everything else stays where it is.
+    """
+    changed = bytearray(exif)
+    main = ifd.read_first(exif)
+    if ORIENTATION in main.entries:
+        place = main.entries[ORIENTATION].place
+        changed[place + 2 : place + 12] = struct.pack(f"{main.order}HIHH", 3, 1, 1, 0)
+    details = main.inside.get(ifd.EXIF_DIRECTORY)
+    if turned and details and {_WIDTH, _HEIGHT} <= details.entries.keys():
+        across, down = details.entries[_WIDTH].place, details.entries[_HEIGHT].place
+        changed[across + 2 : across + 12] = exif[down + 2 : down + 12]
+        changed[down + 2 : down + 12] = exif[across + 2 : across + 12]
+    if main.next:
+        changed[main.place_of_next : main.place_of_next + 4] = bytes(4)
+    return bytes(changed)
+
+
+def has_preview(exif: bytes) -> bool:
+    """Whether the EXIF data holds a small preview of the photo."""
+    return ifd.read_first(exif).next != 0
+
+
+def exif_of_tiff(main: ifd.Directory) -> bytes | None:
+    """The descriptive tags of a TIFF file as EXIF data; None when there are none."""
+    entries = {tag: entry for tag, entry in main.entries.items() if tag not in _TOO_PRIVATE}
+    if not entries and not main.inside:
+        return None
+    return ifd.header(main.order) + ifd.write(replace(main, entries=entries), 8)
+
+
+def upright_xmp(xmp: bytes) -> bytes:
+    """XMP that says orientation 1 wherever it said another."""
+    xmp = re.sub(rb"(tiff:Orientation\s*=\s*[\"'])[2-8]([\"'])", rb"\g<1>1\g<2>", xmp)
+    return re.sub(rb"(<tiff:Orientation>\s*)[2-8](\s*<)", rb"\g<1>1\g<2>", xmp)
+
+
+def provenance_text(provenance: Mapping[str, str]) -> str:
+    """The note as JSON on one line, keys sorted: the same note gives the same bytes."""
+    return json.dumps(dict(provenance), ensure_ascii=False, sort_keys=True)
+
+
+def xmp_with_provenance(xmp: bytes | None, provenance: Mapping[str, str]) -> bytes | None:
+    """XMP with the note as the property `flashray:provenance`, instead of an earlier one; all else stays as it is.
+
+    XMP is the one place for a note that JPEG, TIFF, WebP and AVIF share and that can be extended without moving what is
+    there. None when the existing XMP has no end to put it before (it is broken, or not UTF-8).
+    """
+    note = (
+        f'<rdf:Description rdf:about="" xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#" '
+        f'xmlns:flashray="{_NAMESPACE}" flashray:provenance={quoteattr(escape_control(provenance_text(provenance)))}/>'
+    ).encode()
+    if not xmp:
+        return (
+            b'<?xpacket begin="\xef\xbb\xbf" id="W5M0MpCehiHzreSzNTczkc9d"?>\n<x:xmpmeta xmlns:x="adobe:ns:meta/">'
+            b'<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+            + note
+            + b'</rdf:RDF></x:xmpmeta>\n<?xpacket end="w"?>'
+        )
+    xmp = _OWN_NOTE.sub(b"", xmp)
+    place = xmp.rfind(b"</rdf:RDF>")
+    return None if place < 0 else xmp[:place] + note + xmp[place:]
+
+
+def escape_control(text: str) -> str:
+    """Without the control characters that XML forbids."""
+    return "".join(char if char.isprintable() else "?" for char in text)

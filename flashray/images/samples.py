@@ -1,0 +1,179 @@
+"""The colour samples of an opened image as an array, as exactly as the file has them."""
+
+from __future__ import annotations
+
+import io
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageFile
+
+from flashray.errors import ImageError
+from flashray.images import ifd
+from flashray.images.formats import readable_formats
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Colour samples [H, W, C] and alpha [H, W] or None, of one type: uint8, uint16 or float32 in [0, 1]."""
+
+    colours: NDArray[np.generic]
+    alpha: NDArray[np.generic] | None
+    kind: str  # grey (C = 1), rgb (3) or cmyk (4)
+    dropped: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def read_samples(image: ImageFile.ImageFile, data: bytes) -> Samples:
+    """Decodes the image; `data` is its file, whose header was checked. ImageError for numbers of an unknown range."""
+    main = ifd.read_first(data) if image.format == "TIFF" else None
+    if image.format == "PPM" and (deep := _deep_netpbm(image, data)) is not None:
+        return Samples(deep, None, "rgb" if deep.shape[-1] == 3 else "grey")
+    if main is not None and main.number(284, 1) == 2 and max(main.numbers(258), default=1) > 8:
+        # Pillow takes each byte of these for a sample.
+        raise ImageError("this is a TIFF of 16 bits with separate planes; save it with interleaved channels")
+    raw_mode = _raw_mode(image)
+    if ";16" in raw_mode and not image.mode.startswith("I"):
+        return _deep(image, data, raw_mode)
+    transparency = image.info.get("transparency")
+    image.load()
+    if image.mode == "F":
+        return _real(image)
+    if image.mode.startswith("I;16"):
+        return _deep_grey(image, transparency, main, raw_mode)
+    if image.mode == "I":
+        raise ImageError("the image holds 32-bit numbers of an unknown range; save it with 8 or 16 bits")
+    return _eight_bits(image)
+
+
+def _eight_bits(image: Image.Image) -> Samples:
+    dropped: tuple[str, ...] = ()
+    if image.mode == "LAB":
+        image, dropped = _lab_to_srgb(image), ("Lab colours (they become RGB)",)
+    if image.mode == "CMYK":
+        return Samples(np.asarray(image), None, "cmyk")
+    kind = "grey" if image.mode in ("1", "L", "LA", "La") else "rgb"
+    if image.has_transparency_data or image.mode == "La":
+        values = np.asarray(image.convert("LA" if kind == "grey" else "RGBA"))
+        return Samples(values[..., :-1], values[..., -1], kind, dropped)
+    values = np.asarray(image.convert("L" if kind == "grey" else "RGB"))
+    return Samples(values if values.ndim == 3 else values[..., None], None, kind, dropped)
+
+
+def _real(image: Image.Image) -> Samples:
+    values = np.asarray(image, dtype=np.float32)
+    if not np.isfinite(values).all():
+        raise ImageError("the image holds values that are not finite (NaN or infinite)")
+    if values.min() < 0 or values.max() > 1:
+        raise ImageError(
+            f"the image holds floating-point numbers from {values.min():.4g} to {values.max():.4g}, an unknown range; "
+            "scale them to 0 … 1, or save it with 8 or 16 bits"
+        )
+    return Samples(values[..., None], None, "grey")
+
+
+def _deep_grey(image: Image.Image, transparency: object, main: ifd.Directory | None, raw_mode: str) -> Samples:
+    values = np.asarray(image).astype(np.uint16)
+    warnings: tuple[str, ...] = ()
+    if raw_mode == "I;12":
+        values = np.rint(values.astype(np.float32) * (65_535 / 4095)).astype(np.uint16)
+        warnings = ("the 12 bits of a sample are scaled to 16",)
+    if main is not None and main.number(262, 1) == 0:  # white is zero, which Pillow leaves as it is
+        values = 65_535 - values
+    alpha = None
+    if isinstance(transparency, int):
+        alpha = np.where(values == transparency, 0, 65_535).astype(np.uint16)
+    return Samples(values[..., None], alpha, "grey", warnings=warnings)
+
+
+def _deep(image: ImageFile.ImageFile, data: bytes, raw_mode: str) -> Samples:
+    """16-bit colour.
+
+    Pillow keeps only the high byte of such samples. So it decodes the file twice, the second time told that the bytes
+    of a sample stand the other way round, and the two halves are put together. That way its decoders (libtiff with all
+    compressions and predictors, zlib with PNG's filters and interlacing) serve here too.
+    """
+    transparency = image.info.get("transparency")
+    if raw_mode == "LA;16B":  # its four bytes, as if each were a channel
+        bytes_HWC = _decoded(data, {raw_mode: "RGBA"}).astype(np.uint16)
+        grey, alpha = (bytes_HWC[..., i] << 8 | bytes_HWC[..., i + 1] for i in (0, 2))
+        return Samples(grey[..., None], alpha, "grey")
+    modes = {mode: mode.replace("RGBa", "RGBA") for mode in _raw_modes(image)}
+    high = _decoded(data, modes).astype(np.uint16)
+    low = _decoded(data, {mode: _other_order(new) for mode, new in modes.items()})
+    values = high << 8 | low
+    if image.mode == "CMYK":
+        return Samples(values, None, "cmyk")
+    if values.shape[-1] == 4:
+        colours, alpha = values[..., :3], values[..., 3]
+        if raw_mode.startswith("RGBa"):  # multiplied by alpha
+            ratio = colours.astype(np.float32) * (65_535 / np.maximum(alpha, 1)[..., None].astype(np.float32))
+            colours = np.rint(ratio.clip(0, 65_535)).astype(np.uint16)
+        return Samples(colours, alpha, "rgb")
+    if isinstance(transparency, tuple):
+        clear = (values == np.array(transparency, np.uint16)).all(axis=-1)
+        return Samples(values, np.where(clear, 0, 65_535).astype(np.uint16), "rgb")
+    return Samples(values, None, "rgb")
+
+
+def _decoded(data: bytes, raw_modes: dict[str, str]) -> NDArray[np.uint8]:
+    """The pixels as Pillow unpacks them when its raw modes are exchanged."""
+    with Image.open(io.BytesIO(data), formats=readable_formats()) as image:
+        tiles = []
+        for tile in image.tile:
+            args = tile.args
+            if isinstance(args, str):
+                tiles.append(tile._replace(args=raw_modes[args]))
+            elif args:
+                tiles.append(tile._replace(args=(raw_modes[args[0]], *args[1:])))
+        image.tile = tiles
+        image.load()
+        return np.asarray(image)
+
+
+def _raw_modes(image: ImageFile.ImageFile) -> list[str]:
+    """The names by which Pillow's decoders know the order of bytes in a pixel."""
+    arguments = [tile.args for tile in image.tile]
+    return [args if isinstance(args, str) else str(args[0]) for args in arguments if args]
+
+
+def _raw_mode(image: ImageFile.ImageFile) -> str:
+    return next(iter(_raw_modes(image)), "")
+
+
+def _other_order(raw_mode: str) -> str:
+    name, _, order = raw_mode.partition(";16")
+    if order == "N":
+        order = "L" if sys.byteorder == "little" else "B"
+    return f"{name};16{'B' if order == 'L' else 'L'}"
+
+
+def _deep_netpbm(image: ImageFile.ImageFile, data: bytes) -> NDArray[np.uint16] | None:
+    """The samples of a binary PPM or PGM of 16 bits, of which Pillow keeps 8 for colour; None for other files."""
+    if data[:2] not in (b"P5", b"P6") or not image.tile:
+        return None
+    args = image.tile[0].args
+    if isinstance(args, str):
+        most = 65_535 if ";16" in args else 255
+    else:
+        most = args[-1] if args else 255
+    if not isinstance(most, int) or most <= 255:
+        return None
+    width, height = image.size
+    count = width * height * (3 if data[:2] == b"P6" else 1)
+    offset = image.tile[0].offset
+    if offset + 2 * count > len(data):
+        raise ImageError("the image is damaged or cut short: too few pixels")
+    values = np.frombuffer(data, ">u2", count, offset).reshape(height, width, -1)
+    if values.max() > most:
+        raise ImageError("the image is damaged: samples above its maximum")
+    return np.rint(values.astype(np.float64) * (65_535 / most)).astype(np.uint16)
+
+
+def _lab_to_srgb(image: Image.Image) -> Image.Image:
+    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    result = ImageCms.profileToProfile(image, lab, srgb, ImageCms.Intent.RELATIVE_COLORIMETRIC, "RGB")
+    assert result is not None  # it is None only when done in place
+    return result

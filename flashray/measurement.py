@@ -1,0 +1,216 @@
+"""From images to measurements y = A(x) + n; every process computes the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flashray.degradations import Degradation, Operator, Parameters
+from flashray.degradations.noise import add_noise
+from flashray.degradations.simulate import draw_parameters, observe
+from flashray.errors import ConfigError, ImageError
+from flashray.images import Fit, fit_image
+from flashray.seeding import generator_of, image_seed
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The form that images are brought to: squares of `side` pixels.
+
+    `resizable` is false for measurements of another size than the image (super-resolution): resizing one would change
+    what its pixels measure.
+    """
+
+    side: int
+    fit: Fit = "resize"
+    resizable: bool = True
+
+    @classmethod
+    def of_measurements(cls, degradation: Degradation, size: int, fit: Fit) -> Frame:
+        """The frame of observed measurements; `size` is the side of the prior's images."""
+        side, _ = degradation.measurement_size((size, size))
+        return cls(side, fit, resizable=side == size)
+
+    def take(self, image_CHW: Tensor) -> Tensor:
+        """The image as a square; ImageError if that is not possible."""
+        height, width = image_CHW.shape[1:]
+        if not self.resizable and self.fit == "resize" and (height, width) != (self.side, self.side):
+            raise ImageError(
+                f"the measurement has {width} x {height} pixels, not {self.side} x {self.side}, and cannot be resized; "
+                "cut it to that size, or use fit: crop, which takes its centre"
+            )
+        return fit_image(image_CHW, self.side, self.fit)
+
+    def take_mask(self, mask_CHW: Tensor) -> Tensor:
+        """[1, H, W] known pixels of an image's square: those to which missing pixels contribute less than a hundredth.
+
+        Args:
+            mask_CHW: white (1) where a pixel is known, of the image's own size.
+        """
+        half = torch.where(mask_CHW.mean(dim=0, keepdim=True) > 0, 0.5, -0.5)  # so that overshoot is not clamped
+        return ((self.take(half) - 0.5).abs() < 0.01).float()
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One image to be measured.
+
+    Attributes:
+        key: its name; all of its noise follows from (run seed, key).
+        x: its pixels [3, H, W] in [-1, 1].
+        parameters: the degradation's parameters, [1, …] each.
+        noise_std: on the [0, 1] scale.
+    """
+
+    key: str
+    x: Tensor
+    parameters: Parameters
+    noise_std: float
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Measurements of B images of one size, all on one device.
+
+    Attributes:
+        y_BCHW: in [-1, 1].
+        operator: A, bound to the parameters.
+        parameters: [B, …] each, as the solver is given them.
+        noise_std_B: on the [0, 1] scale.
+        x_BCHW: the clean images in [-1, 1] where the measurements are simulated, else None.
+    """
+
+    keys: list[str]
+    seeds: list[int]
+    y_BCHW: Tensor
+    operator: Operator
+    parameters: Parameters
+    noise_std_B: Tensor
+    x_BCHW: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def seed_B(self) -> Tensor:
+        """[B] int64 seeds on the measurements' device."""
+        return torch.tensor(self.seeds, device=self.y_BCHW.device)
+
+    @property
+    def seen_BCHW(self) -> Tensor:
+        """y at the images' size, as the input of a severity encoder."""
+        return self.operator.pseudo_image(self.y_BCHW)
+
+    @property
+    def shown_BCHW(self) -> Tensor:
+        """y at the images' size, for display."""
+        return self.operator.picture(self.y_BCHW)
+
+    def select(self, rows: Tensor) -> Measurement:
+        """The measurements of some of the images, by their indices."""
+        chosen = rows.tolist()
+        return Measurement(
+            [self.keys[n] for n in chosen],
+            [self.seeds[n] for n in chosen],
+            self.y_BCHW[rows],
+            self.operator.select(rows),
+            {name: value[rows] for name, value in self.parameters.items()},
+            self.noise_std_B[rows],
+            None if self.x_BCHW is None else self.x_BCHW[rows],
+        )
+
+
+class Measurer:
+    """Measurements of images: the images themselves when observed; when simulated, each is degraded by its key.
+
+    All random draws follow from (run seed, key), so the same image always gives the same measurement.
+
+    Args:
+        degradation: the family.
+        noise_range: (low, high) of noise_std on the [0, 1] scale; equal ends fix it.
+        simulated: whether the images are clean and are degraded here, or are degraded already.
+        seed: the run's seed.
+    """
+
+    def __init__(
+        self, degradation: Degradation, noise_range: tuple[float, float], simulated: bool, seed: int = 0
+    ) -> None:
+        self.degradation, self.noise_range = degradation, noise_range
+        self.simulated, self.seed = simulated, seed
+        self.fixed = degradation.fixed_parameters()
+
+    def photo(
+        self,
+        key: str,
+        x_CHW: Tensor,
+        given: Mapping[str, float] | None = None,
+        noise_std: float | None = None,
+        mask_1HW: Tensor | None = None,
+        severity: float | None = None,
+    ) -> Photo:
+        """An image that can be measured.
+
+        Args:
+            x_CHW: [3, H, W] in [-1, 1].
+            given: the operator's parameters, as far as they are known.
+            noise_std: on the [0, 1] scale, where it is known.
+            mask_1HW: 1 where a pixel is known; replaces the parameters of inpainting families.
+            severity: simulate at this severity of the family's range, 0 … 1, instead of a random one.
+
+        Raises:
+            ImageError: if parameters or noise are not known, or are out of range.
+        """
+        if mask_1HW is not None:
+            parameters: Parameters = {"mask": mask_1HW[None]}
+        else:
+            parameters = self._parameters(key, given or {}, severity)
+        return Photo(key, x_CHW, parameters, self._noise_std(key, noise_std))
+
+    def measure(self, photos: Sequence[Photo], device: torch.device | str = "cpu") -> Measurement:
+        """The measurements of a batch of images of one size."""
+        names = photos[0].parameters
+        parameters = {name: torch.cat([photo.parameters[name] for photo in photos]).to(device) for name in names}
+        noise_std_B = torch.tensor([photo.noise_std for photo in photos], device=device)
+        seeds = [image_seed(self.seed, photo.key) for photo in photos]
+        x = torch.stack([photo.x for photo in photos]).to(device)
+        size = (x.shape[2], x.shape[3])
+        operator = self.degradation.bind(parameters, size if self.simulated else self.degradation.image_size(size))
+        seed_B = torch.tensor(seeds, device=device)
+        if self.simulated:
+            y = add_noise(operator.A(x), noise_std_B, seed_B)
+        else:
+            y = observe(x, operator, noise_std_B, seed_B) if self.degradation.takes_mask else x
+        keys = [photo.key for photo in photos]
+        return Measurement(keys, seeds, y, operator, parameters, noise_std_B, x if self.simulated else None)
+
+    def _parameters(self, key: str, given: Mapping[str, float], severity: float | None) -> Parameters:
+        values = {name: torch.tensor([float(value)]) for name, value in given.items()}
+        seed = image_seed(self.seed, key)
+        if self.simulated and severity is not None:
+            drawn = self.degradation.parameters_at(torch.tensor([severity]), generator_of(seed, "degradation"))
+            parameters = {**drawn, **values}
+        elif self.simulated:
+            parameters = {**draw_parameters(self.degradation, seed), **values}
+        elif self.fixed is not None or set(values) >= set(self.degradation.parameter_names):
+            parameters = {**(self.fixed or {}), **values}
+        else:
+            raise ImageError(f"the manifest does not give its {', '.join(self.degradation.parameter_names)}")
+        try:
+            self.degradation.check_parameters(parameters)
+        except ConfigError as error:
+            raise ImageError(str(error)) from error
+        return parameters
+
+    def _noise_std(self, key: str, given: float | None) -> float:
+        low, high = self.noise_range
+        if given is not None:
+            return float(given)
+        if low == high:
+            return low
+        if not self.simulated:
+            raise ImageError("the manifest does not give its noise_std")
+        draw = torch.rand((), generator=generator_of(image_seed(self.seed, key), "noise_std")).item()
+        return low + (high - low) * draw

@@ -1,0 +1,130 @@
+"""Command lines over dataclasses: short names, hyphens, flags without a value, and errors that name the nearest."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, get_type_hints
+
+from flashray.build import nearest
+from flashray.errors import ConfigError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of a verb.
+
+    Attributes:
+        full: every accepted name → the full dotted name.
+        flags: full names of the options that need no value.
+        open: prefixes below which any name is accepted, such as solver.settings.
+    """
+
+    full: Mapping[str, str]
+    flags: frozenset[str]
+    open: tuple[str, ...]
+
+    @classmethod
+    def of(cls, sections: Mapping[str, type[Any]], short: Sequence[str] = ()) -> Options:
+        """The fields of these dataclasses, by their dotted names.
+
+        Args:
+            sections: prefix ("" for none) → dataclass.
+            short: full names that are also accepted by their last part.
+        """
+        fields = [one for prefix, section in sections.items() for one in fields_of(section, prefix)]
+        full = {name: name for name, _ in fields} | {name.rpartition(".")[2]: name for name in short}
+        flags = frozenset(name for name, hint in fields if hint is bool)
+        open = tuple(name for name, hint in fields if typing.get_origin(hint) is dict)
+        return cls(full, flags, open)
+
+    def resolve(self, name: str) -> str:
+        """The full name of an option as the user typed it; ConfigError with the nearest names for an unknown one."""
+        plain = name.replace("-", "_")
+        if plain in self.full:
+            return self.full[plain]
+        if plain.startswith(tuple(f"{prefix}." for prefix in self.open)):
+            return plain
+        hint = nearest(plain, self.full).replace("did you mean ", "did you mean --").replace(" or ", " or --")
+        raise ConfigError(f"--{name} is not an option{hint}; --help-all lists them")
+
+    def normalise(self, argv: Sequence[str], positionals: Sequence[str] = (), rest: str | None = None) -> list[str]:
+        """A command line in the form `--full_name value …`.
+
+        Args:
+            positionals: full names of the positional arguments, in their order.
+            rest: full name of the list that takes all further positional arguments.
+        """
+        result: list[str] = []
+        bare: list[str] = []
+        tokens = list(argv)
+        while tokens:
+            token = tokens.pop(0)
+            if not token.startswith("--") or token == "--":
+                bare.append(token)
+                continue
+            name, equals, value = token[2:].partition("=")
+            full = name if name in PARSER_OPTIONS else self.resolve(name)
+            if not equals and full in self.flags:
+                value = tokens.pop(0) if tokens and tokens[0].lower() in ("true", "false") else "true"
+            elif not equals and name != "print_config":
+                if not tokens:
+                    raise ConfigError(f"--{name} has no value; give one after it")
+                value = tokens.pop(0)
+            result += [f"--{full}"] if name == "print_config" else [f"--{full}", value]
+        if len(bare) > len(positionals) and rest is None:
+            raise ConfigError(f"{bare[len(positionals)]!r} is one argument too many; options begin with --")
+        for full, value in reversed(list(zip(positionals, bare, strict=False))):
+            result = [f"--{full}", value, *result]
+        if rest is not None and bare[len(positionals) :]:
+            result += [f"--{rest}", repr(bare[len(positionals) :])]
+        return result
+
+
+PARSER_OPTIONS = ("config", "print_config")
+
+
+def fields_of(section: type[Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, type) of a dataclass's fields, nested ones included."""
+    hints = get_type_hints(section)
+    for field in dataclasses.fields(section):
+        name = f"{prefix}.{field.name}" if prefix else field.name
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from fields_of(hints[field.name], name)
+        else:
+            yield name, hints[field.name]
+
+
+def make_parser(prog: str, sections: Mapping[str, type[Any]], description: str = "") -> Any:
+    """A jsonargparse parser of these sections; it raises errors instead of ending the process."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="a YAML file with the keys below")
+    for prefix, section in sections.items():
+        parser.add_class_arguments(section, prefix or None)
+    return parser
+
+
+def parse(parser: Any, argv: Sequence[str]) -> Any:
+    """The parser's values of a normalised command line; ConfigError for a value of the wrong type."""
+    from jsonargparse import ArgumentError
+
+    try:
+        return parser.parse_args(list(argv))
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+
+
+def parse_as(
+    cls: type[T], prog: str, argv: Sequence[str], positionals: Sequence[str] = (), rest: str | None = None
+) -> T:
+    """A command line as one dataclass."""
+    options = Options.of({"": cls})
+    parser = make_parser(prog, {"": cls})
+    values = parser.instantiate(parse(parser, options.normalise(argv, positionals, rest)))
+    return cls(**{field.name: getattr(values, field.name) for field in dataclasses.fields(cls)})  # type: ignore[arg-type]

@@ -1,0 +1,228 @@
+"""The first phase of a start: read the output, refuse what does not fit, and decide what is left to do."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from flashray import storage
+from flashray.errors import ConfigError
+from flashray.pipeline import budget, run_record
+from flashray.pipeline.archive import list_archive
+from flashray.pipeline.cluster import Pools
+from flashray.pipeline.cost import read_quoted
+from flashray.pipeline.lease import held
+from flashray.pipeline.models import Models, load_models
+from flashray.pipeline.outputs import output_name
+from flashray.pipeline.plan import read_plan
+from flashray.pipeline.run_config import RunConfig, flatten, to_dict, to_yaml
+from flashray.pipeline.run_folder import refuse_old_layout, run_uri
+from flashray.pipeline.run_status import RunStatus
+from flashray.pipeline.worker_settings import WorkerSettings
+from flashray.restorer import Restorer
+from flashray.schedule import NoiseSchedule
+from flashray.tracking import Tracker, TrackingConfig
+
+log = logging.getLogger(__name__)
+_TRACKED_FILES = ("contact_sheet.png", "summary.json")  # files of the run folder that are artifacts in tracking
+
+
+def open_run(config: RunConfig) -> Run:
+    """Everything that a start needs, read and checked; writes nothing (`overwrite` deletes the old run).
+
+    Raises:
+        ConfigError: when the models, the archive or the output do not fit the configuration.
+    """
+    started, io = time.monotonic(), config.io
+    for uri in (io.archive, io.output, io.manifest, io.references):
+        if uri is not None:
+            storage.check(uri)
+    models = load_models(config)
+    listing = list_archive(config)
+    if config.policy.overwrite is not None:
+        _erase(config, models)
+    status = RunStatus.read(io.output)
+    failed = status.failures["key"].to_pylist()
+    record = run_record.examine(config, models.identity(), listing, set(failed))
+    return Run(config, models, listing, status, record, started)
+
+
+def _erase(config: RunConfig, models: Models) -> None:
+    output = config.io.output
+    refuse_old_layout(output)
+    with held(output):
+        record = run_record.read_record(output)
+        if record is None:
+            return
+        format = record["config"]["io"]["format"]
+        names = [output_name(key, format) for key in read_plan(output)[0]["key"].to_pylist()]
+        run_record.erase(output, names, *(["severity_encoder"] if models.registered else []))
+
+
+class Run:
+    """One start of a run.
+
+    Args:
+        requested: the configuration as the user gave it.
+        record: run.json, or None where the output holds no run yet.
+        started: when this start began, on the monotonic clock.
+
+    Attributes:
+        config: the effective one: `requested` with the choices in run.json and the starts that fit the budget.
+        unplanned: rows of the listing that this start has to plan.
+        rebudgeted: whether the plan was made for another budget, and has to be made again.
+        unpriced: whether the plan's cost has to be measured for a quote.
+    """
+
+    def __init__(
+        self,
+        requested: RunConfig,
+        models: Models,
+        listing: pa.Table,
+        status: RunStatus,
+        record: dict[str, Any] | None,
+        started: float,
+    ) -> None:
+        self.models, self.listing, self.status, self.started = models, listing, status, started
+        self._found_record, self.record = record, record or {}
+        self.output = requested.io.output
+        self.requested = requested
+        self.take_choices()
+        self.images_solved, self.seconds_solving = 0, 0.0
+        self.quoted = read_quoted(self.output)
+        self.tracker = Tracker(self._tracking_settings(), self.output, run_uri(self.output))
+        self.unplanned = self._unplanned()
+        self.rebudgeted = self._rebudgeted()
+        self.unpriced = bool(requested.policy.plan_only and len(status.pending) and self.quoted is None)
+
+    @property
+    def config(self) -> RunConfig:
+        return budget.effective(self.requested, self.record.get("budget"))
+
+    @property
+    def slots(self) -> int:
+        return self.requested.resources.slots
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The recipe's (respaced) chain."""
+        return self.requested.recipe.solver.chain(self.models.prior.schedule)
+
+    @property
+    def nothing_to_do(self) -> bool:
+        """Whether earlier starts did everything that is requested."""
+        unsolved = not self.requested.policy.plan_only and (len(self.status.pending) or not self._finished)
+        return not (len(self.unplanned) or self.rebudgeted or unsolved or self.unpriced)
+
+    @property
+    def needs_cluster(self) -> bool:
+        """Whether there is anything to plan or to solve; otherwise only the last phase is missing."""
+        return bool(len(self.unplanned) or len(self.status.pending))
+
+    def take_choices(self) -> None:
+        """Replace automatic choices (precision, slots) by those in run.json, where it has them."""
+        self.requested = run_record.with_choices(self.requested, self.record)
+
+    def open_record(self) -> None:
+        """Write run.json where it is new; the caller holds the lease."""
+        fresh = run_record.examine(
+            self.requested, self.models.identity(), self.listing, set(self.status.failures["key"].to_pylist())
+        )  # another start may have ended since
+        self.record = run_record.open_record(self.requested, fresh, self.models.identity(), self.listing)
+        if self.models.registered is not None:
+            self.record["registered"] = {"severity_encoder": self.models.registered.uri}
+        self.take_choices()
+
+    def write_record(self) -> None:
+        run_record.write_record(self.output, self.record)
+
+    def read_status(self) -> None:
+        """Read again what is planned and committed."""
+        self.status = RunStatus.read(self.output)
+
+    def worker_settings(self, pools: Pools) -> WorkerSettings:
+        """The settings that are sent to the workers of these pools."""
+        return self._settings(pools.device, pools.threads)
+
+    def local_restorer(self) -> Restorer:
+        """A restorer of this run in the driver, on the CPU."""
+        settings = self._settings("cpu", self.record.get("threads", 1))
+        return settings.restorer(self.models.prior, self.models.encoder)
+
+    @contextmanager
+    def tracked(self) -> Iterator[None]:
+        """Track this start and how it ended; a quote is not tracked."""
+        config = self.config
+        recipe = config.recipe
+        weights = {name: value for name, value in self.record["fingerprint"].items() if name.startswith("weights.")}
+        self.tracker.start(
+            name=f"{recipe.degradation.name} {recipe.start.mode} {recipe.solver.name}",
+            params=flatten(to_dict(config)) | weights | {"images": self.record["archive"]["images"]},
+            tags={
+                "flashray.method": f"{recipe.start.mode}({recipe.solver.name})",
+                "flashray.fingerprint": self.record["fingerprint"]["sha256"],
+                "flashray.output": self.output,
+            },
+            config_yaml=to_yaml(config),
+        )
+        with self.tracker.told_the_end():
+            yield
+        self.keep_tracked()
+
+    def settle_tracking(self) -> None:
+        """Send the run folder's events to MLflow, within the configured patience."""
+        for name in _TRACKED_FILES:
+            self.tracker.file(name)
+        self.tracker.settle()
+        self.keep_tracked()
+
+    def catch_up(self) -> None:
+        """Send to MLflow what it lacks of a finished run, because it was away or the driver was killed at the end."""
+        if self.tracker.behind():
+            with held(self.output):
+                self.tracker.catch_up(_TRACKED_FILES, "FINISHED")
+                self.keep_tracked()
+
+    def keep_tracked(self) -> None:
+        """Note the tracked run in run.json."""
+        if self.tracker.record is not None:
+            run_record.note_tracked(self.output, self.record, self.tracker.record)
+
+    def _tracking_settings(self) -> TrackingConfig:
+        tracking = self.requested.tracking
+        return dataclasses.replace(tracking, enabled=tracking.enabled and not self.requested.policy.plan_only)
+
+    @property
+    def _finished(self) -> bool:
+        """Whether an earlier start wrote the summary."""
+        return storage.exists(run_uri(self.output, "summary.json"))
+
+    def _unplanned(self) -> pa.Table:
+        if not self.status.attempts:
+            return self.listing
+        again = self.status.failures["key"].to_pylist() if self.requested.policy.retry_failed else []
+        return self.listing.filter(pc.is_in(self.listing["key"], pa.array(again, pa.string())))
+
+    def _rebudgeted(self) -> bool:
+        """Whether the budget has changed since the plan; ConfigError if a unit of that plan is committed already."""
+        here, there = budget.requested(self.requested), (self.record.get("budget") or {}).get("requested", {})
+        if not self.status.attempts or here == there:
+            return False
+        if self.status.units or self.status.attempts > 1:
+            raise ConfigError(
+                f"output {self.output} holds a run planned with the budget {there or 'unlimited'} and partly done, and "
+                f"this start asks for {here or 'unlimited'}: choose another output, or give that budget"
+            )
+        return True
+
+    def _settings(self, device: str, threads: int) -> WorkerSettings:
+        config = self.config
+        start = dataclasses.replace(config.recipe.start, severity_encoder=self.models.encoder_source)
+        return WorkerSettings.of(config.replaced("recipe", start=start), device, threads, self.models.lpips)

@@ -1,0 +1,115 @@
+"""A run's configuration from a command line, or from Python's keyword arguments."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flashray.errors import ConfigError
+from flashray.options import Options, make_parser, parse
+from flashray.pipeline.run_config import IoConfig, PolicyConfig, ResourcesConfig, RunConfig, check
+from flashray.recipe import DegradationConfig, Recipe, SolverConfig, read_recipe, recipe_names
+from flashray.severity.start import Start
+from flashray.tracking.tracking_config import TrackingConfig
+
+_RECIPE = {"degradation": DegradationConfig, "start": Start, "solver": SolverConfig}
+_RUN = {"io": IoConfig, "resources": ResourcesConfig, "policy": PolicyConfig, "tracking": TrackingConfig}
+_SHORT = [
+    *(
+        f"{section}.{field.name}"
+        for section in ("io", "resources", "policy")
+        for field in dataclasses.fields(_RUN[section])
+    ),
+    "tracking.tracking_uri",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Top:
+    """The options of the top level.
+
+    Args:
+        recipe: a shipped recipe's name, or the path of a recipe file.
+        prior: bundled, a folder in diffusers' layout, or a hub id.
+        seed: all random numbers follow from it and the images' keys.
+    """
+
+    recipe: str | None = None
+    prior: str = "bundled"
+    seed: int = 0
+
+
+SECTIONS: dict[str, type[Any]] = {"": _Top, **_RUN, **_RECIPE}
+OPTIONS = Options.of(SECTIONS, _SHORT)
+
+
+def parse_run(argv: Sequence[str], prog: str = "flashray restore") -> RunConfig:
+    """The checked configuration of a command line `IN OUT [--option value …]`.
+
+    Raises:
+        ConfigError: for an unknown option or recipe (with the nearest names), a value of the wrong type, or a
+            configuration that cannot be carried out.
+    """
+    return _run_config(OPTIONS.normalise(argv, ("io.archive", "io.output")), prog)
+
+
+def run_config(values: Mapping[str, Any]) -> RunConfig:
+    """The checked configuration of keyword arguments: short names, dotted names, or nested mappings."""
+    argv: list[str] = []
+    for name, value in _flat(values):
+        argv += [f"--{OPTIONS.resolve(name)}", _text(value)]
+    return _run_config(argv, "flashray.restore")
+
+
+def parser_of(prog: str = "flashray restore") -> Any:
+    """The parser behind `--help-all`."""
+    return make_parser(prog, SECTIONS, "Restore an archive of degraded images.")
+
+
+def _run_config(argv: Sequence[str], prog: str) -> RunConfig:
+    given = {argv[n].removeprefix("--"): argv[n + 1] for n in range(len(argv) - 1)}
+    if "--print_config" not in argv and "config" not in given:
+        for name, what in (("io.archive", "the archive (IN)"), ("io.output", "the output (OUT)")):
+            if name not in given:
+                raise ConfigError(f"{what} is missing: {prog} IN OUT --recipe NAME")
+        if "recipe" not in given:
+            raise ConfigError(
+                f"--recipe is missing; shipped recipes: {', '.join(recipe_names())}; or give the path of a YAML file"
+            )
+    parser = parser_of(prog)
+    if "recipe" in given:
+        parser.set_defaults(dict(_leaves(read_recipe(given["recipe"]))))
+    values = parser.instantiate(parse(parser, argv))
+    recipe = Recipe(**{name: getattr(values, name) for name in ("degradation", "start", "solver", "prior", "seed")})
+    return check(RunConfig(recipe=recipe, **{name: getattr(values, name) for name in _RUN}))
+
+
+def _leaves(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """A recipe file's values by the parser's names; `settings` is one value."""
+    found: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        if name in _RECIPE:
+            found += [(f"{name}.{key}", one) for key, one in value.items()]
+        else:
+            found.append((name, value))
+    return found
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found += _flat(value, f"{prefix}{name}.")
+        else:
+            found.append((prefix + name, value))
+    return found
+
+
+def _text(value: Any) -> str:
+    """A value in the form of a command line."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(list(value)) if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,66 @@
+"""A Ray cluster for the duration of a start: connect, size the pools, and record automatic choices."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from flashray.errors import ConfigError, FlashrayError
+from flashray.pipeline.cluster import Pools, await_nodes, cause_of, connect, data_settings, size_pools
+from flashray.pipeline.open_run import Run
+from flashray.pipeline.precision import choose_precision
+from flashray.pipeline.quarantine import start_board
+from flashray.pipeline.slots import choose_slots
+
+STOPPED = "the run stopped: {}. What is committed stays, and the same command goes on from there"
+
+
+@dataclass(frozen=True)
+class RaySession:
+    """The actor pools' sizes, and the board on which workers record what they are doing."""
+
+    pools: Pools
+    board: Any
+
+
+@contextmanager
+def ray_session(run: Run) -> Iterator[RaySession]:
+    """A Ray cluster, pools that fit it, and a board; an error of Ray becomes a message that says how to continue."""
+    own = connect()
+    try:
+        await_nodes(run.config)
+        pools = size_pools(run.config, run.record.get("threads"), run.models.weights)
+        if run.record.get("device") not in (None, pools.device):
+            raise ConfigError(
+                f"output {run.output} holds a run made on {run.record['device']}, and this start would use "
+                f"{pools.device}: the last digits would differ. Choose another output, or --device"
+            )
+        _note_choices(run, pools)
+        with data_settings():
+            yield RaySession(pools, start_board())
+    except ray.exceptions.RayError as error:
+        # the error's frames refer to the actor pools, which keep their CPUs until the error is released
+        error.__cause__ = error.__context__ = error.__traceback__ = None
+        gc.collect()
+        raise FlashrayError(STOPPED.format(cause_of(error))) from error
+    finally:
+        if own:
+            ray.shutdown()
+
+
+def _note_choices(run: Run, pools: Pools) -> None:
+    """Record device, threads, precision and slots in run.json: an image's last digits depend on them."""
+    asked = run.requested.resources
+    run.record |= {"device": pools.device, "threads": pools.threads}
+    if asked.precision == "auto":
+        run.record["precision"] = choose_precision(pools)
+        run.take_choices()
+    if not asked.slots:
+        run.record["slots"] = choose_slots(run.worker_settings(pools), pools)
+        run.take_choices()
+    run.write_record()

@@ -1,0 +1,205 @@
+"""A recipe is the science of a run: degradation, start, solver, prior and seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from flashray.build import mapping, nearest, noise_range, strict
+from flashray.errors import ConfigError
+from flashray.severity.start import Start
+
+_SHIPPED = Path(__file__).parent / "recipes"
+
+if TYPE_CHECKING:
+    from flashray.degradations import Degradation
+    from flashray.schedule import NoiseSchedule
+    from flashray.solvers import Solver
+
+
+@dataclass(frozen=True)
+class DegradationConfig:
+    """The degradation that the measurements went through.
+
+    Args:
+        name: the family, such as gaussian_blur.
+        settings: the family's own settings, such as the range of its severity; preset names reference settings.
+        noise_std: standard deviation of the measurement's noise on the [0, 1] scale; [low, high] draws it per image.
+
+    Raises:
+        ConfigError: if noise_std is neither a number ≥ 0 nor such a range.
+    """
+
+    name: str = "gaussian_blur"
+    settings: dict[str, Any] = field(default_factory=dict)
+    noise_std: float | list[float] = 0.05
+
+    def __post_init__(self) -> None:
+        _ = self.noise_range  # raises
+
+    @property
+    def noise_range(self) -> tuple[float, float]:
+        """(low, high) of noise_std; equal where it is one number."""
+        return noise_range(self.noise_std, "degradation.noise_std")
+
+    def make(self) -> Degradation:
+        """The family with its settings; ConfigError names what is wrong with them."""
+        from flashray.degradations import make_degradation
+
+        return make_degradation(self.name, self.settings)
+
+
+@dataclass(frozen=True)
+class SolverConfig:
+    """The update rule and its chain.
+
+    Args:
+        name: the solver, such as latent_dps.
+        steps: length of the chain; fewer steps than the prior's schedule has respace it.
+        eta: DDIM's η of the reverse steps; 1 is ancestral sampling.
+        set_alpha_to_one: whether the last update of a respaced chain ends at the data (ᾱ = 1) or, as in LDM's and
+            ReSample's samplers, at ᾱ_0.
+        settings: the solver's own settings, such as its step size.
+    """
+
+    name: str = "latent_dps"
+    steps: int = 1000
+    eta: float = 1.0
+    set_alpha_to_one: bool = True
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def chain(self, schedule: NoiseSchedule) -> NoiseSchedule:
+        """The prior's schedule respaced for this solver; ConfigError where it has fewer steps."""
+        return schedule.respaced(self.steps, self.set_alpha_to_one)
+
+    def make(self) -> Solver:
+        """The update rule with its settings; ConfigError names what is wrong with them."""
+        from flashray.solvers import make_solver
+
+        return make_solver(self.name, self.settings)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is done to every image, independent of the archive and the machine.
+
+    Args:
+        degradation: the forward operator and the noise.
+        start: where the reverse diffusion starts.
+        solver: the update rule and its chain.
+        prior: bundled, a folder in diffusers' layout, or a hub id.
+        seed: all random numbers follow from it and the images' keys.
+    """
+
+    degradation: DegradationConfig = field(default_factory=DegradationConfig)
+    start: Start = field(default_factory=Start)
+    solver: SolverConfig = field(default_factory=SolverConfig)
+    prior: str = "bundled"
+    seed: int = 0
+
+    def check(self) -> Recipe:
+        """This recipe with absolute model folders; loads no weights.
+
+        Raises:
+            ConfigError: when a name or a setting is wrong, or the solver does not fit the degradation.
+        """
+        degradation, solver = self.degradation.make(), self.solver.make()
+        if self.solver.steps < 1:
+            raise ConfigError(f"solver.steps is {self.solver.steps}; give at least 1")
+        if not 0 <= self.solver.eta <= 1:
+            raise ConfigError(f"solver.eta is {self.solver.eta}; give a number from 0 to 1")
+        if solver.needs_adjoint and not degradation.linear:
+            raise ConfigError(
+                f"solver {self.solver.name} needs an adjoint, and {degradation.name} is nonlinear and has none; "
+                "use a solver that needs none, such as latent_dps"
+            )
+        if self.start.mode == "fixed" and self.start.step is None:
+            raise ConfigError("start.mode is fixed, and start.step is missing; give the step")
+        return self
+
+    def with_absolute_folders(self) -> Recipe:
+        """Model folders of this machine as absolute paths; other sources as they are."""
+
+        def absolute(source: str) -> str:
+            return os.path.abspath(source) if os.path.isdir(source) else source
+
+        settings = self.degradation.settings
+        if "weights" in settings:
+            settings = settings | {"weights": os.path.abspath(settings["weights"])}
+        return dataclasses.replace(
+            self,
+            prior=absolute(self.prior),
+            start=dataclasses.replace(self.start, severity_encoder=absolute(self.start.severity_encoder)),
+            degradation=dataclasses.replace(self.degradation, settings=settings),
+        )
+
+
+def recipe_names() -> list[str]:
+    """The names of the recipes inside the package."""
+    return sorted(path.stem for path in _SHIPPED.glob("*.yaml"))
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """The values of a recipe file, checked for their names and types only.
+
+    Args:
+        name: one of `recipe_names`, or the path of a YAML file.
+
+    Raises:
+        ConfigError: when there is no such recipe, with the nearest names; when the file is not a recipe.
+    """
+    if name.endswith((".yaml", ".yml")) or os.sep in name:
+        path = Path(name)
+        if not path.is_file():
+            raise ConfigError(f"recipe {name}: there is no such file; shipped recipes: {', '.join(recipe_names())}")
+        data = path.read_bytes()
+    else:
+        if name not in recipe_names():
+            raise ConfigError(
+                f"recipe {name!r} is not known{nearest(name, recipe_names())}; "
+                f"shipped recipes: {', '.join(recipe_names())}; or give the path of a YAML file"
+            )
+        data = (_SHIPPED / f"{name}.yaml").read_bytes()
+    try:
+        values = yaml.safe_load(data)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"recipe {name} is not a YAML file: {' '.join(str(error).split())}") from error
+    values = dict(mapping(values, f"recipe {name}"))
+    strict(Recipe, values, f"recipe {name}")
+    return values
+
+
+def load_recipe(name: str, changes: Mapping[str, Any] | None = None) -> Recipe:
+    """A checked recipe.
+
+    Args:
+        name: one of `recipe_names`, or the path of a YAML file.
+        changes: values that replace the file's, such as {"solver": {"steps": 50}} or {"solver.steps": 50}.
+
+    Raises:
+        ConfigError: when the file, a key or a value is wrong.
+    """
+    values = read_recipe(name)
+    for key, value in (changes or {}).items():
+        _put(values, key.split("."), value)
+    return strict(Recipe, values, f"recipe {name}").check().with_absolute_folders()
+
+
+def _put(values: dict[str, Any], path: list[str], value: Any) -> None:
+    """values[a][b] = value of the path [a, b]; a mapping is merged into what is there."""
+    first, *rest = path
+    if rest:
+        inner = values.get(first)
+        values[first] = dict(inner) if isinstance(inner, Mapping) else {}
+        _put(values[first], rest, value)
+    elif isinstance(value, Mapping) and isinstance(values.get(first), Mapping):
+        for name, one in value.items():
+            _put(values, [first, str(name)], one)
+    else:
+        values[first] = value

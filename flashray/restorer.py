@@ -1,0 +1,364 @@
+"""The restoration of images, composed once: measure → estimate → start → solve → score.
+
+Notebooks, Ray actors, the quote, the contact sheet and the experiments all call it. It is plain torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from flashray.engine import Job, Solved, solve
+from flashray.errors import ConfigError, ImageError
+from flashray.images import Fit, decode_image, from_uint8, to_pil
+from flashray.measurement import Frame, Measurement, Measurer, Photo
+from flashray.metrics import LPIPS, score
+from flashray.precision import native_precision
+from flashray.prior import LatentPrior, load_prior
+from flashray.recipe import Recipe, load_recipe
+from flashray.severity import SeverityEncoder, error_std, estimate, load_severity_encoder
+
+BATCH = 16  # images in one call of a network, outside the solver
+ImageLike = str | Path | Image.Image | np.ndarray | Tensor
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the severity encoder predicts for B images.
+
+    Attributes:
+        z_hat_BCHW: ẑ, latents of unit variance on the images' device; None without an encoder.
+        sigma_hat_B: σ̂, float64 on the CPU; NaN without an encoder.
+    """
+
+    z_hat_BCHW: Tensor | None
+    sigma_hat_B: Tensor
+
+
+@dataclass(frozen=True)
+class Restored:
+    """Restored images and the cost of each, in the order in which they were given.
+
+    Attributes:
+        images: [3, H, W] in [-1, 1] on the CPU; None where there is an error.
+        sigma_hat: σ̂ of each image; NaN without an encoder.
+        nfe: denoiser evaluations of each image.
+        fallback: whether the image took the full chain because σ̂ was too large for the start.
+        seconds: each image's share of the solver's time.
+        errors: why an image could not be restored, else None.
+    """
+
+    images: list[Tensor | None]
+    sigma_hat: list[float]
+    nfe: list[int]
+    fallback: list[bool]
+    seconds: list[float]
+    errors: list[str | None]
+
+    def pil(self, index: int = 0) -> Image.Image:
+        """One restored image as a picture; ImageError where it could not be restored."""
+        image = self.images[index]
+        if image is None:
+            raise ImageError(str(self.errors[index]))
+        return to_pil(image)
+
+
+class Restorer:
+    """A recipe with its models on a device.
+
+    Args:
+        recipe: checked (`Recipe.check`).
+        prior, encoder: loaded, on one device; a full chain needs no encoder.
+        measurement: observed takes images as measurements; simulated degrades clean images, each by its key.
+        fit: how images of another size are brought to the prior's size.
+        slots: images in flight.
+
+    Raises:
+        ConfigError: when the chain is longer than the prior's, the degradation does not fit the prior's images, the
+            encoder is missing or belongs to another prior.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        prior: LatentPrior,
+        encoder: SeverityEncoder | None = None,
+        measurement: Literal["observed", "simulated"] = "observed",
+        fit: Fit = "resize",
+        slots: int = 8,
+    ) -> None:
+        self.recipe, self.prior, self.slots = recipe, prior, slots
+        self.encoder = encoder if recipe.start.uses_encoder else None
+        self.start, self.solver = recipe.start, recipe.solver.make()
+        self.degradation = recipe.degradation.make()
+        self.schedule = recipe.solver.chain(prior.schedule)
+        self.degradation.check_size((prior.sample_size, prior.sample_size))
+        if recipe.start.uses_encoder:
+            if encoder is None:
+                raise ConfigError(f"start.mode {recipe.start.mode} needs a severity encoder; name one")
+            encoder.check_prior(prior, recipe.start.severity_encoder)
+        simulated = measurement == "simulated"
+        self.measurer = Measurer(self.degradation, recipe.degradation.noise_range, simulated, recipe.seed)
+        self.reference_frame = Frame(prior.sample_size, fit)
+        self.frame = (
+            self.reference_frame if simulated else Frame.of_measurements(self.degradation, prior.sample_size, fit)
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.prior.device
+
+    @cached_property
+    def latent_shape(self) -> tuple[int, ...]:
+        """[C, h, w] of an image's latent."""
+        size = self.prior.sample_size
+        with torch.no_grad():
+            return tuple(self.prior.encode(torch.zeros(1, 3, size, size, device=self.device)).shape[1:])
+
+    def measure(self, photos: Sequence[Photo]) -> Measurement:
+        """The measurements of a batch, on the restorer's device."""
+        return self.measurer.measure(photos, self.device)
+
+    def estimate(self, measured: Measurement) -> Estimate:
+        """(ẑ, σ̂) of measurements, one call of the severity encoder."""
+        if self.encoder is None:
+            return Estimate(None, torch.full((len(measured),), torch.nan, dtype=torch.float64))
+        z_hat, sigma_hat = estimate(self.encoder, self.prior, measured.seen_BCHW)
+        return Estimate(z_hat, sigma_hat.double().cpu())
+
+    def start_steps(self, sigma_hat_B: Tensor) -> tuple[Tensor, Tensor]:
+        """([B] long start steps, [B] bool fall-backs to the full chain)."""
+        return self.start.start_step(sigma_hat_B, self.schedule)
+
+    def begin(self, measured: Measurement, z_hat_BCHW: Tensor | None, sigma_hat_B: Tensor, step_B: Tensor) -> list[Job]:
+        """The engine's jobs: each image with its start step and start latent."""
+        if z_hat_BCHW is None:
+            z_hat_BCHW = torch.zeros(len(measured), *self.latent_shape, device=self.device)
+        z_start = self.start.latent(z_hat_BCHW, sigma_hat_B, step_B, self.schedule, measured.seed_B)
+        return [
+            Job(
+                key=measured.keys[b],
+                seed=measured.seeds[b],
+                y=measured.y_BCHW[b],
+                parameters={name: values[b] for name, values in measured.parameters.items()},
+                noise_std=float(measured.noise_std_B[b]),
+                z_start=z_start[b],
+                start_step=int(step_B[b]),
+            )
+            for b in range(len(measured))
+        ]
+
+    def solve(self, jobs: Sequence[Job], on_step: Callable[[int], None] | None = None) -> Iterator[Solved]:
+        """Solve the images, `slots` at a time; yields each as it finishes. Give the images with most steps first."""
+        eta = self.recipe.solver.eta
+        return solve(self.prior, self.degradation, self.solver, self.schedule, jobs, self.slots, eta, on_step)
+
+    @torch.no_grad()
+    def decode(self, z_BCHW: Tensor) -> Tensor:
+        """D(z) of any number of latents, [B, 3, H, W], not clipped."""
+        return torch.cat([self.prior.decode(z) for z in z_BCHW.split(BATCH)])
+
+    @torch.no_grad()
+    def true_sigma(self, z_hat_BCHW: Tensor, x_BCHW: Tensor) -> Tensor:
+        """σ̄: [B] true standard deviation of the latent error, given the clean images in [-1, 1]."""
+        return error_std(z_hat_BCHW, self.prior.encode(x_BCHW.to(self.device)))
+
+    @torch.no_grad()
+    def score(
+        self, candidates: Mapping[str, Tensor], x_BCHW: Tensor, metrics: Sequence[str], lpips: LPIPS | None = None
+    ) -> dict[str, Tensor]:
+        """Per-image metrics [B] against clean images, named prefix + metric, for each prefix of the candidates."""
+        reference, found = x_BCHW.to(self.device), dict[str, Tensor]()
+        for prefix, candidate in candidates.items():
+            for metric, values in score(candidate.to(self.device), reference, lpips, metrics).items():
+                found[prefix + metric] = values
+        return found
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        *,
+        keys: Sequence[str] | None = None,
+        noise_std: float | None = None,
+        mask: ImageLike | None = None,
+        **parameters: float,
+    ) -> Restored:
+        """Restore images.
+
+        Args:
+            images: a path, a PIL picture, an array or a tensor, or a list of them. Arrays are uint8 [H, W, 3] or
+                [H, W]; tensors are floating point [3, H, W] (or [B, 3, H, W]) in [-1, 1]. Other sizes than the prior's
+                are fitted to it.
+            keys: names of the images; the noise of an image follows from its name. Default: the path, else the
+                position.
+            noise_std: of the measurements, on the [0, 1] scale; default: the recipe's, if that is one number.
+            mask: for inpainting families: white where a pixel is known.
+            parameters: the degradation's parameters, such as blur_std=1.5; the same for all images.
+
+        Raises:
+            ValueError: for an image of the wrong shape, range or type, or unknown parameters.
+
+        An image that cannot be read or solved has an error in the result; the others are restored.
+        """
+        given = _as_list(images)
+        names = list(keys) if keys is not None else [_name(one, n) for n, one in enumerate(given)]
+        if len(names) != len(given) or len(set(names)) != len(names):
+            raise ValueError(f"keys: give {len(given)} different names, one an image")
+        unknown = sorted(set(parameters) - set(self.degradation.parameter_names))
+        if unknown:
+            known = ", ".join(self.degradation.parameter_names) or "none"
+            raise ValueError(f"{', '.join(unknown)}: not a parameter of {self.degradation.name}; known: {known}")
+        if mask is not None and not self.degradation.takes_mask:
+            raise ValueError(f"mask: {self.degradation.name} does not take a mask")
+        errors: dict[str, str] = {}
+        photos: list[Photo] = []
+        for name, one in zip(names, given, strict=True):
+            try:
+                known_1HW = None if mask is None else self.frame.take_mask(as_image(mask))
+                photos.append(
+                    self.measurer.photo(name, self.frame.take(as_image(one)), parameters, noise_std, known_1HW)
+                )
+            except (ImageError, OSError) as error:
+                errors[name] = str(error)
+        return self.restore_photos(photos, names, errors)
+
+    @torch.no_grad()
+    def restore_photos(
+        self, photos: Sequence[Photo], names: Sequence[str] | None = None, errors: Mapping[str, str] | None = None
+    ) -> Restored:
+        """Restore photos; the result is in the order of `names` (default: the order of the photos)."""
+        names = [photo.key for photo in photos] if names is None else names
+        parts = [self.measure(photos[first : first + BATCH]) for first in range(0, len(photos), BATCH)]
+        return self.restore_measured([(measured, self.estimate(measured)) for measured in parts], names, errors)
+
+    @torch.no_grad()
+    def restore_measured(
+        self,
+        parts: Sequence[tuple[Measurement, Estimate]],
+        names: Sequence[str] | None = None,
+        errors: Mapping[str, str] | None = None,
+    ) -> Restored:
+        """Restore batches of measurements with their estimates; the result is in the order of `names`."""
+        names = [key for measured, _ in parts for key in measured.keys] if names is None else names
+        failed = dict(errors or {})
+        jobs: list[Job] = []
+        sigma: dict[str, float] = {}
+        fallback: dict[str, bool] = {}
+        for measured, found in parts:
+            step_B, fallback_B = self.start_steps(found.sigma_hat_B)
+            jobs += self.begin(measured, found.z_hat_BCHW, found.sigma_hat_B, step_B)
+            sigma |= dict(zip(measured.keys, found.sigma_hat_B.tolist(), strict=True))
+            fallback |= dict(zip(measured.keys, fallback_B.tolist(), strict=True))
+        jobs.sort(key=lambda job: -job.start_step)
+        solved = {one.key: one for one in self.solve(jobs)}
+        nothing = Solved("", None, 0, 0.0)
+        found_in_order = [solved.get(name, nothing) for name in names]
+        return Restored(
+            images=[one.image for one in found_in_order],
+            sigma_hat=[sigma.get(name, float("nan")) for name in names],
+            nfe=[one.nfe for one in found_in_order],
+            fallback=[fallback.get(name, False) for name in names],
+            seconds=[one.seconds for one in found_in_order],
+            errors=[failed.get(name, one.error) for name, one in zip(names, found_in_order, strict=True)],
+        )
+
+
+def load(
+    recipe: str | Recipe,
+    device: str = "auto",
+    precision: Literal["auto", "float32", "bf16"] = "auto",
+    measurement: Literal["observed", "simulated"] = "observed",
+    fit: Fit = "resize",
+    slots: int = 8,
+    **changes: Any,
+) -> Restorer:
+    """A restorer with its models loaded.
+
+    Args:
+        recipe: a shipped recipe's name, the path of a recipe file, or a Recipe.
+        device: cpu, cuda, or auto (cuda where there is one).
+        precision: of the networks; auto is bf16 where the device computes in it natively, else float32.
+        measurement: simulated degrades the images that are given, each by its key.
+        changes: keys of the recipe with new values, such as `seed=1` or `solver={"steps": 50}`.
+
+    Raises:
+        ConfigError: when the recipe, a model or a setting is missing or wrong.
+    """
+    if isinstance(recipe, Recipe):
+        if changes:
+            raise ConfigError("changes are for recipes given by name; change a Recipe with dataclasses.replace")
+        chosen = recipe.check()
+    else:
+        chosen = load_recipe(recipe, changes)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    prior, encoder = load_models(chosen, device)
+    prior.bf16 = (native_precision(device) if precision == "auto" else precision) == "bf16"
+    return Restorer(chosen, prior, encoder, measurement, fit, slots)
+
+
+def load_models(recipe: Recipe, device: str | torch.device = "cpu") -> tuple[LatentPrior, SeverityEncoder | None]:
+    """(prior, severity encoder or None for a full chain) of a recipe, in float32.
+
+    Raises:
+        ConfigError: when one is missing, or the encoder's name is one of a model registry.
+    """
+    prior = load_prior(recipe.prior, device)
+    if not recipe.start.uses_encoder:
+        return prior, None
+    source = recipe.start.severity_encoder
+    if source.startswith("models:/"):
+        raise ConfigError(
+            f"severity encoder {source}: only the job reads from a model registry; in Python give the encoder's "
+            "folder, which flashray.tracking.model_registry.fetch returns"
+        )
+    return prior, load_severity_encoder(source, device)
+
+
+def as_image(given: ImageLike) -> Tensor:
+    """A path, picture, array or tensor as float32 [3, H, W] in [-1, 1].
+
+    Raises:
+        ValueError: for a wrong shape, range or type, with what was given and what is expected.
+        ImageError: for a file that is not a valid image. OSError: for one that cannot be read.
+    """
+    if isinstance(given, str | Path):
+        return decode_image(Path(given).read_bytes())
+    if isinstance(given, Image.Image):
+        return from_uint8(torch.from_numpy(np.array(given.convert("RGB"))).permute(2, 0, 1).contiguous())
+    if isinstance(given, np.ndarray):
+        if given.dtype != np.uint8 or not (given.ndim == 2 or (given.ndim == 3 and given.shape[2] == 3)):
+            raise ValueError(
+                f"an array is uint8 [H, W, 3] or [H, W], not {given.dtype} {list(given.shape)}; "
+                "give floating-point images as a tensor [3, H, W] in [-1, 1]"
+            )
+        grey = np.repeat(given[..., None], 3, axis=2) if given.ndim == 2 else given
+        return from_uint8(torch.from_numpy(grey.copy()).permute(2, 0, 1).contiguous())
+    if isinstance(given, Tensor):
+        if given.ndim != 3 or given.shape[0] != 3 or not given.dtype.is_floating_point:
+            raise ValueError(f"a tensor is floating point [3, H, W] in [-1, 1], not {given.dtype} {list(given.shape)}")
+        if not bool(torch.isfinite(given).all()) or given.min() < -1.001 or given.max() > 1.001:
+            raise ValueError(f"a tensor's values are in [-1, 1], and these are from {given.min():g} to {given.max():g}")
+        return given.detach().float().cpu()
+    raise ValueError(f"an image is a path, a PIL picture, an array or a tensor, not a {type(given).__name__}")
+
+
+def _as_list(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
+    if isinstance(images, Tensor) and images.ndim == 4:
+        return list(images)
+    if isinstance(images, str | Path | Image.Image | np.ndarray | Tensor):
+        return [images]
+    return list(images)
+
+
+def _name(image: ImageLike, position: int) -> str:
+    return str(image) if isinstance(image, str | Path) else f"{position}"
