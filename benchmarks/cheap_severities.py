@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -118,23 +116,6 @@ class Calibration:
         right = torch.searchsorted(knots, x).clamp(1, len(knots) - 1)
         share = (x - knots[right - 1]) / (knots[right] - knots[right - 1])
         return torch.lerp(values[right - 1], values[right], share).to(severity_B.dtype)
-
-    def save(self, path: str | Path) -> None:
-        """Write as JSON."""
-        Path(path).write_text(json.dumps(asdict(self), indent=2) + "\n")
-
-    @classmethod
-    def load(cls, path: str | Path) -> Calibration:
-        """Read what `save` wrote; ConfigError names the file and what is wrong with it."""
-        try:
-            values = json.loads(Path(path).read_text())
-            return cls(str(values["name"]), tuple(map(float, values["severity"])), tuple(map(float, values["sigma"])))
-        except FileNotFoundError as error:
-            raise ConfigError(
-                f"calibration {path}: there is no such file; Calibration.fit and save write one"
-            ) from error
-        except (ValueError, KeyError, TypeError, ConfigError) as error:
-            raise ConfigError(f"calibration {path}: not a saved calibration ({error})") from error
 
     def _padded(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """The knots, with one more where there is only one: a constant is a line too."""

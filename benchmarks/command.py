@@ -32,7 +32,7 @@ def run_command(
     """
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     given = list(sys.argv[1:] if argv is None else argv)
-    if "-h" in given or "--help" in given:
+    if {"-h", "--help", "--help-all"} & set(given):
         make_parser(f"python -m {prog}", {"": config}, (config.__doc__ or "").splitlines()[0]).print_help()
         return 0
     return exit_code(lambda: work(parse_as(config, f"python -m {prog}", given, positionals, rest)))

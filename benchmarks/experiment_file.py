@@ -121,7 +121,6 @@ class Experiment:
     tasks: list[dict[str, Any]]
     methods: list[dict[str, Any]]
     scales: dict[str, Scale]
-    about: str = ""
     pairs: list[list[str]] = field(default_factory=list)
     pictures: int = 6
     text: str = ""
@@ -138,7 +137,7 @@ def load_experiment(name: str, folder: Path) -> Experiment:
     Raises:
         ConfigError: where there is none (those of the folder are listed), or a key is missing or unknown.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name.replace('-', '_')}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(one.stem for one in folder.glob("*.yaml")))
         raise ConfigError(f"experiment {name}: there is no such file; known are {known}, or name a YAML file")

@@ -1,4 +1,4 @@
-"""Clean photos as the methods of an experiment get them: degraded, and looked at by the severity encoder."""
+"""Clean photos as the methods of an experiment get them: degraded, with the severity encoder's estimates."""
 
 from __future__ import annotations
 

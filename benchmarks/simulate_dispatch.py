@@ -74,7 +74,9 @@ def start_steps(config: DispatchConfig, images: int) -> Integers:
 
 def report(config: DispatchConfig, steps: Integers, many: Integers, by_pool: dict[str, list[Result]]) -> Iterator[str]:
     """The page's lines."""
-    source = f"drawn from {config.plan}" if config.plan else f"synthetic, of a chain of {config.chain:,} steps"
+    source = (
+        f"drawn from {config.plan}" if config.plan else f"of a synthetic archive with a chain of {config.chain:,} steps"
+    )
     yield "# Simulated dispatch"
     yield ""
     yield (

@@ -23,7 +23,7 @@ class SwinIR(ModelMixin, ConfigMixin):
 
     Args (the defaults are the paper's):
         channels: features of a position; a multiple of `heads`.
-        depths: Swin layers of each residual block; every second one looks through shifted windows.
+        depths: Swin layers of each residual block; every second one has shifted windows.
         window: side of the attention's windows in positions, even.
         mlp_ratio: hidden features of a layer's perceptron over `channels`.
         pixel_block: side of the blocks of pixels that are one position; 2 takes a fifth of the time of 1.

@@ -56,7 +56,7 @@ def train_swinir(config: TrainSwinIRConfig) -> list[dict[str, Interval]]:
     return figures
 
 
-def _train(config: TrainSwinIRConfig) -> None:
+def train_from_command(config: TrainSwinIRConfig) -> None:
     train_swinir(config)
 
 
@@ -78,4 +78,6 @@ def build_swinir_task(config: TrainSwinIRConfig) -> SwinIRTask:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(TrainSwinIRConfig, _train, "benchmarks.train_swinir"))
+    from benchmarks import train_swinir as module  # by its own name, under which Ray's workers import it
+
+    sys.exit(run_command(module.TrainSwinIRConfig, module.train_from_command, "benchmarks.train_swinir"))

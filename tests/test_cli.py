@@ -93,7 +93,7 @@ def test_the_overview_names_every_verb(capsys: pytest.CaptureFixture[str]):
 
 def test_an_unknown_verb_is_named_with_the_nearest(capsys: pytest.CaptureFixture[str]):
     assert main(["restor", "a", "b"]) == 2
-    assert "'restor' is no verb of flashray (did you mean restore" in capsys.readouterr().err
+    assert "'restor' is not a verb of flashray (did you mean restore" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", ["verify", "report", "replay"])
@@ -106,7 +106,7 @@ def test_training_needs_to_know_what(capsys: pytest.CaptureFixture[str]):
     assert main(["train", "severitty"]) == 2
     assert "give prior or severity" in capsys.readouterr().err
     assert main(["train", "severity", "--photoz", "x"]) == 2
-    assert "--photoz is no option (did you mean --photos" in capsys.readouterr().err
+    assert "--photoz is not an option (did you mean --photos" in capsys.readouterr().err
 
 
 def test_importing_the_package_is_light():

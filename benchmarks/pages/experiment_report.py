@@ -34,7 +34,7 @@ def write_report(
         if rows:
             store.put(tables.to_csv(rows), name)
     store.put(to_parquet(every_image(results)), "images.parquet")
-    page = _page(experiment, results, found, list(pictures), record)
+    page = _page(experiment, results, found, list(pictures), record, shared=bool(shared))
     store.put(page, "report.md")
     return [f"figures/{name}" for name in pictures]
 
@@ -91,15 +91,17 @@ def _page(
     found: Sequence[Difference],
     pictures: Sequence[str],
     record: Mapping[str, Any],
+    shared: bool,
 ) -> str:
     most = max(len(one.rows) for one in results)
     machines = "; ".join(sorted({one.summary["machine"] for one in results}))
     text = [
         f"# {experiment.title}\n",
-        f"{experiment.about.strip()}\n" if experiment.about else "",
         f"```\n{record['command']}\n```\n",
-        f"Scale {record['scale']}, at most {most} images a cell; {machines}. Means with 95 % bootstrap intervals over "
-        "the images; NFE are denoiser evaluations.\n",
+        f"Scale {record['scale']}, at most {most} images a cell; {machines}. Means over the images; table.csv has "
+        "their 95 % bootstrap intervals"
+        + (", and shared.csv the means over the images that every row has" if shared else "")
+        + ". NFE are denoiser evaluations.\n",
     ]
     text += [f"![{name.removesuffix('.png')}](figures/{name})\n" for name in pictures]
     if experiment.kind == "severity":

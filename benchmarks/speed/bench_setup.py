@@ -43,7 +43,7 @@ class BenchConfig:
         full_images: of them through the full chain.
         full_dc_step: the full chain's step size (Latent-DPS, ancestral).
         slots: batch sizes of the engine part.
-        steps: updates of each timed flight.
+        steps: updates of each timed image.
         options: of `benchmarks.speed.device_options`, to compare with float32.
         pipeline_images: few and many, see `pipeline_over_engine`.
         threads: of this process; default torch's.

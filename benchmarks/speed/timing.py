@@ -119,7 +119,7 @@ def slot_utilization(
 ) -> float:
     """The share of useful slot-steps when the engine solves these units (start steps each), one after another.
 
-    It flies every image's every step, with the denoiser's place empty.
+    The engine takes every step of every image, with the identity in place of the denoiser.
     """
     total = SlotUtilization(slots)
     prior.epsilon = lambda z, t: z  # type: ignore[method-assign, assignment]

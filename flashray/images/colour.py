@@ -8,6 +8,7 @@ photo would come back changed; the relative one moves only what sRGB cannot show
 from __future__ import annotations
 
 import io
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -32,6 +33,7 @@ class ColourSpace(Protocol):
     def from_srgb(self, x: Floats) -> Floats: ...
 
 
+@lru_cache(maxsize=8)  # the photos of an archive share few profiles, and one of tables takes a tenth of a second
 def colour_space(kind: str, depth: int, icc: bytes | None) -> tuple[ColourSpace, str | None]:
     """The colour space of samples of a kind (grey, rgb, cmyk) and depth in bits, and a warning or None.
 

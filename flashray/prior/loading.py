@@ -14,6 +14,7 @@ from flashray.errors import ConfigError
 from flashray.prior.check import check_prior
 from flashray.prior.condition import Family
 from flashray.prior.dit import DiT
+from flashray.prior.dry_run import dry_run
 from flashray.prior.flow import SD3, Sana
 from flashray.prior.folder import INDEX, STATISTICS, PipelineFolder, find_autoencoder, open_pipeline, read_index
 from flashray.prior.latent_prior import LatentPrior
@@ -67,6 +68,7 @@ def load_prior(
         for name, value in family.condition(pipeline).items()
     }
     denoiser = family.wrap(load_model(_class(pipeline.denoiser_class), pipeline.denoiser, dtype), constants)
+    dry_run(autoencoder, denoiser, schedule, channels, factor, side, source)
     prior = LatentPrior(
         autoencoder,
         denoiser,

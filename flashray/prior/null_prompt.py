@@ -78,6 +78,7 @@ def _components(pipeline: PipelineFolder) -> list[str]:
             f"prior {pipeline.source}: neither {FILE} nor a text encoder in {INDEX}; write the file with "
             "flashray export-null-prompt where the whole pipeline is"
         )
+    _check_libraries(pipeline, names)
     for name in names:
         config = "tokenizer_config.json" if name.startswith("tokenizer") else "config.json"
         if not (pipeline.root / name / config).is_file():
@@ -86,6 +87,16 @@ def _components(pipeline: PipelineFolder) -> list[str]:
                 "with flashray export-null-prompt where the whole pipeline is"
             )
     return names
+
+
+def _check_libraries(pipeline: PipelineFolder, names: list[str]) -> None:
+    """Refuse classes from elsewhere: a library can name a file in the pipeline's folder, whose code would run."""
+    for name, library in {**dict.fromkeys(names, "transformers"), "scheduler": "diffusers"}.items():
+        entry = pipeline.index.get(name)
+        if not isinstance(entry, list) or len(entry) != 2 or entry[0] != library or not isinstance(entry[1], str):
+            raise ConfigError(
+                f"prior {pipeline.source}: {INDEX} gives {name} as {entry!r}; a class of {library} is asked for"
+            )
 
 
 @torch.no_grad()
@@ -126,21 +137,21 @@ def _text_encoder(pipeline: PipelineFolder, name: str) -> Any:
             f"install it, or write {FILE} with flashray export-null-prompt where it is"
         ) from error
     folder = pipeline.root / name
-    library, kind = (str(part) for part in pipeline.index[name])
-    if library != "transformers" or not hasattr(transformers, kind):
-        raise ConfigError(f"prior {pipeline.source}: {name} is a {library}.{kind}, which transformers does not have")
+    kind = pipeline.index[name][1]
+    if not hasattr(transformers, kind):
+        raise ConfigError(f"prior {pipeline.source}: {name} is a {kind}, which transformers does not have")
     read_json(folder / "config.json")
     check_finite(read_tensors(weight_files(folder, _ENCODER)), folder)
     try:
         encoder, report = getattr(transformers, kind).from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, output_loading_info=True, dtype=torch.float32
+            folder, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
     except Exception as error:
         raise ConfigError(f"{folder}: the text encoder does not open ({type(error).__name__}: {error})") from error
     wrong = sorted({str(key) for part in ("missing_keys", "mismatched_keys") for key in report.get(part, ())})
     if wrong:
         raise ConfigError(f"{folder}: the weights lack {', '.join(wrong[:5])}, or have them in another shape")
-    return encoder.eval()
+    return encoder.float().eval()
 
 
 def _of_stable_diffusion(pipeline: Any) -> dict[str, Tensor]:

@@ -40,10 +40,10 @@ def width_of_prompt(pipeline: PipelineFolder) -> int:
         ConfigError: if its blocks ask for different ones.
     """
     width = pipeline.config.get("cross_attention_dim", 1280)
-    widths = set(width) if isinstance(width, list) else {width}
-    if len(widths) != 1 or not isinstance(only := widths.pop(), int):
+    widths = width if isinstance(width, list) else [width]
+    if not widths or not all(isinstance(one, int) and one == widths[0] for one in widths):
         raise ConfigError(f"prior {pipeline.source}: cross_attention_dim is {width!r}; give one width for all blocks")
-    return only
+    return int(widths[0])
 
 
 class StableDiffusion(Family):

@@ -41,8 +41,8 @@ def test_the_mask_parts_what_rolling_brought_together():
     height, width, window, shift = 8, 12, 4, 2
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     rolled = torch.stack([rows, columns], dim=-1)[None].roll((-shift, -shift), dims=(1, 2))
-    place = partition(rolled, window)[0]  # [N, T, 2] where each position comes from
-    apart = (place[:, :, None] - place[:, None, :]).abs().amax(dim=-1)
+    position = partition(rolled, window)[0]  # [N, T, 2] where each position comes from
+    apart = (position[:, :, None] - position[:, None, :]).abs().amax(dim=-1)
     mask = shift_mask(height, width, window, shift)
     assert torch.equal(mask, apart >= window)
     assert mask.any()

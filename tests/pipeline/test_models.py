@@ -76,7 +76,7 @@ def test_an_encoder_of_much_other_noise_warns_with_both_numbers(
     degradation, start = DegradationConfig(noise_std=noise), Start(severity_encoder=str(encoder))
     with caplog.at_level(logging.WARNING):
         load_models(make(degradation=degradation, start=start))
-    assert (f"was trained with noise_std {trained}, and the measurements' is {noise}" in caplog.text) == warns
+    assert (f"was trained with noise_std {trained}, and the measurements have {noise}" in caplog.text) == warns
     assert ("noise_std" in caplog.text) == warns
 
 

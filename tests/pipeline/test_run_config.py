@@ -68,7 +68,7 @@ def test_keyword_arguments_are_the_command_line() -> None:
     assert (config.policy.limit, config.policy.plan_only, config.io.metrics) == (3, True, ["psnr"])
     assert config.recipe.solver.steps == 50
     assert config.recipe.degradation.settings["std"] == [1, 2]
-    with pytest.raises(ConfigError, match="--limt is no option"):
+    with pytest.raises(ConfigError, match="--limt is not an option"):
         run_config(values | {"limt": 3})
 
 
@@ -110,8 +110,8 @@ def test_an_unknown_recipe_lists_the_shipped_ones() -> None:
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["--solver.stepz", "3"], ["--solver.stepz is no option", "did you mean --solver.steps"]),
-        (["--limt", "3"], ["--limt is no option", "did you mean --limit"]),
+        (["--solver.stepz", "3"], ["--solver.stepz is not an option", "did you mean --solver.steps"]),
+        (["--limt", "3"], ["--limt is not an option", "did you mean --limit"]),
         (["third"], ["'third' is one argument too many"]),
         (["--limit"], ["--limit has no value"]),
         (["--limit", "many"], ["limit", "many"]),

@@ -113,7 +113,7 @@ def test_a_damaged_run_json_is_named(config: RunConfig) -> None:
     with pytest.raises(ConfigError, match="damaged"):
         open_run(config)
     (record(config.io.output) / "run.json").write_text("[]")
-    with pytest.raises(ConfigError, match="is no record of a run"):
+    with pytest.raises(ConfigError, match="is not the record of a run"):
         open_run(config)
 
 

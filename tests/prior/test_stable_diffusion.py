@@ -215,6 +215,16 @@ ENCODER_DAMAGE = {
 }
 
 
+@pytest.mark.parametrize("name", ["tokenizer", "text_encoder", "scheduler"])
+def test_no_code_of_the_folder_runs(name: str, with_encoder: Path):
+    """model_index.json can name a Python file beside a component."""
+    (with_encoder / name / "own.py").write_text("raise SystemExit('ran')")
+    edit_index(with_encoder, **{name: ["own", "CLIPTokenizer"]})
+    library = "diffusers" if name == "scheduler" else "transformers"
+    with pytest.raises(ConfigError, match=f"gives {name} as .*; a class of {library} is asked for"):
+        load_prior(str(with_encoder))
+
+
 @pytest.mark.parametrize("damage", ENCODER_DAMAGE)
 def test_broken_text_encoders_are_refused_by_name(damage: str, with_encoder: Path):
     damaging, message = ENCODER_DAMAGE[damage]
