@@ -69,15 +69,15 @@ def test_an_image_of_a_batch_is_blurred_as_it_is_alone():
     together = SeparableBlur.gaussian(std_B, 61, (50, 80))
     for n in range(len(STDS)):
         alone = SeparableBlur.gaussian(std_B[n : n + 1], 61, (50, 80))
-        torch.testing.assert_close(alone.forward(x[n : n + 1])[0], together.forward(x)[n], rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(alone.A_linear(x[n : n + 1])[0], together.A_linear(x)[n], rtol=1e-12, atol=1e-13)
         torch.testing.assert_close(alone.A_adjoint(x[n : n + 1])[0], together.A_adjoint(x)[n], rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("std", [math.nan, math.inf])
 def test_a_std_that_is_not_finite_spoils_its_own_image_alone(std: float):
     x = random(2, 3, 20, 30)
-    good = SeparableBlur.gaussian(torch.tensor([1.0], dtype=torch.float64), 61, (20, 30)).forward(x[:1])
-    both = SeparableBlur.gaussian(torch.tensor([1.0, std], dtype=torch.float64), 61, (20, 30)).forward(x)
+    good = SeparableBlur.gaussian(torch.tensor([1.0], dtype=torch.float64), 61, (20, 30)).A_linear(x[:1])
+    both = SeparableBlur.gaussian(torch.tensor([1.0, std], dtype=torch.float64), 61, (20, 30)).A_linear(x)
     torch.testing.assert_close(both[:1], good, rtol=1e-12, atol=1e-13)
     assert bool(torch.isfinite(both[1]).all()) is (std == math.inf)  # ∞ is the mean over the kernel
 
