@@ -33,8 +33,8 @@ class Observed:
 
     def with_sigma(self, sigma_hat_B: Tensor) -> Observed:
         """The same with another σ̂."""
-        sigma_hat_B = sigma_hat_B.double().cpu()
-        return dataclasses.replace(self, estimate=dataclasses.replace(self.estimate, sigma_hat_B=sigma_hat_B))
+        sigma_BK = sigma_hat_B.double().cpu()[:, None]
+        return dataclasses.replace(self, estimate=dataclasses.replace(self.estimate, sigma_BK=sigma_BK))
 
 
 @torch.no_grad()
@@ -67,7 +67,7 @@ def first_of(batches: Sequence[Observed], count: int) -> list[Observed]:
             break
         count -= len(rows)
         z_hat = one.estimate.z_hat_BCHW
-        estimate = Estimate(None if z_hat is None else z_hat[rows], one.estimate.sigma_hat_B[rows])
+        estimate = Estimate(None if z_hat is None else z_hat[rows], one.estimate.sigma_BK[rows])
         found.append(Observed(one.measured.select(rows), estimate, one.sigma_true_B[rows]))
     return found
 

@@ -18,7 +18,7 @@ from flashray.seeding import generator_of, image_seed
 
 @dataclass(frozen=True)
 class Frame:
-    """The form that images are brought to: squares of `side` pixels.
+    """The form that images are brought to: squares of `side` pixels, or their own with the fit `whole`.
 
     `resizable` is false for measurements of another size than the image (super-resolution): resizing one would change
     what its pixels measure.
@@ -35,7 +35,7 @@ class Frame:
         return cls(side, fit, resizable=side == size)
 
     def take(self, image_CHW: Tensor) -> Tensor:
-        """The image as a square; ImageError if that is not possible."""
+        """The image in this form; ImageError if that is not possible."""
         height, width = image_CHW.shape[1:]
         if not self.resizable and self.fit == "resize" and (height, width) != (self.side, self.side):
             raise ImageError(
@@ -45,7 +45,7 @@ class Frame:
         return fit_image(image_CHW, self.side, self.fit)
 
     def take_mask(self, mask_CHW: Tensor) -> Tensor:
-        """[1, H, W] known pixels of an image's square: those to which missing pixels contribute less than a hundredth.
+        """[1, H, W] known pixels in this form: those to which missing pixels contribute less than a hundredth.
 
         Args:
             mask_CHW: white (1) where a pixel is known, of the image's own size.
@@ -93,6 +93,12 @@ class Measurement:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) of the images."""
+        height, width = self.shown_BCHW.shape[2:]
+        return height, width
 
     @property
     def seed_B(self) -> Tensor:
@@ -161,8 +167,19 @@ class Measurer:
             severity: simulate at this severity of the family's range, 0 … 1, instead of a random one.
 
         Raises:
-            ImageError: if parameters or noise are not known, or are out of range.
+            ImageError: if parameters or noise are not known or are out of range, or a size does not fit.
         """
+        height, width = x_CHW.shape[1:]
+        size = (height, width) if self.simulated else self.degradation.image_size((height, width))
+        try:
+            self.degradation.check_size(size)
+        except ConfigError as error:
+            raise ImageError(str(error)) from error
+        if mask_1HW is not None and mask_1HW.shape[1:] != x_CHW.shape[1:]:
+            raise ImageError(
+                f"the mask has {mask_1HW.shape[2]} x {mask_1HW.shape[1]} pixels, and the image {width} x {height}; "
+                "give a mask of the image's size"
+            )
         if mask_1HW is not None:
             parameters: Parameters = {"mask": mask_1HW[None]}
         else:
@@ -197,7 +214,7 @@ class Measurer:
         elif self.fixed is not None or set(values) >= set(self.degradation.parameter_names):
             parameters = {**(self.fixed or {}), **values}
         else:
-            raise ImageError(f"the manifest does not give its {', '.join(self.degradation.parameter_names)}")
+            raise ImageError(f"its {', '.join(self.degradation.parameter_names)} is not given")
         try:
             self.degradation.check_parameters(parameters)
         except ConfigError as error:
@@ -211,6 +228,6 @@ class Measurer:
         if low == high:
             return low
         if not self.simulated:
-            raise ImageError("the manifest does not give its noise_std")
+            raise ImageError("its noise_std is not given")
         draw = torch.rand((), generator=generator_of(image_seed(self.seed, key), "noise_std")).item()
         return low + (high - low) * draw

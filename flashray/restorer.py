@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flashray.engine import Job, Solved, solve
+from flashray.active_image import Job, Regions, Solved, grid_of
+from flashray.engine import solve
 from flashray.errors import ConfigError, ImageError
 from flashray.images import Fit, decode_image, from_uint8, to_pil
 from flashray.measurement import Frame, Measurement, Measurer, Photo
@@ -25,6 +26,7 @@ from flashray.precision import native_precision
 from flashray.prior import LatentPrior, load_prior
 from flashray.recipe import Recipe, load_recipe
 from flashray.severity import SeverityEncoder, error_std, estimate, load_severity_encoder
+from flashray.windows import LatentGrid, crop
 
 BATCH = 16  # images in one call of a network, outside the solver
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
@@ -32,15 +34,22 @@ ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the severity encoder predicts for B images.
+    """The severity encoder's estimates of B images of one size, which have K windows.
 
     Attributes:
-        z_hat_BCHW: ẑ, latents of unit variance on the images' device; None without an encoder.
-        sigma_hat_B: σ̂, float64 on the CPU; NaN without an encoder.
+        z_hat_BCHW: ẑ, latents of unit variance of the padded images, on their device; None where no encoder is used.
+        sigma_BK: σ̂ of every window, float64 on the CPU; NaN where no encoder is used.
     """
 
     z_hat_BCHW: Tensor | None
-    sigma_hat_B: Tensor
+    sigma_BK: Tensor
+
+    @property
+    def sigma_hat_B(self) -> Tensor:
+        """σ̂ of each image: the root mean square over its windows."""
+        if self.sigma_BK.shape[1] == 1:
+            return self.sigma_BK[:, 0]
+        return self.sigma_BK.square().mean(dim=1).sqrt()
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,7 @@ class Restored:
         images: [3, H, W] in [-1, 1] on the CPU; None where there is an error.
         sigma_hat: σ̂ of each image; NaN without an encoder.
         nfe: denoiser evaluations of each image, a mean over its windows.
-        fallback: whether the image took the full chain because σ̂ was too large for the start.
+        fallback: whether a window took the full chain because its σ̂ was too large for the start.
         seconds: each image's share of the solver's time.
         errors: why an image could not be restored, else None.
     """
@@ -78,8 +87,8 @@ class Restorer:
         recipe: checked (`Recipe.check`).
         prior, encoder: loaded, on one device; a full chain needs no encoder.
         measurement: observed takes images as measurements; simulated degrades clean images, each by its key.
-        fit: how images of another size are brought to the prior's size.
-        slots: images in flight.
+        fit: whole keeps an image's size; the others bring it to the prior's.
+        slots: windows in one call of the denoiser, and photos in flight.
 
     Raises:
         ConfigError: when the chain is longer than the prior's, the degradation does not fit the prior's images, the
@@ -92,7 +101,7 @@ class Restorer:
         prior: LatentPrior,
         encoder: SeverityEncoder | None = None,
         measurement: Literal["observed", "simulated"] = "observed",
-        fit: Fit = "resize",
+        fit: Fit = "whole",
         slots: int = 8,
     ) -> None:
         self.recipe, self.prior, self.slots = recipe, prior, slots
@@ -117,32 +126,72 @@ class Restorer:
         return self.prior.device
 
     @cached_property
-    def latent_shape(self) -> tuple[int, ...]:
-        """[C, h, w] of an image's latent."""
+    def grid(self) -> LatentGrid:
+        """How photos of any size meet the prior's latents and windows."""
+        return grid_of(self.prior)
+
+    def latent_shape(self, size: tuple[int, int] | None = None) -> tuple[int, ...]:
+        """[C, h, w] of the latent of an image of (H, W) pixels; default the prior's own size."""
+        return self._channels, *self.grid.latent_size(size or (self.prior.sample_size, self.prior.sample_size))
+
+    @cached_property
+    def _channels(self) -> int:
         size = self.prior.sample_size
         with torch.no_grad():
-            return tuple(self.prior.encode(torch.zeros(1, 3, size, size, device=self.device)).shape[1:])
+            return self.prior.encode(torch.zeros(1, 3, size, size, device=self.device)).shape[1]
 
     def measure(self, photos: Sequence[Photo]) -> Measurement:
         """The measurements of a batch, on the restorer's device."""
         return self.measurer.measure(photos, self.device)
 
     def estimate(self, measured: Measurement) -> Estimate:
-        """(ẑ, σ̂) of measurements, one call of the severity encoder."""
+        """(ẑ, σ̂) of measurements: ẑ of the whole images, σ̂ of every window."""
+        windows = self.grid.windows(measured.image_size)
         if self.encoder is None:
-            return Estimate(None, torch.full((len(measured),), torch.nan, dtype=torch.float64))
-        z_hat, sigma_hat = estimate(self.encoder, self.prior, measured.seen_BCHW)
-        return Estimate(z_hat, sigma_hat.double().cpu())
+            return Estimate(None, torch.full((len(measured), len(windows)), torch.nan, dtype=torch.float64))
+        seen_BCHW = self.grid.pad(measured.seen_BCHW)
+        if len(windows) == 1:
+            z_hat, sigma_hat = estimate(self.encoder, self.prior, seen_BCHW)
+            return Estimate(z_hat, sigma_hat.double().cpu()[:, None])
+        side, factor = self.grid.side * self.grid.factor, self.grid.factor
+        with torch.no_grad(), self.prior.autocast():
+            z_hat = self.encoder.latents(seen_BCHW).float()
+        corners = [(factor * row, factor * column) for row, column in windows.corners]
+        sigma = []
+        for image in seen_BCHW:
+            views = [image[:, top : top + side, left : left + side] for top, left in corners]
+            for first in range(0, len(views), BATCH):
+                _, sigma_hat = estimate(self.encoder, self.prior, torch.stack(views[first : first + BATCH]))
+                sigma.append(sigma_hat.double().cpu())
+        return Estimate(z_hat, torch.cat(sigma).reshape(len(measured), len(windows)))
 
-    def start_steps(self, sigma_hat_B: Tensor) -> tuple[Tensor, Tensor]:
-        """([B] long start steps, [B] bool fall-backs to the full chain)."""
-        return self.start.start_step(sigma_hat_B, self.schedule)
+    def start_steps(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """(long start steps, bool fall-backs to the full chain) of σ̂ of any shape, such as [B, K]."""
+        step, fallback = self.start.start_step(sigma.flatten(), self.schedule)
+        return step.reshape(sigma.shape), fallback.reshape(sigma.shape)
 
-    def begin(self, measured: Measurement, z_hat_BCHW: Tensor | None, sigma_hat_B: Tensor, step_B: Tensor) -> list[Job]:
-        """The engine's jobs: each image with its start step and start latent."""
+    def begin(
+        self, measured: Measurement, z_hat_BCHW: Tensor | None, sigma_hat_B: Tensor, start_step: Tensor
+    ) -> list[Job]:
+        """The engine's jobs: each image with its start latent at its latest start step.
+
+        Args:
+            z_hat_BCHW: ẑ; None where no encoder is used.
+            sigma_hat_B: σ̂ of the images.
+            start_step: [B] of the images, or [B, K] of their windows.
+
+        Raises:
+            ConfigError: for the start formula `paper` and windows that start at different steps.
+        """
         if z_hat_BCHW is None:
-            z_hat_BCHW = torch.zeros(len(measured), *self.latent_shape, device=self.device)
-        z_start = self.start.latent(z_hat_BCHW, sigma_hat_B, step_B, self.schedule, measured.seed_B)
+            shape = self.latent_shape(measured.image_size)
+            z_hat_BCHW = torch.zeros(len(measured), *shape, device=self.device)
+        start_BK = start_step.reshape(len(measured), -1)
+        start_B = start_BK.amax(dim=1)
+        adaptive_B = (start_BK < start_B[:, None]).any(dim=1).tolist()
+        if self.start.formula == "paper" and any(adaptive_B):
+            raise ConfigError("start.formula paper is defined for images of one window; use schedule for larger ones")
+        z_start = self.start.latent(z_hat_BCHW, sigma_hat_B, start_B, self.schedule, measured.seed_B)
         return [
             Job(
                 key=measured.keys[b],
@@ -151,7 +200,8 @@ class Restorer:
                 parameters={name: values[b] for name, values in measured.parameters.items()},
                 noise_std=float(measured.noise_std_B[b]),
                 z_start=z_start[b],
-                start_step=int(step_B[b]),
+                start_step=int(start_B[b]),
+                regions=Regions(start_BK[b], z_hat_BCHW[b]) if adaptive_B[b] else None,
             )
             for b in range(len(measured))
         ]
@@ -162,14 +212,17 @@ class Restorer:
         return solve(self.prior, self.degradation, self.solver, self.schedule, jobs, self.slots, eta, on_step)
 
     @torch.no_grad()
-    def decode(self, z_BCHW: Tensor) -> Tensor:
-        """D(z) of any number of latents, [B, 3, H, W], not clipped."""
-        return torch.cat([self.prior.decode(z) for z in z_BCHW.split(BATCH)])
+    def decode(self, z_BCHW: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """D(z) of any number of latents, [B, 3, H, W], not clipped; `size` (H, W) cuts off the padding."""
+        image = torch.cat([self.prior.decode(z) for z in z_BCHW.split(BATCH)])
+        return image if size is None else crop(image, size)
 
     @torch.no_grad()
     def true_sigma(self, z_hat_BCHW: Tensor, x_BCHW: Tensor) -> Tensor:
-        """σ̄: [B] true standard deviation of the latent error, given the clean images in [-1, 1]."""
-        return error_std(z_hat_BCHW, self.prior.encode(x_BCHW.to(self.device)))
+        """σ̄: [B] true standard deviation of the latent error without the padding, given clean images in [-1, 1]."""
+        valid = self.grid.valid_size((x_BCHW.shape[2], x_BCHW.shape[3]))
+        z = self.prior.encode(self.grid.pad(x_BCHW.to(self.device)))
+        return error_std(crop(z_hat_BCHW, valid), crop(z, valid))
 
     @torch.no_grad()
     def score(
@@ -196,8 +249,8 @@ class Restorer:
 
         Args:
             images: a path, a PIL picture, an array or a tensor, or a list of them. Arrays are uint8 [H, W, 3] or
-                [H, W]; tensors are floating point [3, H, W] (or [B, 3, H, W]) in [-1, 1]. Other sizes than the prior's
-                are fitted to it.
+                [H, W]; tensors are floating point [3, H, W] (or [B, 3, H, W]) in [-1, 1]. `fit` decides what becomes of
+                other sizes than the prior's.
             keys: names of the images; the noise of an image follows from its name. Default: the path, else the
                 position.
             noise_std: of the measurements, on the [0, 1] scale; default: the recipe's, if that is one number.
@@ -237,8 +290,17 @@ class Restorer:
     ) -> Restored:
         """Restore photos; the result is in the order of `names` (default: the order of the photos)."""
         names = [photo.key for photo in photos] if names is None else names
-        parts = [self.measure(photos[first : first + BATCH]) for first in range(0, len(photos), BATCH)]
+        parts = [self.measure(batch) for batch in self._batches(photos)]
         return self.restore_measured([(measured, self.estimate(measured)) for measured in parts], names, errors)
+
+    def _batches(self, photos: Sequence[Photo]) -> Iterator[list[Photo]]:
+        """The photos of one size at a time, as many as have the pixels of `BATCH` images of the prior's size."""
+        by_size: dict[tuple[int, ...], list[Photo]] = {}
+        for photo in photos:
+            by_size.setdefault(tuple(photo.x.shape), []).append(photo)
+        for (_, height, width), some in by_size.items():
+            count = max(1, BATCH * self.prior.sample_size**2 // (height * width))
+            yield from (some[first : first + count] for first in range(0, len(some), count))
 
     @torch.no_grad()
     def restore_measured(
@@ -254,13 +316,13 @@ class Restorer:
         sigma: dict[str, float] = {}
         fallback: dict[str, bool] = {}
         for measured, found in parts:
-            step_B, fallback_B = self.start_steps(found.sigma_hat_B)
-            jobs += self.begin(measured, found.z_hat_BCHW, found.sigma_hat_B, step_B)
+            step_BK, fallback_BK = self.start_steps(found.sigma_BK)
+            jobs += self.begin(measured, found.z_hat_BCHW, found.sigma_hat_B, step_BK)
             sigma |= dict(zip(measured.keys, found.sigma_hat_B.tolist(), strict=True))
-            fallback |= dict(zip(measured.keys, fallback_B.tolist(), strict=True))
+            fallback |= dict(zip(measured.keys, fallback_BK.any(dim=1).tolist(), strict=True))
         jobs.sort(key=lambda job: -job.start_step)
         solved = {one.key: one for one in self.solve(jobs)}
-        nothing = Solved("", None, 0, 0.0)
+        nothing = Solved("", None, 0.0, 0.0)
         found_in_order = [solved.get(name, nothing) for name in names]
         return Restored(
             images=[one.image for one in found_in_order],
@@ -277,7 +339,7 @@ def load(
     device: str = "auto",
     precision: Literal["auto", "float32", "bf16"] = "auto",
     measurement: Literal["observed", "simulated"] = "observed",
-    fit: Fit = "resize",
+    fit: Fit = "whole",
     slots: int = 8,
     **changes: Any,
 ) -> Restorer:
@@ -288,6 +350,8 @@ def load(
         device: cpu, cuda, or auto (cuda where there is one).
         precision: of the networks; auto is bf16 where the device computes in it natively, else float32.
         measurement: simulated degrades the images that are given, each by its key.
+        fit: whole restores an image at its own size; resize, crop and error bring it to the prior's.
+        slots: windows in one call of the denoiser, and photos in flight.
         changes: keys of the recipe with new values, such as `seed=1` or `solver={"steps": 50}`.
 
     Raises:

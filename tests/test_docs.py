@@ -165,4 +165,4 @@ def test_the_quickstart_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.M
     (block,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     monkeypatch.chdir(tmp_path)
     exec(compile(block, "README.md", "exec"), {})
-    assert Image.open("restored.png").size == (128, 128)
+    assert Image.open("restored.png").size == (512, 512)

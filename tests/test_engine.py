@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from flashray import engine
+from flashray.active_image import Job, Solved
 from flashray.degradations import make_degradation
-from flashray.engine import Job, SlotUtilization, Solved, solve
+from flashray.engine import SlotUtilization, solve
 from flashray.prior import LatentPrior
 from flashray.schedule import NoiseSchedule
 from flashray.solvers import SOLVERS, make_solver

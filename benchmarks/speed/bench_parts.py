@@ -21,7 +21,8 @@ from benchmarks.one_pass import restore_in_one_pass
 from benchmarks.speed import device_options as options
 from benchmarks.speed import timing as speed
 from benchmarks.speed.bench_setup import Part, SpeedSetup
-from flashray.engine import Job, advance, make_problem
+from flashray.active_image import Job, make_problem
+from flashray.engine import advance
 from flashray.measurement import Measurement
 from flashray.restorer import Estimate, Restorer
 from flashray.solvers import make_solver

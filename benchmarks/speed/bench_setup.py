@@ -14,8 +14,8 @@ import torch
 from benchmarks.experiment_photos import Photos, archive_photos, sample_photos
 from benchmarks.observations import Observed, observe
 from benchmarks.speed.random_ldm import LDM, random_ldm
+from flashray.active_image import Job
 from flashray.degradations import Degradation
-from flashray.engine import Job
 from flashray.metrics import LPIPS, MetricUnavailable, load_lpips
 from flashray.prior import LatentPrior, load_prior
 from flashray.recipe import Recipe, SolverConfig, load_recipe

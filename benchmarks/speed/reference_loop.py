@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flashray.active_image import Job
 from flashray.degradations import Degradation
-from flashray.engine import Job
 from flashray.prior import LatentPrior
 from flashray.schedule import NoiseSchedule
 from flashray.seeding import STREAM_SOLVER, normal

@@ -16,8 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.speed.reference_loop import latent_dps_loop
 from benchmarks.stopwatch import seconds_of, synchronise
+from flashray.active_image import Job, make_problem
 from flashray.degradations import Degradation
-from flashray.engine import Job, SlotUtilization, advance, make_problem, solve
+from flashray.engine import SlotUtilization, advance, solve
 from flashray.prior import LatentPrior
 from flashray.schedule import NoiseSchedule
 from flashray.solvers import Solver, make_solver

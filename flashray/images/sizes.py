@@ -1,4 +1,4 @@
-"""Images brought to a square of a given size."""
+"""Images brought to a square of a given size, or left whole."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch.nn.functional import interpolate
 
 from flashray.errors import ImageError
 
-Fit = Literal["resize", "crop", "error"]
+Fit = Literal["whole", "resize", "crop", "error"]
 
 
 def fit_image(x_CHW: Tensor, size: int, fit: Fit) -> Tensor:
-    """The image as a square [C, size, size] in [-1, 1].
+    """The image as a square [C, size, size] in [-1, 1], or as it is, [C, H, W], with the fit whole.
 
     resize: its largest centred square, scaled (antialiased bicubic, clamped); crop: its centre, unscaled; error: as it
     is. ImageError when it is too small to crop, or not of that size already.
     """
     height, width = x_CHW.shape[-2:]
-    if (height, width) == (size, size):
+    if fit == "whole" or (height, width) == (size, size):
         return x_CHW
     if fit == "error":
         raise ImageError(f"the image has {width} x {height} pixels, not {size} x {size}; fit: resize or crop takes it")

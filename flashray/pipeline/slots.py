@@ -7,8 +7,9 @@ from collections.abc import Callable
 import ray
 import torch
 
+from flashray.active_image import Job, make_problem
 from flashray.degradations.simulate import draw_parameters
-from flashray.engine import Job, advance, make_problem
+from flashray.engine import advance
 from flashray.pipeline.cluster import Pools
 from flashray.pipeline.worker_settings import WorkerSettings
 
@@ -71,7 +72,7 @@ class Prober:
         restorer, size = self.restorer, self.restorer.prior.sample_size
         parameters = {name: value[0] for name, value in draw_parameters(restorer.degradation, 0).items()}
         y = torch.zeros(3, *restorer.degradation.measurement_size((size, size)))
-        z_start = torch.zeros(restorer.latent_shape, device=restorer.device)
+        z_start = torch.zeros(restorer.latent_shape(), device=restorer.device)
         jobs = [Job(str(n), n, y, parameters, 0.05, z_start, 1) for n in range(count)]
         seed_B, problem = make_problem(restorer.prior, restorer.degradation, jobs)
         z = torch.stack([job.z_start for job in jobs])

@@ -15,7 +15,7 @@ import ray.data
 import torch
 from torch import Tensor
 
-from flashray.engine import Job
+from flashray.active_image import Job
 from flashray.errors import ImageError
 from flashray.images import to_uint8
 from flashray.metrics import MetricUnavailable, load_lpips

@@ -10,42 +10,17 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from flashray.errors import ConfigError
+from flashray.training.launch_config import BuildTask, LaunchConfig, line
 from flashray.training.loop import STATE_FILE, LoopConfig, Task, fit, load_averaged
 from flashray.training.photo_windows import WINDOW_ZOOM, list_photos, load_windows, shuffled_batches
 
-
-@dataclass(frozen=True)
-class LaunchConfig:
-    """Where training runs.
-
-    Attributes:
-        launcher: `ray` trains on Ray Train with sharded Ray Data; `local` in this process, without Ray.
-        storage: folder or URI for checkpoints; running the same command again resumes from the last one.
-        workers: Ray Train workers, one GPU each where there are GPUs.
-        device: cpu, cuda, or auto (cuda where there is one).
-        threads: CPU threads of a worker; 0 shares this machine's cores among the workers.
-        cache: keep the decoded training windows in Ray's object store; turn it off where they do not fit.
-        max_failures: how often Ray Train replaces a lost worker.
-    """
-
-    launcher: Literal["ray", "local"] = "ray"
-    storage: str = "runs/training"
-    workers: int = 1
-    device: str = "auto"
-    threads: int = 0
-    cache: bool = True
-    max_failures: int = 3
-
-
 T = TypeVar("T", bound=Task)
-BuildTask = Callable[[], Task]  # must be picklable for Ray: a functools.partial over a module's function
 
 
 def resolve_device(device: str) -> str:
@@ -138,9 +113,3 @@ def append_log(path: Path, metrics: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.write(json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S"), **metrics}) + "\n")
-
-
-def line(name: str, metrics: dict[str, Any]) -> str:
-    """One line of progress."""
-    figures = (f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in metrics.items())
-    return f"{name}: {' '.join(figures)}"

@@ -22,7 +22,7 @@ from torch import Tensor
 from flashray import storage
 from flashray.errors import ConfigError, FlashrayError
 from flashray.images import decode_image, is_image_name
-from flashray.training.launch import BuildTask, LaunchConfig, line
+from flashray.training.launch_config import BuildTask, LaunchConfig, line
 from flashray.training.loop import LoopConfig, fit
 from flashray.training.photo_windows import WINDOW_ZOOM, windows
 

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 from flashray import storage
 from flashray.errors import ConfigError
 from flashray.storage.working_folder import refuse_relative
-from flashray.training.launch import LaunchConfig, absolute
+from flashray.training.launch import absolute
+from flashray.training.launch_config import LaunchConfig
 
 
 @dataclass(frozen=True)

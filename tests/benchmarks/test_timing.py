@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from benchmarks.speed import timing as speed
+from flashray.active_image import Job
 from flashray.degradations import make_degradation
-from flashray.engine import Job
 from flashray.prior import LatentPrior
 from flashray.solvers import make_solver
 from tests.support.engine_jobs import jobs_of

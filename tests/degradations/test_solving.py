@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from flashray.active_image import Job
 from flashray.degradations import Degradation
 from flashray.degradations.simulate import draw_parameters, simulate
-from flashray.engine import Job, solve
+from flashray.engine import solve
 from flashray.solvers import SOLVERS, make_solver
 from tests.support.families import CASES, Case, case_id
 from tests.support.golden import golden, toy_prior

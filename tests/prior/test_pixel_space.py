@@ -11,8 +11,9 @@ import torch
 from diffusers import DDIMPipeline, DDPMPipeline, DDPMScheduler, UNet2DModel
 from torch import Tensor
 
+from flashray.active_image import Job
 from flashray.degradations import make_degradation
-from flashray.engine import Job, advance, solve
+from flashray.engine import advance, solve
 from flashray.errors import ConfigError
 from flashray.prior import LatentPrior, load_prior
 from flashray.prior.pixel_space import SpaceToDepth

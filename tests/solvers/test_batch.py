@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from flashray.active_image import Job
 from flashray.degradations import make_degradation
-from flashray.engine import Job, solve
+from flashray.engine import solve
 from flashray.prior import LatentPrior, load_prior
 from flashray.schedule import NoiseSchedule
 from flashray.seeding import STREAM_START, image_seed, normal

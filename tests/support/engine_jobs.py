@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from flashray.engine import Job
+from flashray.active_image import Job
 from flashray.seeding import image_seed
 
 

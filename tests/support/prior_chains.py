@@ -10,8 +10,9 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
+from flashray.active_image import Job, Solved
 from flashray.degradations import make_degradation
-from flashray.engine import Job, Solved, advance, solve
+from flashray.engine import advance, solve
 from flashray.prior import LatentPrior
 from flashray.prior.weights import read_json
 from flashray.sampling import Unconditional

@@ -11,15 +11,16 @@ import torch
 from jsonargparse import auto_cli
 from torch import Tensor
 
+from flashray.active_image import Job
 from flashray.degradations import make_degradation
-from flashray.engine import Job, solve
+from flashray.engine import solve
 from flashray.errors import ConfigError
 from flashray.images import encode_png
 from flashray.prior import load_prior
 from flashray.prior.pixel_space import SpaceToDepth
 from flashray.solvers import make_solver
 from flashray.training import model_card as card
-from flashray.training.launch import LaunchConfig
+from flashray.training.launch_config import LaunchConfig
 from flashray.training.photo_windows import list_photos, load_fitted
 from flashray.training.train_prior import TrainPriorConfig, train_prior
 from flashray.training.train_severity import TrainSeverityConfig, train_severity

@@ -1,0 +1,120 @@
+"""The restorer on photos of any size."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from flashray.errors import ConfigError
+from flashray.prior import LatentPrior, load_prior
+from flashray.recipe import DegradationConfig, Recipe, SolverConfig
+from flashray.restorer import Restorer
+from flashray.severity import estimate, load_severity_encoder
+from tests.conftest import TinyModels
+from tests.support.models import SIDE
+
+SIZES = [(SIDE, SIDE), (SIDE + 19, SIDE + 10), (SIDE - 12, 2 * SIDE + 6)]  # one, four and three windows
+
+
+@pytest.fixture(scope="module")
+def prior(tiny_models: TinyModels) -> LatentPrior:
+    return load_prior(tiny_models.prior)
+
+
+@pytest.fixture
+def restorer(prior: LatentPrior, tiny_models: TinyModels) -> Restorer:
+    recipe = Recipe(DegradationConfig("gaussian_blur"), solver=SolverConfig(steps=12))
+    return Restorer(recipe, prior, load_severity_encoder(tiny_models.encoder), measurement="simulated")
+
+
+@pytest.fixture(scope="module")
+def photos(photo: Tensor) -> dict[str, Tensor]:
+    return {f"{h}x{w}": photo[:, 60 : 60 + h, 90 : 90 + w] for h, w in SIZES}
+
+
+def test_photos_come_back_at_their_own_size_and_in_order(restorer: Restorer, photos: dict[str, Tensor]) -> None:
+    restored = restorer(list(photos.values()), keys=list(photos))
+    assert restored.errors == [None] * len(photos)
+    assert [tuple(image.shape[1:]) for image in restored.images if image is not None] == SIZES
+    assert restored.nfe[0] == int(restored.nfe[0])  # one window
+
+
+def test_a_photo_does_not_depend_on_the_others(restorer: Restorer, photos: dict[str, Tensor]) -> None:
+    together = restorer(list(photos.values()), keys=list(photos))
+    for n, (key, x) in enumerate(photos.items()):
+        alone = restorer(x, keys=[key])
+        assert alone.images[0] is not None
+        assert together.images[n] is not None
+        torch.testing.assert_close(alone.images[0], together.images[n], rtol=0, atol=1e-4)
+        assert (alone.nfe[0], alone.fallback[0]) == (together.nfe[n], together.fallback[n])
+
+
+def test_each_window_is_estimated_as_the_encoder_was_trained(restorer: Restorer, photos: dict[str, Tensor]) -> None:
+    x = list(photos.values())[1]
+    measured = restorer.measure([restorer.measurer.photo("a", x)])
+    found = restorer.estimate(measured)
+    corners = restorer.grid.windows(measured.image_size).corners
+    assert found.sigma_BK.shape == (1, len(corners)) == (1, 4)
+    padded, factor = restorer.grid.pad(measured.seen_BCHW), restorer.grid.factor
+    assert restorer.encoder is not None
+    for k, (row, column) in enumerate(corners):
+        crop = padded[:, :, factor * row : factor * row + SIDE, factor * column : factor * column + SIDE]
+        _, sigma_B = estimate(restorer.encoder, restorer.prior, crop)
+        torch.testing.assert_close(found.sigma_BK[0, k], sigma_B[0].double(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.sigma_hat_B[0], found.sigma_BK[0].square().mean().sqrt())
+
+
+def test_windows_begin_where_their_own_damage_asks_for(restorer: Restorer, photos: dict[str, Tensor]) -> None:
+    measured = restorer.measure([restorer.measurer.photo("a", list(photos.values())[1])])
+    found = restorer.estimate(measured)
+    start_BK = torch.tensor([[3, 1, 0, 2]])
+    (job,) = restorer.begin(measured, found.z_hat_BCHW, found.sigma_hat_B, start_BK)
+    assert job.regions is not None
+    assert job.start_step == 3
+    (solved,) = restorer.solve([job])
+    assert solved.error is None
+    assert solved.nfe == 6 / 4
+
+
+def test_the_papers_start_is_for_one_window(restorer: Restorer, photos: dict[str, Tensor]) -> None:
+    paper = dataclasses.replace(restorer.start, formula="paper")
+    restorer.start = paper
+    measured = restorer.measure([restorer.measurer.photo("a", list(photos.values())[1])])
+    found = restorer.estimate(measured)
+    with pytest.raises(ConfigError, match="paper"):
+        restorer.begin(measured, found.z_hat_BCHW, found.sigma_hat_B, torch.tensor([[3, 1, 0, 2]]))
+
+
+def test_true_sigma_leaves_the_padding_out(restorer: Restorer, photos: dict[str, Tensor]) -> None:
+    x = list(photos.values())[2][None]
+    z = restorer.prior.encode(restorer.grid.pad(x))
+    height, width = restorer.grid.valid_size((x.shape[2], x.shape[3]))
+    wrong = z.clone()
+    wrong[:, :, height:], wrong[:, :, :, width:] = 9, 9
+    assert wrong.ne(z).any()
+    assert restorer.true_sigma(wrong, x).item() < 1e-5
+    assert restorer.decode(z, (x.shape[2], x.shape[3])).shape == x.shape
+
+
+def test_a_size_that_the_operator_does_not_take_is_an_error_of_the_image(
+    prior: LatentPrior, tiny_models: TinyModels, photos: dict[str, Tensor]
+) -> None:
+    recipe = Recipe(DegradationConfig("super_resolution"), solver=SolverConfig(steps=12))
+    restorer = Restorer(recipe, prior, load_severity_encoder(tiny_models.encoder), measurement="simulated")
+    restored = restorer(list(photos.values())[:2], keys=["whole", "odd"])
+    assert restored.errors[0] is None
+    assert restored.errors[1] is not None
+    assert "51" in restored.errors[1]
+
+
+def test_a_mask_of_another_size_is_an_error_of_the_image(
+    prior: LatentPrior, tiny_models: TinyModels, photo: Tensor
+) -> None:
+    recipe = Recipe(DegradationConfig("box_inpainting", {"side": [8, 16]}), solver=SolverConfig(steps=12))
+    restorer = Restorer(recipe, prior, load_severity_encoder(tiny_models.encoder), measurement="simulated")
+    restored = restorer(photo[:, :40, :40], mask=torch.ones(3, 39, 40))
+    assert restored.errors[0] is not None
+    assert "40 x 39" in restored.errors[0]
