@@ -81,6 +81,7 @@ def read_file(uri: str | None) -> Loaded:
     if uri is None:
         return Loaded()
     try:
+        storage.refuse_special(uri)
         return Loaded(storage.read_bytes(uri))
     except FileNotFoundError:
         return Loaded(error="the file is no longer there, or its name is not valid UTF-8")

@@ -57,7 +57,7 @@ def test_other_files_are_left_out_and_counted(folder: Path, caplog: pytest.LogCa
 
 def test_a_name_that_is_not_utf8_keeps_its_row(folder: Path) -> None:
     (Path(folder) / b"caf\xe9.png".decode(errors="surrogateescape")).write_bytes(b"x")
-    assert "caf\ufffd.png" in list_archive(config(folder))["key"].to_pylist()
+    assert "caf\\xe9.png" in list_archive(config(folder))["key"].to_pylist()
 
 
 def test_missing_and_empty_archives(tmp_path: Path) -> None:

@@ -14,12 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import torch
 from PIL import Image
 from torch import Tensor
 
 from flashray.degradations import make_degradation
 from flashray.errors import ConfigError
-from flashray.images import decode_image, encode_png
+from flashray.images import decode_image, encode_png, from_uint16
 from flashray.measurement import Frame, Measurer
 from flashray.pipeline import load as loading
 from flashray.pipeline import plan as planning
@@ -34,7 +35,6 @@ from flashray.pipeline.sample_sheet import row_of_sheet
 from flashray.pipeline.units import index
 from flashray.pipeline.worker_settings import WorkerSettings
 from flashray.recipe import DegradationConfig, SolverConfig
-from flashray.restorer import as_image
 from flashray.severity import Start
 from flashray.storage import put_bytes
 from flashray.tracking.tracking_config import TrackingConfig
@@ -83,9 +83,8 @@ def through_the_stages(monkeypatch: pytest.MonkeyPatch) -> Run:
             (unit,) = solver(loading.load(units.slice(i, 1), work, board)).to_pylist()
             for row, image in zip(unit["rows"], unit["images"], strict=True):
                 rows[row["key"]] = row
-                images[row["key"]] = as_image(
-                    np.frombuffer(image["pixels"], np.uint8).reshape(image["height"], image["width"], 3)
-                )
+                pixels = np.frombuffer(image["pixels"], np.uint16).reshape(image["height"], image["width"], 3)
+                images[row["key"]] = from_uint16(torch.from_numpy(pixels.astype(np.int32))).permute(2, 0, 1)
         return Stages({row["key"]: row for row in plan.to_pylist()}, rows, images)
 
     return run
