@@ -101,7 +101,7 @@ def test_an_image_that_vanished_since_the_plan(work: WorkerSettings, board: Any,
     rows = rows.set_column(rows.schema.get_field_index("uri"), "uri", pa.array(uris))
     found = solved(work, board, rows)
     assert [row["status"] for row in found].count("error") == 1
-    assert "no such file" in next(row["error"] for row in found if row["status"] == "error")
+    assert "no longer there" in next(row["error"] for row in found if row["status"] == "error")
 
 
 def test_severity_that_fails_is_the_chunks_own_loss(
@@ -174,7 +174,7 @@ def test_loaded_rows_keep_their_order_and_their_errors(
     columns["given"] = [[None, None, None, None]]
     (row,) = load(pa.table(columns | {"reference_uri": [[good, good, absent, good]]}), work, board).to_pylist()
     assert [error is None for error in row["error"]] == [True, False, True, False]
-    assert "no such file" in row["error"][1]
+    assert "no longer there" in row["error"][1]
     assert "cannot be read" in row["error"][3]
     assert row["data"][0] == row["data"][2] == row["reference_data"][0] == Path(good).read_bytes()
     assert row["data"][1] is row["reference_data"][2] is None
