@@ -44,7 +44,7 @@ def encode_output(image: Mapping[str, Any], io: IoConfig, note: Mapping[str, str
         ImageError: where the format cannot hold the image, or with `strict` not all of it.
     """
     levels = np.frombuffer(image["pixels"], np.uint16).reshape(image["height"], image["width"], 3)
-    x = from_uint16(torch.from_numpy(levels.astype(np.int32))).permute(2, 0, 1).contiguous()
+    x = from_uint16(torch.from_numpy(levels.astype(np.float32))).permute(2, 0, 1).contiguous()
     source = open_image(image["data"], io.max_megapixels)
     warnings = " ".join(source.warnings) or None
     if io.format == "same" and unchanged(x, source):

@@ -47,6 +47,7 @@ SOLVED = pa.schema(
         ("images", pa.list_(IMAGE)),  # null where a row has an error
     ]
 )
+ROWS_AT_ONCE = 256  # of an image that is rounded: bounds the memory beside it
 _REPORT_EVERY = 2.0  # seconds
 _WORK = "solving "  # followed by a unit's id: the name of a piece of work on the board
 log = logging.getLogger(__name__)
@@ -198,8 +199,12 @@ class SolverActor:
 
 def as_pixels(image_CHW: Tensor) -> dict[str, Any]:
     """An image in [-1, 1] as the pixels of an `IMAGE`."""
-    pixels = to_uint16(image_CHW).permute(1, 2, 0).numpy().astype(np.uint16)
-    return {"pixels": pixels.tobytes(), "height": pixels.shape[0], "width": pixels.shape[1]}
+    height, width = image_CHW.shape[1:]
+    pixels = np.empty((height, width, 3), np.uint16)
+    for top in range(0, height, ROWS_AT_ONCE):
+        rows = slice(top, top + ROWS_AT_ONCE)
+        pixels[rows] = to_uint16(image_CHW[:, rows]).permute(1, 2, 0).numpy()
+    return {"pixels": pixels.tobytes(), "height": height, "width": width}
 
 
 def solve_units(plan: pa.Table, work: WorkerSettings, pools: Pools, board: Any) -> Iterator[dict[str, Any]]:
