@@ -36,6 +36,12 @@ again does what is missing, and nothing else.
   --measurement simulated   IN holds clean images: degrade each by its key, and score
   --fit resize|crop|error   what to do with images of another size than the prior's
   --format png|jpeg|webp|tiff   of the restored images; default: as in IN
+  --quality N               of JPEG and WebP, 1 to 100; default: 95
+  --strict                  fail images whose format cannot hold all that was in the file
+  --no-provenance           leave the note of recipe, σ̂, NFE and run out of the metadata
+  --max-megapixels N        larger images fail; default: 100
+  --copy-others             copy IN's files that are no images, too
+  --skip-unreadable         leave out folders that cannot be read, instead of stopping
   --limit N                 only the first N images
   --prior FOLDER            use another prior than the recipe's
   --device cpu|cuda         default: cuda where the cluster has GPUs

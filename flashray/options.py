@@ -52,6 +52,12 @@ class Options:
         hint = nearest(plain, self.full).replace("did you mean ", "did you mean --").replace(" or ", " or --")
         raise ConfigError(f"--{name} is not an option{hint}; --help-all lists them")
 
+    def _denied(self, name: str) -> str | None:
+        """The full name of the flag that `no-NAME` sets to false; None where it is no such option."""
+        plain = name.replace("-", "_")
+        full = self.full.get(plain.removeprefix("no_")) if plain not in self.full else None
+        return full if full in self.flags and plain.startswith("no_") else None
+
     def normalise(self, argv: Sequence[str], positionals: Sequence[str] = (), rest: str | None = None) -> list[str]:
         """A command line in the form `--full_name value …`.
 
@@ -68,6 +74,10 @@ class Options:
                 bare.append(token)
                 continue
             name, equals, value = token[2:].partition("=")
+            denied = self._denied(name)
+            if denied is not None and not equals:
+                result += [f"--{denied}", "false"]
+                continue
             full = name if name in PARSER_OPTIONS else self.resolve(name)
             if not equals and full in self.flags:
                 value = tokens.pop(0) if tokens and tokens[0].lower() in ("true", "false") else "true"

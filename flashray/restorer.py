@@ -19,7 +19,7 @@ from torch import Tensor
 from flashray.active_image import Job, Regions, Solved, grid_of
 from flashray.engine import solve
 from flashray.errors import ConfigError, ImageError
-from flashray.images import Fit, decode_image, from_uint8, to_pil
+from flashray.images import Fit, from_uint8, open_image, to_pil
 from flashray.measurement import Frame, Measurement, Measurer, Photo
 from flashray.metrics import LPIPS, score
 from flashray.precision import native_precision
@@ -396,7 +396,7 @@ def as_image(given: ImageLike) -> Tensor:
         ImageError: for a file that is not a valid image. OSError: for one that cannot be read.
     """
     if isinstance(given, str | Path):
-        return decode_image(Path(given).read_bytes())
+        return open_image(Path(given).read_bytes()).pixels
     if isinstance(given, Image.Image):
         return from_uint8(torch.from_numpy(np.array(given.convert("RGB"))).permute(2, 0, 1).contiguous())
     if isinstance(given, np.ndarray):

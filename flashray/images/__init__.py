@@ -9,12 +9,13 @@ from flashray.images.decode import MAX_PIXELS, MAX_SIDE, MIN_SIDE, decode_image,
 from flashray.images.encode import encode_png
 from flashray.images.formats import OutputFormat
 from flashray.images.header import MAX_MEGAPIXELS, ImageHeader, read_header
-from flashray.images.levels import from_uint8, to_pil, to_uint8
-from flashray.images.names import IMAGE_SUFFIXES, is_image_name, output_name
+from flashray.images.levels import from_uint8, from_uint16, to_pil, to_uint8, to_uint16
+from flashray.images.names import IMAGE_SUFFIXES, is_image_name, is_photo_name, output_name
+from flashray.images.reframed import reframed
 from flashray.images.sheet import contact_sheet
 from flashray.images.sizes import Fit, fit_image
 from flashray.images.source import SourceImage, open_image, unchanged
-from flashray.images.write import Encoded, encode_like
+from flashray.images.write import NO_PLACE_FOR_NOTE, Encoded, encode_like
 
 __all__ = [
     "SourceImage",
@@ -22,6 +23,8 @@ __all__ = [
     "encode_like",
     "Encoded",
     "unchanged",
+    "reframed",
+    "NO_PLACE_FOR_NOTE",
     "output_name",
     "OutputFormat",
     "ImageHeader",
@@ -37,8 +40,11 @@ __all__ = [
     "Fit",
     "to_uint8",
     "from_uint8",
+    "to_uint16",
+    "from_uint16",
     "to_pil",
     "contact_sheet",
     "is_image_name",
+    "is_photo_name",
     "IMAGE_SUFFIXES",
 ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from PIL import Image, features
@@ -55,12 +57,22 @@ def readable_formats() -> tuple[str, ...]:
 
     Pillow's full list is never used: it holds interpreters (PostScript).
     """
+    _register_heif()
     plugins = []
     if features.check("avif"):
         plugins.append("AVIF")
     if "HEIF" in Image.OPEN:
         plugins.append("HEIF")
     return (*_ALWAYS, *plugins)
+
+
+@cache
+def _register_heif() -> None:
+    """Gives Pillow the decoder of pillow-heif where that package is installed."""
+    with suppress(ImportError):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
 
 
 def refuse_known_strangers(data: bytes) -> None:
@@ -72,10 +84,7 @@ def refuse_known_strangers(data: bytes) -> None:
         if "AVIF" not in readable_formats():
             raise ImageError("this is an AVIF image and Pillow has no decoder for it here; install pillow-avif-plugin")
     elif any(brand in _HEIF_BRANDS for brand in brands) and "HEIF" not in readable_formats():
-        raise ImageError(
-            "this is a HEIC image and Pillow has no decoder for it here; install pillow-heif and call its "
-            "register_heif_opener()"
-        )
+        raise ImageError("this is a HEIC image and Pillow has no decoder for it here; install pillow-heif")
     if data[8:11] == b"CR\x02" and data[:2] == b"II":
         raise ImageError("this is a camera's raw file (CR2); develop it to TIFF first")
 

@@ -71,6 +71,18 @@ def upright_exif(exif: bytes, turned: bool) -> bytes:
     return bytes(changed)
 
 
+def sized_exif(exif: bytes, width: int, height: int) -> bytes:
+    """The EXIF data of a photo that has another size now, where they repeat the size."""
+    changed = bytearray(exif)
+    main = ifd.read_first(exif)
+    details = main.inside.get(ifd.EXIF_DIRECTORY)
+    for tag, value in ((_WIDTH, width), (_HEIGHT, height)):
+        if details and tag in details.entries:
+            place = details.entries[tag].place
+            changed[place + 2 : place + 12] = struct.pack(f"{main.order}HII", 4, 1, value)
+    return bytes(changed)
+
+
 def has_preview(exif: bytes) -> bool:
     """Whether the EXIF data holds a small preview of the photo."""
     return ifd.read_first(exif).next != 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 from flashray.images.formats import OutputFormat
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm")
+# These need a decoder that Pillow may lack. An archive lists them all the same, so that each has a row that says so.
+PLUGIN_SUFFIXES = (".avif", ".heic", ".heif")
 
 _SUFFIXES_OF: dict[str, tuple[str, ...]] = {
     "png": (".png",),
@@ -15,8 +17,13 @@ _SUFFIXES_OF: dict[str, tuple[str, ...]] = {
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file name has an image's suffix."""
+    """Whether a file name has the suffix of an image that is always read."""
     return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def is_photo_name(name: str) -> bool:
+    """Whether a file name has the suffix of an image, also of one that is read only where Pillow has a decoder."""
+    return name.lower().endswith(IMAGE_SUFFIXES + PLUGIN_SUFFIXES)
 
 
 def output_name(key: str, format: OutputFormat) -> str:

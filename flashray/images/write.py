@@ -22,6 +22,7 @@ from flashray.images.icc import Floats
 from flashray.images.source import ROWS_AT_ONCE, SourceImage, half_level, scaled
 
 QUALITY = 95
+NO_PLACE_FOR_NOTE = "the note of provenance"
 _FORMAT_OF = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP", "tiff": "TIFF"}
 _SEGMENT = 65_533  # bytes that a JPEG segment holds
 _XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
@@ -229,7 +230,7 @@ def _with_provenance(
         return replace(contents, private=(*contents.private, (kind.decode(), body))), []
     xmp = metadata.xmp_with_provenance(contents.xmp, provenance) if holds.xmp else None
     if xmp is None:
-        return contents, ["the note of provenance"]
+        return contents, [NO_PLACE_FOR_NOTE]
     return replace(contents, xmp=xmp), []
 
 

@@ -1,10 +1,12 @@
-"""The archive's listing: which images there are."""
+"""The archive's listing: which images there are, and what else."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import posixpath
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 import pyarrow as pa
@@ -12,7 +14,7 @@ import pyarrow.compute as pc
 
 from flashray import storage
 from flashray.errors import ConfigError
-from flashray.images import IMAGE_SUFFIXES, is_image_name
+from flashray.images import IMAGE_SUFFIXES, is_photo_name
 from flashray.pipeline.manifest import manifest_columns
 from flashray.pipeline.outputs import refuse_clashes
 from flashray.pipeline.run_config import RunConfig
@@ -33,13 +35,36 @@ _COMPARED = ["size", "given", "noise_std", "mask_size"]  # an image with the sam
 log = logging.getLogger(__name__)
 
 
-def list_archive(config: RunConfig) -> pa.Table:
-    """The images below the archive, sorted by key, cut to `limit`: a table of `LISTING`.
+@dataclass(frozen=True)
+class Archive:
+    """What an archive holds.
 
-    Hidden files and files of other suffixes are left out, and counted in a log line.
+    Attributes:
+        images: a table of `LISTING`, sorted by key, cut to `limit`.
+        others: files that are no images by their names, and hidden files.
+        unreadable: folders that cannot be listed, each with the reason.
+    """
+
+    images: pa.Table
+    others: list[storage.Entry] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+
+
+def list_archive(config: RunConfig) -> pa.Table:
+    """The images below the archive; raises as `read_archive`."""
+    return read_archive(config).images
+
+
+def read_archive(config: RunConfig) -> Archive:
+    """Everything below the archive.
+
+    Pipes, devices, dead links and names that are not UTF-8 are images by their names like any other: reading them
+    fails, and their rows say why. So do links that lead back to a folder above them, or nowhere, whatever their names
+    are, because they may hide images.
 
     Raises:
-        ConfigError: when the archive is missing or holds no image, or the manifest does not fit.
+        ConfigError: when the archive is missing or holds no image, a folder of it cannot be read, or the manifest does
+            not fit.
     """
     archive = config.io.archive
     try:
@@ -47,21 +72,29 @@ def list_archive(config: RunConfig) -> pa.Table:
             raise ConfigError(f"archive {archive} does not exist")
         size = storage.file_size(archive)
         if size is None:
-            entries = [entry for entry in storage.list_files(archive) if not is_run_file(entry.key)]
+            listed = storage.list_everything(archive)
+            entries = [entry for entry in listed.entries if not is_run_file(entry.key)]
         else:
-            entries = [storage.Entry(posixpath.basename(archive), size)]
+            entries, listed = [storage.Entry(posixpath.basename(archive), size)], storage.Listing([], [])
     except OSError as error:
         raise ConfigError(f"archive {archive} cannot be listed: {error}") from error
-    images = [entry for entry in entries if _is_image(entry.key)]
+    if listed.unreadable and not config.io.skip_unreadable:
+        raise ConfigError(
+            f"archive {archive} has folders that cannot be read: {', '.join(listed.unreadable)}; correct their "
+            "permissions, or leave them out with --skip-unreadable"
+        )
+    images, others = [entry for entry in entries if _is_image(entry)], [e for e in entries if not _is_image(e)]
     if not images:
         raise ConfigError(
             f"archive {archive} holds no images ({len(entries)} files; known: {', '.join(IMAGE_SUFFIXES)})"
         )
-    if len(images) < len(entries):
-        log.warning("%d files of the archive do not have an image's name and are left out", len(entries) - len(images))
+    if others:
+        log.warning(
+            "%d files of the archive do not have an image's name and are %s",
+            *(len(others), "copied as they are" if config.io.copy_others else "left out"),
+        )
     images = images[: config.policy.limit]
-    # a name that is not UTF-8 cannot be stored; its row fails when the file is read, and the error names it
-    keys = [entry.key.encode(errors="surrogateescape").decode(errors="replace") for entry in images]
+    keys = _keys(images)
     refuse_clashes(keys, config.io.format)
     table = pa.table(
         {
@@ -73,7 +106,7 @@ def list_archive(config: RunConfig) -> pa.Table:
     )
     for name, values in manifest_columns(config, table["key"]).items():
         table = table.append_column(name, values)
-    return table.cast(LISTING)
+    return Archive(table.cast(LISTING), others, listed.unreadable)
 
 
 def listing_hash(listing: pa.Table) -> str:
@@ -101,6 +134,18 @@ def differences(old: pa.Table, new: pa.Table) -> dict[str, list[str]]:
     return {"added": added, "removed": removed, "changed": changed}
 
 
-def _is_image(key: str) -> bool:
-    path = PurePosixPath(key)
-    return is_image_name(path.name) and not any(part.startswith(".") for part in path.parts)
+def _is_image(entry: storage.Entry) -> bool:
+    path = PurePosixPath(entry.key)
+    hidden = any(part.startswith(".") for part in path.parts)
+    return (is_photo_name(path.name) or entry.hides) and not hidden
+
+
+def _keys(images: list[storage.Entry]) -> list[str]:
+    """The entries' keys. A name that is not UTF-8 cannot be stored: its bytes are written as \\xNN, and reading the
+    file under that name fails, so that it has a row with an error.
+    """
+    keys = [entry.key.encode(errors="surrogateescape").decode(errors="backslashreplace") for entry in images]
+    twice = [key for key, count in Counter(keys).items() if count > 1]
+    if twice:
+        raise ConfigError(f"the archive has two files of the name {twice[0]!r}, one of them not UTF-8; rename that one")
+    return keys

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pyarrow.compute as pc
 
 from flashray import storage
+from flashray.images import output_name
 from flashray.pipeline.lease import held
-from flashray.pipeline.outputs import output_name
 from flashray.pipeline.verify import read_run, restored_files
 
 

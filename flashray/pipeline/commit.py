@@ -26,6 +26,9 @@ COMMIT = pa.schema(
         ("sigma_hat", pa.float64()),
         ("sigma_true", pa.float64()),
         ("sha256", pa.string()),  # of the restored image's bytes
+        ("unchanged", pa.bool_()),  # no pixel would change by half a level: the file's own bytes were written
+        ("lost", pa.string()),  # what the file had and the restored one does not hold, joined by "; "; null for nothing
+        ("warnings", pa.string()),  # what was unclear in the file, joined by a space; null for nothing
         ("seconds", pa.float64()),  # the image's share of the solver's time
         *((prefix + metric, pa.float64()) for prefix in SCORED for metric in METRICS),
     ]
@@ -51,7 +54,8 @@ def read_commits(output: str, unit_ids: Iterable[str]) -> pa.Table:
 
     def read(unit_id: str) -> pa.Table:
         data = storage.read_bytes(run_uri(output, "commits", f"{unit_id}.parquet"))
-        table = pq.read_table(io.BytesIO(data)).cast(COMMIT)
+        # earlier versions wrote fewer columns
+        table = pa.concat_tables([COMMIT.empty_table(), pq.read_table(io.BytesIO(data))], promote_options="default")
         return table.append_column("unit_id", pa.array([unit_id] * len(table), pa.string()))
 
     with ThreadPoolExecutor(_READERS) as readers:

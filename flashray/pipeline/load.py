@@ -81,6 +81,12 @@ def read_file(uri: str | None) -> Loaded:
     if uri is None:
         return Loaded()
     try:
+        storage.refuse_special(uri)
+    except FileNotFoundError:
+        pass  # said below
+    except OSError as error:
+        return Loaded(error=f"it cannot be read: {error}")
+    try:
         return Loaded(storage.read_bytes(uri))
     except FileNotFoundError:
         return Loaded(error="the file is no longer there, or its name is not valid UTF-8")

@@ -14,13 +14,14 @@ import pyarrow.compute as pc
 
 from flashray import storage
 from flashray.errors import ConfigError
+from flashray.images import output_name
 from flashray.pipeline import budget, run_record
-from flashray.pipeline.archive import list_archive
+from flashray.pipeline.archive import Archive, read_archive
 from flashray.pipeline.cluster import Pools
 from flashray.pipeline.cost import read_quoted
 from flashray.pipeline.lease import held
 from flashray.pipeline.models import Models, load_models
-from flashray.pipeline.outputs import output_name
+from flashray.pipeline.others import others_copied, read_others
 from flashray.pipeline.plan import read_plan
 from flashray.pipeline.run_config import RunConfig, flatten, to_dict, to_yaml
 from flashray.pipeline.run_folder import refuse_old_layout, run_uri
@@ -45,13 +46,13 @@ def open_run(config: RunConfig) -> Run:
         if uri is not None:
             storage.check(uri)
     models = load_models(config)
-    listing = list_archive(config)
+    archive = read_archive(config)
     if config.policy.overwrite is not None:
         _erase(config, models)
     status = RunStatus.read(io.output)
     failed = status.failures["key"].to_pylist()
-    record = run_record.examine(config, models.identity(), listing, set(failed))
-    return Run(config, models, listing, status, record, started)
+    record = run_record.examine(config, models.identity(), archive.images, set(failed))
+    return Run(config, models, archive, status, record, started)
 
 
 def _erase(config: RunConfig, models: Models) -> None:
@@ -63,6 +64,8 @@ def _erase(config: RunConfig, models: Models) -> None:
             return
         format = record["config"]["io"]["format"]
         names = [output_name(key, format) for key in read_plan(output)[0]["key"].to_pylist()]
+        copied = read_others(output)
+        names += copied.filter(pc.is_null(copied["error"]))["key"].to_pylist()
         run_record.erase(output, names, *(["severity_encoder"] if models.registered else []))
 
 
@@ -75,6 +78,7 @@ class Run:
         started: when this start began, on the monotonic clock.
 
     Attributes:
+        listing: the archive's images.
         config: the effective one: `requested` with the choices in run.json and the starts that fit the budget.
         unplanned: rows of the listing that this start has to plan.
         rebudgeted: whether the plan was made for another budget, and has to be made again.
@@ -85,12 +89,13 @@ class Run:
         self,
         requested: RunConfig,
         models: Models,
-        listing: pa.Table,
+        archive: Archive,
         status: RunStatus,
         record: dict[str, Any] | None,
         started: float,
     ) -> None:
-        self.models, self.listing, self.status, self.started = models, listing, status, started
+        self.models, self.archive, self.status, self.started = models, archive, status, started
+        self.listing = archive.images
         self._found_record, self.record = record, record or {}
         self.output = requested.io.output
         self.requested = requested
@@ -201,8 +206,9 @@ class Run:
 
     @property
     def _finished(self) -> bool:
-        """Whether an earlier start wrote the summary."""
-        return storage.exists(run_uri(self.output, "summary.json"))
+        """Whether an earlier start wrote the summary, and copied the other files where that is requested."""
+        copied = not self.requested.io.copy_others or others_copied(self.output)
+        return copied and storage.exists(run_uri(self.output, "summary.json"))
 
     def _unplanned(self) -> pa.Table:
         if not self.status.attempts:
@@ -225,4 +231,5 @@ class Run:
     def _settings(self, device: str, threads: int) -> WorkerSettings:
         config = self.config
         start = dataclasses.replace(config.recipe.start, severity_encoder=self.models.encoder_source)
-        return WorkerSettings.of(config.replaced("recipe", start=start), device, threads, self.models.lpips)
+        run_id = self.record.get("fingerprint", {}).get("sha256", "")
+        return WorkerSettings.of(config.replaced("recipe", start=start), device, threads, self.models.lpips, run_id)

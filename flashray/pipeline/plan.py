@@ -67,6 +67,7 @@ class SeverityActor:
 
     def __init__(self, work: WorkerSettings, board: Any) -> None:
         self.restorer, self.board = work.restorer(), board
+        self.max_megapixels = work.config.io.max_megapixels
 
     def __call__(self, table: pa.Table) -> pa.Table:
         (chunk,) = table.to_pylist()
@@ -98,7 +99,7 @@ class SeverityActor:
         for i in indices:
             arguments = (chunk[name][i] for name in ("key", "data", "given", "noise_std", "mask_data"))
             try:
-                photo, (width, height) = decode_photo(restorer, *arguments)
+                photo, (width, height) = decode_photo(restorer, *arguments, max_megapixels=self.max_megapixels)
             except ImageError as error:
                 rows[i]["error"] = str(error)
                 continue

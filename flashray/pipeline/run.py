@@ -18,6 +18,7 @@ from flashray.pipeline.calibrate import cost_key, measure_cost
 from flashray.pipeline.cost import CostModel, Quoted, write_quoted
 from flashray.pipeline.lease import held
 from flashray.pipeline.open_run import Run, open_run
+from flashray.pipeline.others import copy_others, read_others
 from flashray.pipeline.plan import chain_lengths, finish_plan, found_again, packing_of, severities, write_plan
 from flashray.pipeline.progress import Progress, clock
 from flashray.pipeline.quarantine import nfe_under_way
@@ -115,7 +116,10 @@ def finish(run: Run) -> None:
     if len(status.pending):
         raise FlashrayError(f"{len(status.pending)} images are not committed; run the same command again")
     attempt_markers.forget(run.output)
+    if run.config.io.copy_others:
+        copy_others(run.config.io, run.archive.others)
     found = summary.summarise(status, run.models.chain, run.models.unavailable, run.slots, run.quoted)
+    found |= summary.beside_the_images(run.archive, read_others(run.output))
     speed = run.images_solved / run.seconds_solving if run.images_solved else None
     found["images_per_second"] = speed and round(speed, 4)  # of this start's solve pass
     found["wall_seconds"] = round(time.monotonic() - run.started, 3)
@@ -215,6 +219,8 @@ def _print_summary(run: Run, found: dict[str, Any]) -> None:
         print(quality)
     for metric, why in run.models.unavailable.items():
         print(f"{metric} is empty: {why}")
+    for line in summary.remarks(found):
+        print(line)
     print(f"restored images: {run.output}")
     print(f"contact sheet:   {run_uri(run.output, 'contact_sheet.png')}")
     if run.record.get("mlflow"):

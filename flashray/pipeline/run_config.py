@@ -16,6 +16,7 @@ from flashray.recipe import Recipe
 from flashray.storage.working_folder import in_submitted_job, refuse_relative
 from flashray.tracking.tracking_config import TrackingConfig
 
+MOST_MEGAPIXELS = 178  # where Pillow itself refuses
 METRICS = ("psnr", "ssim", "lpips")
 Format = Literal["same", "png", "jpeg", "webp", "tiff"]
 
@@ -35,6 +36,13 @@ class IoConfig:
         references: folder or prefix of clean images with the archive's keys, to score observed measurements against.
         fit: for photos of another size than the prior's; resize (shorter side, then centre crop), crop, or error.
         format: of the restored images; same keeps each file's format, any other appends its suffix to the name.
+        quality: 1 to 100, of JPEG, WebP and AVIF; default 95, and lossless where a WebP was.
+        strict: an image whose format cannot hold what its file had (16 bits, alpha, a profile) fails instead of being
+            noted.
+        provenance: write recipe, σ̂, NFE and run id into each restored image's metadata; --no-provenance does not.
+        max_megapixels: a larger image fails, before memory is taken for it.
+        copy_others: copy the archive's files that are no images, too.
+        skip_unreadable: leave out folders that cannot be read, instead of stopping before any work.
         metrics: metrics to compute where a reference exists, of psnr, ssim and lpips.
     """
 
@@ -45,6 +53,12 @@ class IoConfig:
     references: str | None = None
     fit: Literal["resize", "crop", "error"] = "resize"
     format: Format = "same"
+    quality: int | None = None
+    strict: bool = False
+    provenance: bool = True
+    max_megapixels: float = 100.0
+    copy_others: bool = False
+    skip_unreadable: bool = False
     metrics: list[str] = field(default_factory=lambda: list(METRICS))
 
     @property
@@ -145,6 +159,11 @@ def check(config: RunConfig) -> RunConfig:
             f"{name} scales σ̂, and start.mode is {config.recipe.start.mode}; take start.mode flash, or fewer "
             "solver.steps",
         )
+    _require(io.quality is None or 1 <= io.quality <= 100, f"quality is {io.quality}; give a number from 1 to 100")
+    _require(
+        0 < io.max_megapixels <= MOST_MEGAPIXELS,
+        f"max_megapixels is {io.max_megapixels:g}; give more than 0 and at most {MOST_MEGAPIXELS}",
+    )
     _require(resources.autoscale_seconds >= 0, "autoscale_seconds is negative; give seconds, 0 or more")
     _require(
         not resources.autoscale_seconds or (resources.solver_actors is not None and resources.device != "auto"),

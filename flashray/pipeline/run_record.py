@@ -22,10 +22,11 @@ from flashray.pipeline.archive import differences, listing_hash
 from flashray.pipeline.run_config import RunConfig, flatten, to_dict
 from flashray.pipeline.run_folder import is_run_file, refuse_old_layout, run_uri
 
-# Settings that a run's results do not depend on: the output, the number of actors, the weights' folders (their hashes
-# count instead), and the manifest's path (the listing holds its values for each image). A budget has its own entry in
-# run.json, because it may change until something is committed.
+# Settings that a restored image's bytes do not depend on: which images fail or are left out, the output, the number of
+# actors, the weights' folders (their hashes count instead), and the manifest's path (the listing holds its values for
+# each image). A budget has its own entry in run.json, because it may change until something is committed.
 _FREE = {
+    *("io.strict", "io.max_megapixels", "io.copy_others", "io.skip_unreadable"),
     *("io.output", "io.manifest", "policy.plan_only", "policy.retry_failed", "policy.overwrite"),
     *("policy.budget_seconds", "policy.budget_gpu_hours"),
     *("resources.device", "resources.solver_actors", "resources.severity_actors", "resources.autoscale_seconds"),
@@ -34,7 +35,7 @@ _FREE = {
 _PACKAGES = ("flashray", "torch", "ray", "diffusers", "pyarrow", "pillow", "mlflow")
 _PARTS = (
     *("summary.json", "contact_sheet.png", "commits", "attempts", "severity", "plan", "cost.json", "tracking"),
-    "archive.parquet",
+    *("archive.parquet", "others.parquet"),
 )
 _NAMED = 3  # keys in a message
 _DELETERS = 16

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from flashray import storage
 from flashray.errors import ImageError
-from flashray.images import contact_sheet, decode_image
+from flashray.images import contact_sheet, open_image, output_name
 from flashray.pipeline.decoding import decode_photo, decode_reference
 from flashray.pipeline.load import mask_uri_of, read_file, read_files
-from flashray.pipeline.outputs import output_name
 from flashray.pipeline.run_config import IoConfig
 from flashray.pipeline.run_status import RunStatus
 from flashray.restorer import Restorer
@@ -59,10 +58,12 @@ def row_of_sheet(restorer: Restorer, io: IoConfig, row: dict[str, Any]) -> tuple
     """(title, images) of a plan row; None where its image or its restored image cannot be read."""
     loaded, mask = read_files([row["uri"], mask_uri_of(row["parameters"])])
     try:
-        restored = decode_image(storage.read_bytes(storage.join(io.output, output_name(row["key"], io.format))))
+        name = storage.join(io.output, output_name(row["key"], io.format))
+        restored = open_image(storage.read_bytes(name), io.max_megapixels).pixels
         if loaded.data is None:
             return None
-        photo, _ = decode_photo(restorer, row["key"], loaded.data, row["parameters"], row["noise_std"], mask.data)
+        arguments = (row["key"], loaded.data, row["parameters"], row["noise_std"], mask.data)
+        photo, _ = decode_photo(restorer, *arguments, max_megapixels=io.max_megapixels)
     except (OSError, ImageError):
         return None
     measured = restorer.measure([photo])
@@ -70,6 +71,8 @@ def row_of_sheet(restorer: Restorer, io: IoConfig, row: dict[str, Any]) -> tuple
     estimate = None if z_hat is None else restorer.decode(z_hat)[0].cpu()
     reference = photo.x if restorer.measurer.simulated else None
     if io.references is not None:
-        reference = decode_reference(restorer, read_file(storage.join(io.references, row["key"])).data)
+        reference = decode_reference(
+            restorer, read_file(storage.join(io.references, row["key"])).data, io.max_megapixels
+        )
     sigma = "" if row["sigma_hat"] is None else f"σ̂ {row['sigma_hat']:.3f}, "
     return f"{row['key']}\n{sigma}{row['nfe']} NFE", [measured.shown_BCHW[0].cpu(), estimate, restored, reference]

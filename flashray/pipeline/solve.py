@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flashray.active_image import Job
 from flashray.errors import ImageError
-from flashray.images import to_uint8
+from flashray.images import to_uint16
 from flashray.metrics import MetricUnavailable, load_lpips
 from flashray.pipeline import attempt_markers as markers
 from flashray.pipeline.cluster import Pools, blocks, waves
@@ -30,16 +30,24 @@ from flashray.pipeline.worker_settings import WorkerSettings
 from flashray.pipeline.write import write
 
 UNIT_COLUMNS = ["key", "uri", "sigma_hat", "sigma_true", "start_step", "noise_std", "parameters"]
-PIXELS = pa.struct(
-    [("pixels", pa.large_binary()), ("height", pa.int32()), ("width", pa.int32())]
-)  # 8-bit RGB [H, W, 3]
+# A restored image as 16-bit RGB [H, W, 3], and the file that it was made from
+IMAGE = pa.struct(
+    [
+        ("pixels", pa.large_binary()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("uri", pa.string()),
+        ("data", pa.large_binary()),
+    ]
+)
 SOLVED = pa.schema(
     [
         ("unit_id", pa.string()),
         ("rows", pa.list_(pa.struct(list(COMMIT)))),
-        ("images", pa.list_(PIXELS)),  # null where a row has an error
+        ("images", pa.list_(IMAGE)),  # null where a row has an error
     ]
 )
+ROWS_AT_ONCE = 256  # of an image that is rounded: bounds the memory beside it
 _REPORT_EVERY = 2.0  # seconds
 _WORK = "solving "  # followed by a unit's id: the name of a piece of work on the board
 log = logging.getLogger(__name__)
@@ -95,8 +103,11 @@ class SolverActor:
                             rows[i]["error"] = why
         for row in rows:
             row["status"] = "ok" if row["error"] is None else "error"
-        pixels = [as_pixels(images[i]) if i in images else None for i in range(len(rows))]
-        return pa.Table.from_pylist([{"unit_id": unit["unit_id"], "rows": rows, "images": pixels}], schema=SOLVED)
+        done = [
+            as_pixels(images[i]) | {"uri": unit["uri"][i], "data": unit["data"][i]} if i in images else None
+            for i in range(len(rows))
+        ]
+        return pa.Table.from_pylist([{"unit_id": unit["unit_id"], "rows": rows, "images": done}], schema=SOLVED)
 
     def restore(
         self, unit: dict[str, Any], rows: list[dict[str, Any]], indices: Sequence[int], images: dict[int, Tensor]
@@ -120,18 +131,18 @@ class SolverActor:
     @torch.no_grad()
     def prepare(self, unit: dict[str, Any], rows: list[dict[str, Any]], batch: Sequence[int]) -> list[Prepared]:
         """Decode, measure and estimate a batch of the unit's images, and make their start latents."""
-        restorer = self.restorer
+        restorer, most = self.restorer, self.work.config.io.max_megapixels
         photos, references, indices = [], [], []
         for i in batch:
             arguments = (unit[name][i] for name in ("key", "data", "parameters", "noise_std", "mask_data"))
             try:
-                photo, _ = decode_photo(restorer, *arguments)
+                photo, _ = decode_photo(restorer, *arguments, max_megapixels=most)
             except ImageError as error:  # it has changed since the plan
                 rows[i]["error"] = str(error)
                 continue
             reference = photo.x if restorer.measurer.simulated else None
             if "reference_data" in unit:
-                reference = decode_reference(restorer, unit["reference_data"][i])
+                reference = decode_reference(restorer, unit["reference_data"][i], most)
             photos.append(photo)
             references.append(reference)
             indices.append(i)
@@ -187,9 +198,13 @@ class SolverActor:
 
 
 def as_pixels(image_CHW: Tensor) -> dict[str, Any]:
-    """An image in [-1, 1] as a value of `PIXELS`."""
-    pixels = to_uint8(image_CHW).permute(1, 2, 0).contiguous()
-    return {"pixels": pixels.numpy().tobytes(), "height": pixels.shape[0], "width": pixels.shape[1]}
+    """An image in [-1, 1] as the pixels of an `IMAGE`."""
+    height, width = image_CHW.shape[1:]
+    pixels = np.empty((height, width, 3), np.uint16)
+    for top in range(0, height, ROWS_AT_ONCE):
+        rows = slice(top, top + ROWS_AT_ONCE)
+        pixels[rows] = to_uint16(image_CHW[:, rows]).permute(1, 2, 0).numpy()
+    return {"pixels": pixels.tobytes(), "height": height, "width": width}
 
 
 def solve_units(plan: pa.Table, work: WorkerSettings, pools: Pools, board: Any) -> Iterator[dict[str, Any]]:

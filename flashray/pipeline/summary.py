@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flashray.metrics import mean_interval
+from flashray.pipeline.archive import Archive
 from flashray.pipeline.commit import SCORED
 from flashray.pipeline.cost import Quoted, predict_full, predict_plan
 from flashray.pipeline.progress import clock
@@ -46,6 +47,9 @@ def summarise(
         "full_chain_nfe": chain,
         "nfe_saved": _finite(1 - nfe.mean() / chain) if len(nfe) else None,
         "mean_sigma_hat": _mean(_numbers(results, "sigma_hat")),
+        "unchanged": pc.sum(results["unchanged"]).as_py() or 0,
+        "lost": len(results) - results["lost"].null_count,
+        "warnings": len(results) - results["warnings"].null_count,
         "fallbacks": pc.sum(state.planned["fallback"]).as_py() or 0,
     }
     for prefix in SCORED:
@@ -63,6 +67,41 @@ def summarise(
     summary["distributions"] = distributions(state)
     summary["failures"] = failures.slice(0, _FAILURES).to_pylist()
     return summary
+
+
+def beside_the_images(archive: Archive, copied: pa.Table) -> dict[str, Any]:
+    """What summary.json says of the archive's files that are no images.
+
+    Args:
+        copied: a table of `others.OTHERS`.
+    """
+    failed = copied.filter(pc.is_valid(copied["error"]))
+    return {
+        "other_files": len(archive.others),
+        "copied_files": len(copied) - len(failed),
+        "not_copied": failed.slice(0, _FAILURES).select(["key", "error"]).to_pylist(),
+        "unreadable_folders": archive.unreadable,
+    }
+
+
+def remarks(found: Mapping[str, Any]) -> list[str]:
+    """What the last message says of the files, as lines."""
+    lines = []
+    if found["unchanged"]:
+        lines.append(f"{found['unchanged']:,} images would not change by half a grey level, and are the same files")
+    if found["lost"]:
+        lines.append(
+            f"{found['lost']:,} files lost something that their format cannot hold: column lost of the commits"
+        )
+    if found["warnings"]:
+        lines.append(f"{found['warnings']:,} files were unclear: column warnings of the commits")
+    left = found["other_files"] - found["copied_files"]
+    if left:
+        how = "could not be copied" if found["not_copied"] else "are not copied; --copy-others does"
+        lines.append(f"{left:,} files of the archive that are no images {how}")
+    if found["unreadable_folders"]:
+        lines.append(f"left out, because they cannot be read: {', '.join(found['unreadable_folders'])}")
+    return lines
 
 
 def distributions(state: RunStatus) -> dict[str, dict[str, Any]]:

@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 
 from flashray import storage
 from flashray.errors import ConfigError
-from flashray.pipeline.outputs import output_name
+from flashray.images import output_name
+from flashray.pipeline.others import read_others
 from flashray.pipeline.run_folder import is_run_file, refuse_old_layout
 from flashray.pipeline.run_record import read_record
 from flashray.pipeline.run_status import RunStatus
@@ -33,6 +34,7 @@ class Verified:
         duplicated: images with more than one row in the plan, or committed by more than one valid unit.
         missing: committed images whose file is not there.
         changed: committed images whose file has other bytes.
+        others_missing: copied files that are no images, and are no longer there or have another size.
         strangers: files that no commit and no pending unit names.
         unplanned: number of images of the archive that no plan names.
     """
@@ -44,13 +46,14 @@ class Verified:
     duplicated: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
+    others_missing: list[str] = field(default_factory=list)
     strangers: list[str] = field(default_factory=list)
     unplanned: int = 0
 
     @property
     def sound(self) -> bool:
         """Whether nothing contradicts a commit. Failed and pending images do not, because the run records them."""
-        return not (self.duplicated or self.missing or self.changed or self.strangers)
+        return not (self.duplicated or self.missing or self.changed or self.others_missing or self.strangers)
 
     @property
     def complete(self) -> bool:
@@ -82,7 +85,11 @@ def verify(output: str) -> Verified:
     promised = dict(zip(done["key"].to_pylist(), done["sha256"].to_pylist(), strict=True))
     format = record["config"]["io"]["format"]
     key_of = {output_name(key, format): key for key in status.plan["key"].to_pylist()}
-    files = restored_files(output)
+    sizes = restored_files(output)
+    copied = read_others(output)
+    copied = copied.filter(pc.is_null(copied["error"]))
+    others = dict(zip(copied["key"].to_pylist(), copied["size"].to_pylist(), strict=True))
+    files = [name for name in sizes if name not in others]
     there = {key_of[name] for name in files if name in key_of}
 
     def digest(key: str) -> str:
@@ -104,14 +111,15 @@ def verify(output: str) -> Verified:
         duplicated=sorted({*_twice(status.plan["key"]), *_twice(results["key"])}),
         missing=sorted(promised.keys() - there),
         changed=changed,
+        others_missing=sorted(name for name, size in others.items() if sizes.get(name) != size),
         strangers=sorted(name for name in files if key_of.get(name) not in known),
         unplanned=record["archive"]["images"] - len(pc.unique(status.plan["key"])),
     )
 
 
-def restored_files(output: str) -> list[str]:
-    """Names of the files below an output that are not the run's own records."""
-    return [entry.key for entry in storage.list_files(output) if not is_run_file(entry.key)]
+def restored_files(output: str) -> dict[str, int]:
+    """Name → size of the files below an output that are not the run's own records."""
+    return {entry.key: entry.size for entry in storage.list_files(output) if not is_run_file(entry.key)}
 
 
 def read_run(output: str) -> tuple[dict[str, Any], RunStatus]:

@@ -21,16 +21,18 @@ class WorkerSettings:
 
     Attributes:
         lpips: whether LPIPS can be computed.
+        run_id: the fingerprint of the run, for the note of provenance.
     """
 
     config: RunConfig
     device: str
     threads: int
     lpips: bool
+    run_id: str = ""
 
     @classmethod
-    def of(cls, config: RunConfig, device: str, threads: int, lpips: bool) -> WorkerSettings:
-        return cls(dataclasses.replace(config, tracking=TrackingConfig()), device, threads, lpips)
+    def of(cls, config: RunConfig, device: str, threads: int, lpips: bool, run_id: str = "") -> WorkerSettings:
+        return cls(dataclasses.replace(config, tracking=TrackingConfig()), device, threads, lpips, run_id)
 
     def restorer(self, prior: LatentPrior | None = None, encoder: SeverityEncoder | None = None) -> Restorer:
         """The run's restorer in this process, which computes with `threads` threads from now on.

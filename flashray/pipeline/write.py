@@ -5,38 +5,49 @@ from __future__ import annotations
 import errno
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from threading import Lock
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from flashray import storage
+from flashray.errors import ImageError
 from flashray.pipeline.commit import write_commit
-from flashray.pipeline.outputs import encode, output_name
+from flashray.pipeline.provenance import note_of
 from flashray.pipeline.worker_settings import WorkerSettings
 
 WRITTEN = pa.schema([("unit_id", pa.string()), ("images", pa.int64()), ("failed", pa.int64()), ("nfe", pa.int64())])
 _WRITERS = 8
+_LARGE = 2_000_000  # pixels, or bytes of a file; larger images are encoded one after the other to save memory
 
 
 def write(table: pa.Table, work: WorkerSettings) -> pa.Table:
     """Every restored image of a unit in one put each, then the unit's commit marker."""
+    from flashray.images import output_name  # torch, which the load tasks do without
+    from flashray.pipeline.encoding import encode_output
+
     (unit,) = table.to_pylist()
-    io = work.config.io
+    io, one_at_a_time = work.config.io, Lock()
 
     def put(row: dict[str, Any], image: dict[str, Any] | None) -> None:
         if image is None:
             return
-        name = output_name(row["key"], io.format)
-        pixels = np.frombuffer(image["pixels"], np.uint8).reshape(image["height"], image["width"], 3)
-        data = encode(pixels, name)
+        large = max(image["height"] * image["width"], len(image["data"])) > _LARGE
         try:
-            storage.put_bytes(storage.join(io.output, name), data)
-            row["sha256"] = hashlib.sha256(data).hexdigest()
+            with one_at_a_time if large else nullcontext():
+                encoded = encode_output(image, io, note_of(row, work))
+            uri = storage.join(io.output, output_name(row["key"], io.format))
+            storage.put_bytes(uri, encoded.data, storage.modified(image["uri"]))
+        except ImageError as error:
+            row |= {"status": "error", "error": f"it cannot be written: {error}"}
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:
                 raise
             row |= {"status": "error", "error": f"its name is too long for the output's filesystem: {error.strerror}"}
+        else:
+            row |= {"unchanged": encoded.unchanged, "lost": encoded.lost, "warnings": encoded.warnings}
+            row["sha256"] = hashlib.sha256(encoded.data).hexdigest()
 
     with ThreadPoolExecutor(_WRITERS) as writers:
         list(writers.map(put, unit["rows"], unit["images"]))

@@ -5,8 +5,10 @@ from __future__ import annotations
 from flashray.storage.redaction import redact
 from flashray.storage.uri import (
     Entry,
+    Listing,
     Unavailable,
     check,
+    copy,
     create_if_absent,
     creates_if_absent,
     delete,
@@ -18,16 +20,21 @@ from flashray.storage.uri import (
     is_inside,
     is_local,
     join,
+    list_everything,
     list_files,
+    modified,
     normalise,
     put_bytes,
     read_bytes,
+    refuse_special,
 )
 
 __all__ = [
     "Entry",
+    "Listing",
     "Unavailable",
     "check",
+    "copy",
     "create_if_absent",
     "creates_if_absent",
     "delete",
@@ -39,9 +46,12 @@ __all__ = [
     "is_inside",
     "is_local",
     "join",
+    "list_everything",
     "list_files",
+    "modified",
     "normalise",
     "put_bytes",
     "read_bytes",
+    "refuse_special",
     "redact",
 ]

@@ -12,6 +12,8 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from pyarrow import fs as pafs
 
 from flashray.errors import ConfigError
 from flashray.storage import s3
+from flashray.storage.local_walk import Found, Unreadable, walk_folder
 from flashray.storage.redaction import redact
 
 _TEMPORARY = ".flashray-"  # the name of a local file that is not whole yet starts so
@@ -36,10 +39,28 @@ class Unavailable(OSError):
 
 @dataclass(frozen=True)
 class Entry:
-    """A file below a listed prefix: its path relative to the prefix, and its size in bytes."""
+    """A file below a listed prefix: its path relative to the prefix, and its size in bytes.
+
+    Attributes:
+        hides: a local link behind which files may be that are not listed (`local_walk.Found`).
+    """
 
     key: str
     size: int
+    hides: bool = False
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Everything below a folder or prefix.
+
+    Attributes:
+        entries: sorted by key. Of a local folder also what is there and is no ordinary file.
+        unreadable: folders that cannot be listed, each with the reason.
+    """
+
+    entries: list[Entry]
+    unreadable: list[str]
 
 
 def normalise(uri: str) -> str:
@@ -134,8 +155,12 @@ def read_bytes(uri: str) -> bytes:
         return _read(uri)  # the store is there, perhaps again
 
 
-def put_bytes(uri: str, data: bytes) -> None:
-    """Create or replace a file in one piece: readers see the old one or the new one."""
+def put_bytes(uri: str, data: bytes, modified_ns: int | None = None) -> None:
+    """Create or replace a file in one piece: readers see the old one or the new one.
+
+    Args:
+        modified_ns: time of modification that a local file gets; stores set their own.
+    """
     scheme, rest = _split(normalise(uri))
     if scheme == "s3":
         s3.put(rest, data)
@@ -146,10 +171,62 @@ def put_bytes(uri: str, data: bytes) -> None:
     path = Path(rest)
     temporary = write_temporary(path, data)
     try:
+        if modified_ns is not None:
+            os.utime(temporary, ns=(modified_ns, modified_ns))
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def modified(uri: str) -> int | None:
+    """When a local file was modified, in nanoseconds; None where it is gone, and for objects, whose stores do not say
+    when a photo was taken up.
+    """
+    if not is_local(uri):
+        return None
+    try:
+        return os.stat(normalise(uri)).st_mtime_ns
+    except OSError:
+        return None
+
+
+def copy(source: str, target: str) -> None:
+    """A file or object under another name, in one piece; between local folders in parts, with its times.
+
+    Raises:
+        OSError: where it cannot be read or is no ordinary file.
+    """
+    refuse_special(source)
+    if not (is_local(source) and is_local(target)):
+        put_bytes(target, read_bytes(source), modified(source))
+        return
+    path = Path(normalise(target))
+    temporary = write_temporary(path, b"")
+    try:
+        shutil.copyfile(normalise(source), temporary)
+        shutil.copystat(normalise(source), temporary)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def refuse_special(uri: str) -> None:
+    """OSError for local names that are no ordinary files, with what they are: reading a pipe would wait for ever."""
+    if not is_local(uri):
+        return
+    path = normalise(uri)
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        if os.path.islink(path):
+            raise OSError("it is a link that leads nowhere, or to itself") from error
+        raise
+    if stat.S_ISDIR(mode):
+        raise OSError("it is a folder, or a link that leads back to a folder above it")
+    if not stat.S_ISREG(mode):
+        raise OSError("it is no file but a pipe, a socket or a device")
 
 
 def create_if_absent(uri: str, data: bytes) -> bool:
@@ -204,6 +281,20 @@ def list_files(uri: str) -> list[Entry]:
     return sorted(walk(uri), key=lambda entry: entry.key)
 
 
+def list_everything(uri: str) -> Listing:
+    """Every file below a folder or prefix as `list_files`, and whatever else is there."""
+    if not is_local(uri):
+        return Listing(list_files(uri), [])
+    found = list(walk_folder(normalise(uri)))
+    entries = [
+        Entry(one.key, one.size, one.hides)
+        for one in found
+        if isinstance(one, Found) and not _is_temporary_key(one.key)
+    ]
+    unreadable = [f"{one.key or '.'} ({one.why})" for one in found if isinstance(one, Unreadable)]
+    return Listing(sorted(entries, key=lambda entry: entry.key), sorted(unreadable))
+
+
 def half_written(uri: str) -> list[str]:
     """The places of the files below a local folder that a killed writer left half-written; objects never are."""
     if not is_local(uri):
@@ -229,11 +320,13 @@ def walk(uri: str) -> Iterator[Entry]:
             if info.type == pafs.FileType.File:
                 yield Entry(posixpath.relpath(info.path, root), info.size)
         return
-    for folder, _, names in os.walk(root, followlinks=True):
-        for name in names:
-            path = os.path.join(folder, name)
-            if not _is_temporary(name) and os.path.isfile(path):
-                yield Entry(Path(os.path.relpath(path, root)).as_posix(), os.path.getsize(path))
+    for one in walk_folder(root):
+        if isinstance(one, Found) and one.regular and not _is_temporary_key(one.key):
+            yield Entry(one.key, one.size)
+
+
+def _is_temporary_key(key: str) -> bool:
+    return _is_temporary(key.rpartition("/")[2])
 
 
 def _is_temporary(name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from flashray.errors import ConfigError
-from flashray.pipeline.archive import LISTING, differences, list_archive, listing_hash
+from flashray.pipeline.archive import LISTING, differences, list_archive, listing_hash, read_archive
+from flashray.pipeline.load import read_file
 from flashray.pipeline.run_config import RunConfig
 from flashray.recipe import DegradationConfig
 from tests.support.runs import config_of
@@ -57,7 +59,57 @@ def test_other_files_are_left_out_and_counted(folder: Path, caplog: pytest.LogCa
 
 def test_a_name_that_is_not_utf8_keeps_its_row(folder: Path) -> None:
     (Path(folder) / b"caf\xe9.png".decode(errors="surrogateescape")).write_bytes(b"x")
-    assert "caf\ufffd.png" in list_archive(config(folder))["key"].to_pylist()
+    assert "caf\\xe9.png" in list_archive(config(folder))["key"].to_pylist()
+
+
+def test_two_names_that_differ_only_in_what_is_not_utf8(folder: Path) -> None:
+    for name in (b"caf\xe9.png", b"caf\xe8.png"):
+        (Path(folder) / name.decode(errors="surrogateescape")).write_bytes(b"x")
+    keys = list_archive(config(folder))["key"].to_pylist()
+    assert {"caf\\xe9.png", "caf\\xe8.png"} <= set(keys)
+    (folder / "caf\\xe9.png").write_bytes(b"x")
+    with pytest.raises(ConfigError, match="two files of the name"):
+        list_archive(config(folder))
+
+
+def test_nothing_is_hidden(folder: Path) -> None:
+    """Each has a row, and reading it says what it is instead of waiting."""
+    os.mkfifo(folder / "pipe.png")
+    (folder / "dead.jpg").symlink_to(folder / "absent.jpg")
+    (folder / "old disk").symlink_to("/nowhere/at/all")
+    (folder / "loop").symlink_to(folder)
+    (folder / "text").symlink_to(folder / "absent.txt")
+    (folder / b"caf\xe9.png".decode(errors="surrogateescape")).write_bytes(b"x")
+    (folder / "phone.heic").write_bytes(b"x")
+    listing = list_archive(config(folder))
+    errors = {
+        key: read_file(uri).error for key, uri in zip(*(listing[n].to_pylist() for n in ("key", "uri")), strict=True)
+    }
+    assert {key: error for key, error in errors.items() if error is not None} == {
+        "pipe.png": "it cannot be read: it is no file but a pipe, a socket or a device",
+        "dead.jpg": "it cannot be read: it is a link that leads nowhere, or to itself",
+        "old disk": "it cannot be read: it is a link that leads nowhere, or to itself",
+        "text": "it cannot be read: it is a link that leads nowhere, or to itself",
+        "loop": "it cannot be read: it is a folder, or a link that leads back to a folder above it",
+        "caf\\xe9.png": "the file is no longer there, or its name is not valid UTF-8",
+    }
+    assert "phone.heic" in errors
+
+
+def test_a_folder_that_cannot_be_read_stops_the_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if str(path).endswith("sub dir"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(ConfigError, match=r"sub dir \(Permission denied\); correct their.*--skip-unreadable"):
+        list_archive(config(folder))
+    found = read_archive(config(folder, skip_unreadable=True))
+    assert found.unreadable == ["sub dir (Permission denied)"]
+    assert found.images["key"].to_pylist() == ["a b.JPG", "a.png", "b.png"]
 
 
 def test_missing_and_empty_archives(tmp_path: Path) -> None:

@@ -14,12 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import torch
 from PIL import Image
 from torch import Tensor
 
 from flashray.degradations import make_degradation
 from flashray.errors import ConfigError
-from flashray.images import decode_image, encode_png
+from flashray.images import decode_image, encode_png, from_uint16
 from flashray.measurement import Frame, Measurer
 from flashray.pipeline import load as loading
 from flashray.pipeline import plan as planning
@@ -34,12 +35,13 @@ from flashray.pipeline.sample_sheet import row_of_sheet
 from flashray.pipeline.units import index
 from flashray.pipeline.worker_settings import WorkerSettings
 from flashray.recipe import DegradationConfig, SolverConfig
-from flashray.restorer import as_image
 from flashray.severity import Start
 from flashray.storage import put_bytes
 from flashray.tracking.tracking_config import TrackingConfig
 from tests.conftest import TinyModels
+from tests.support.image_files import colour_photo, deep, grey_photo, saved, saved_tiff, soft_alpha
 from tests.support.models import SIDE
+from tests.support.profiles import display_p3
 from tests.support.runs import config_of, record
 
 FAMILIES: list[tuple[str, dict[str, Any]]] = [
@@ -83,9 +85,8 @@ def through_the_stages(monkeypatch: pytest.MonkeyPatch) -> Run:
             (unit,) = solver(loading.load(units.slice(i, 1), work, board)).to_pylist()
             for row, image in zip(unit["rows"], unit["images"], strict=True):
                 rows[row["key"]] = row
-                images[row["key"]] = as_image(
-                    np.frombuffer(image["pixels"], np.uint8).reshape(image["height"], image["width"], 3)
-                )
+                pixels = np.frombuffer(image["pixels"], np.uint16).reshape(image["height"], image["width"], 3)
+                images[row["key"]] = from_uint16(torch.from_numpy(pixels.astype(np.int32))).permute(2, 0, 1)
         return Stages({row["key"]: row for row in plan.to_pylist()}, rows, images)
 
     return run
@@ -210,6 +211,30 @@ def test_smaller_measurements_are_not_resized(
     sheet_row = row_of_sheet(restorer, asked.io, done.plan["crop 0.png"])
     assert sheet_row is not None
     assert [None if image is None else tuple(image.shape) for image in sheet_row[1]] == [(3, SIDE, SIDE)] * 4
+
+
+def test_files_of_many_kinds_and_a_limit_of_megapixels(
+    tiny_models: TinyModels, tmp_path: Path, through_the_stages: Run
+) -> None:
+    """Colour profiles, alpha and 16 bits reach the actors; what is beyond the limit has a row that names it."""
+    (tmp_path / "archive").mkdir()
+    files = {
+        "wide.png": saved(colour_photo(40, 48), icc_profile=display_p3()),
+        "inks.jpg": saved(Image.fromarray(colour_photo(40, 48)).convert("CMYK"), "JPEG"),
+        "clear.png": saved(np.dstack([colour_photo(40, 48), soft_alpha(40, 48)])),
+        "deep.tif": saved_tiff(deep(grey_photo(40, 48))),
+        "dot.png": saved(colour_photo(1, 1)),
+        "large.png": saved(colour_photo(64, 64)),
+        "phone.heic": b"\0\0\0\x18ftypheic\0\0\0\0heicmif1",
+    }
+    for name, data in files.items():
+        (tmp_path / "archive" / name).write_bytes(data)
+    done = through_the_stages(config(tiny_models, tmp_path / "archive", tmp_path / "run", max_megapixels=0.004))
+    sound = set(files) - {"large.png", "phone.heic"}
+    assert {key for key, row in done.plan.items() if row["status"] == "ok"} == sound == set(done.images)
+    assert "64 x 64 pixels" in done.plan["large.png"]["error"]
+    assert "the limit is 0.004 megapixels" in done.plan["large.png"]["error"]
+    assert "HEIC" in done.plan["phone.heic"]["error"]
 
 
 def manifest_error(models: TinyModels, archive: Path, tmp_path: Path, name: str, text: str, **settings: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,18 @@ import torch
 
 from flashray.cli import main
 from flashray.errors import ConfigError, FlashrayError
-from flashray.images import decode_image, encode_png, to_uint8
+from flashray.images import decode_image, encode_png, open_image, to_uint8
 from flashray.pipeline.run import restore_archive
 from flashray.pipeline.run_config import RunConfig
 from flashray.pipeline.run_status import RunStatus
+from flashray.pipeline.verify import verify
 from flashray.recipe import DegradationConfig, SolverConfig
 from flashray.severity import Start
 from flashray.tracking.tracking_config import TrackingConfig
 from tests.conftest import TinyModels
+from tests.support.image_files import colour_photo, deep, grey_photo, phone_exif, saved, saved_tiff
 from tests.support.models import SIDE
+from tests.support.profiles import display_p3
 from tests.support.runs import MakeConfig, changed, flat_numbers, record, restored, summary_of
 
 
@@ -38,8 +42,8 @@ def done(make: MakeConfig, archive: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 def times(output: Path) -> dict[str, int]:
-    """When each restored image was written."""
-    return {name: (output / name).stat().st_mtime_ns for name in restored(output)}
+    """When each restored image was written: the time of modification is its original's."""
+    return {name: (output / name).stat().st_ctime_ns for name in restored(output)}
 
 
 def snapshot(output: str) -> dict[str, int]:
@@ -322,6 +326,46 @@ def test_another_format_and_the_job_in_python(
     job = decode_image(restored(done.io.output)["crop 0.png"])
     assert out.images[0] is not None
     assert (to_uint8(out.images[0]).float() - to_uint8(job).float()).abs().mean() < 0.5
+
+
+def test_the_same_kinds_of_files_and_all_others(
+    make: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, output = tmp_path / "archive", tmp_path / "run"
+    (folder / "notes").mkdir(parents=True)
+    files = {
+        "grey.png": saved(grey_photo(40, 48)),
+        "phone.jpg": saved(colour_photo(40, 48), "JPEG", exif=b"Exif\0\0" + phone_exif(), icc_profile=display_p3()),
+        "scan.tif": saved_tiff(deep(colour_photo(SIDE, SIDE)), photometric="rgb"),
+    }
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    (folder / "notes" / "album.txt").write_bytes(b"1987")
+    os.mkfifo(folder / "pipe.png")
+    config = make(folder, output, metrics=[])
+    assert restore_archive(config) == 1
+    assert "--copy-others" in capsys.readouterr().out
+    found = summary_of(output)
+    assert (found["restored"], found["failed"], found["other_files"], found["copied_files"]) == (3, 1, 1, 0)
+    assert found["failures"][0]["key"] == "pipe.png"
+    for name, data in files.items():
+        before, after = open_image(data), open_image(restored(output)[name])
+        assert (after.format, after.kind, after.depth, after.icc) == (
+            *(before.format, before.kind, before.depth, before.icc),
+        )
+        assert (output / name).stat().st_mtime_ns == (folder / name).stat().st_mtime_ns
+    assert open_image(restored(output)["phone.jpg"]).exif is not None
+    run_id = json.loads((record(output) / "run.json").read_text())["fingerprint"]["sha256"]
+    assert run_id.encode() in restored(output)["grey.png"]
+
+    assert restore_archive(changed(config, copy_others=True)) == 1  # a later start copies, and restores nothing again
+    assert restored(output)["notes/album.txt"] == b"1987"
+    assert summary_of(output)["copied_files"] == 1
+    assert verify(str(output)).sound
+    assert restore_archive(changed(config, copy_others=True)) == 1
+    assert "nothing to do" in capsys.readouterr().out
+    assert restore_archive(changed(config, overwrite="run", plan_only=True)) == 0
+    assert restored(output) == {}
 
 
 def test_a_report_is_made_anew(done: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

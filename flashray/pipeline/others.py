@@ -1,0 +1,69 @@
+"""The archive's files that are no images: copied as they are, once, and recorded when all are there."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from flashray import storage
+from flashray.pipeline.run_config import IoConfig
+from flashray.pipeline.run_folder import run_uri
+
+# One row a file; `error` says why it could not be copied
+OTHERS = pa.schema([("key", pa.string()), ("size", pa.int64()), ("error", pa.string())])
+_COPIERS = 4
+log = logging.getLogger(__name__)
+
+
+def copy_others(run: IoConfig, others: Sequence[storage.Entry]) -> None:
+    """Copy these files of the archive to the same keys below the output, and record them; nothing if that is done.
+
+    An interrupted copy begins anew. A file that cannot be read is recorded with the reason.
+    """
+    if others_copied(run.output):
+        return
+
+    def copy(entry: storage.Entry) -> dict[str, Any]:
+        row: dict[str, Any] = {"key": _text(entry.key), "size": entry.size, "error": None}
+        try:
+            storage.copy(storage.join(run.archive, entry.key), storage.join(run.output, entry.key))
+        except storage.Unavailable:
+            raise
+        except (OSError, UnicodeError) as error:
+            row["error"] = str(error)
+            log.warning("%s is not copied: %s", row["key"], error)
+        return row
+
+    with ThreadPoolExecutor(_COPIERS) as copiers:
+        rows = list(copiers.map(copy, others))
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=OTHERS), sink)
+    storage.put_bytes(_record(run.output), sink.getvalue())
+
+
+def others_copied(output: str) -> bool:
+    """Whether a run has copied its archive's other files."""
+    return storage.exists(_record(output))
+
+
+def read_others(output: str) -> pa.Table:
+    """The record of the copied files: a table of `OTHERS`, empty where none were copied."""
+    try:
+        return pq.read_table(io.BytesIO(storage.read_bytes(_record(output)))).cast(OTHERS)
+    except FileNotFoundError:
+        return OTHERS.empty_table()
+
+
+def _record(output: str) -> str:
+    return run_uri(output, "others.parquet")
+
+
+def _text(key: str) -> str:
+    """A key that can be stored; bytes that are not UTF-8 become \\\\xNN."""
+    return key.encode(errors="surrogateescape").decode(errors="backslashreplace")

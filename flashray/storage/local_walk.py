@@ -1,0 +1,77 @@
+"""The files below a local folder, links followed; nothing that is there is left out in silence."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+Identity = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A directory entry that is no folder.
+
+    Attributes:
+        key: its path relative to the root.
+        size: in bytes; 0 where it is no ordinary file, or cannot be asked.
+        regular: whether it is a file that can be opened without waiting: no pipe, socket, device or dead link.
+        hides: a link behind which files may be that are not found: it leads back to a folder above it, or, without a
+            suffix in its name, nowhere.
+    """
+
+    key: str
+    size: int
+    regular: bool
+    hides: bool = False
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A folder that cannot be listed, by its path relative to the root, and why."""
+
+    key: str
+    why: str
+
+
+def walk_folder(root: str) -> Iterator[Found | Unreadable]:
+    """Everything below a folder, in no particular order; nothing where there is no such folder.
+
+    A link to a folder is followed unless it leads back to a folder that contains it.
+    """
+    try:
+        above: tuple[Identity, ...] = (_identity(os.stat(root)),)
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            yield Unreadable("", str(error.strerror))
+        return
+    folders: list[tuple[str, tuple[Identity, ...]]] = [("", above)]
+    while folders:
+        folder, above = folders.pop()
+        try:
+            with os.scandir(os.path.join(root, folder)) as entries:
+                listed = list(entries)
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # deleted since
+        except OSError as error:
+            yield Unreadable(folder, str(error.strerror))
+            continue
+        for entry in listed:
+            key = f"{folder}/{entry.name}" if folder else entry.name
+            try:
+                status = entry.stat()
+            except OSError:  # a dead link, a link to itself, or a folder that may be listed and not searched
+                dead = entry.is_symlink()
+                yield Found(key, 0, regular=False, hides=dead and "." not in entry.name)
+                continue
+            if not entry.is_dir():
+                yield Found(key, status.st_size if entry.is_file() else 0, regular=entry.is_file())
+            elif entry.is_symlink() and _identity(status) in above:
+                yield Found(key, 0, regular=False, hides=True)
+            else:
+                folders.append((key, (*above, _identity(status))))
+
+
+def _identity(status: os.stat_result) -> Identity:
+    return status.st_dev, status.st_ino
