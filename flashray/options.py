@@ -50,7 +50,7 @@ class Options:
         if plain.startswith(tuple(f"{prefix}." for prefix in self.open)):
             return plain
         hint = nearest(plain, self.full).replace("did you mean ", "did you mean --").replace(" or ", " or --")
-        raise ConfigError(f"--{name} is not an option{hint}; --help-all lists them")
+        raise ConfigError(f"--{name} is not an option{hint.replace('_', '-')}; --help-all lists them")
 
     def _denied(self, name: str) -> str | None:
         """The full name of the flag that `no-NAME` sets to false; None where it is no such option."""
@@ -74,6 +74,7 @@ class Options:
                 bare.append(token)
                 continue
             name, equals, value = token[2:].partition("=")
+            name = name if name.replace("-", "_") not in PARSER_OPTIONS else name.replace("-", "_")
             denied = self._denied(name)
             if denied is not None and not equals:
                 result += [f"--{denied}", "false"]
@@ -133,8 +134,11 @@ def parse(parser: Any, argv: Sequence[str]) -> Any:
 def parse_as(
     cls: type[T], prog: str, argv: Sequence[str], positionals: Sequence[str] = (), rest: str | None = None
 ) -> T:
-    """A command line as one dataclass."""
+    """A command line as one dataclass; `--help-all` prints all options and ends the process."""
     options = Options.of({"": cls})
     parser = make_parser(prog, {"": cls})
+    if "--help-all" in argv:
+        parser.print_help()
+        raise SystemExit(0)
     values = parser.instantiate(parse(parser, options.normalise(argv, positionals, rest)))
     return cls(**{field.name: getattr(values, field.name) for field in dataclasses.fields(cls)})  # type: ignore[arg-type]

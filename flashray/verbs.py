@@ -10,7 +10,7 @@ from typing import Any
 
 from flashray.build import nearest
 from flashray.errors import ConfigError
-from flashray.options import make_parser, parse_as
+from flashray.options import parse_as
 
 
 def restore(argv: Sequence[str], *more: str) -> int:
@@ -200,8 +200,5 @@ def train(argv: Sequence[str]) -> int:
     else:
         known = ("prior", "severity")
         raise ConfigError(f"flashray train {what or '(nothing)'}{nearest(what, known)}: give prior or severity")
-    if "--help-all" in argv:
-        make_parser(f"flashray train {what}", {"": Config}).print_help()
-        return 0
     work(parse_as(Config, f"flashray train {what}", argv[1:]))
     return 0

@@ -24,7 +24,7 @@ from flashray.pipeline.worker_settings import WorkerSettings
 from flashray.schedule import NoiseSchedule
 
 SECONDS = 2.0  # of trials for each number of filled slots; a trial that has begun is finished
-_FLIGHTS = (3, 16)  # trials, at least and at most
+_TRIALS = (3, 16)  # trials, at least and at most
 _TOGETHER = 16  # CPU actors that are timed, at most
 log = logging.getLogger(__name__)
 
@@ -77,8 +77,8 @@ def mean(measured: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "filled": each["filled"][0],
         "step_seconds": tuple(np.mean(each["step_seconds"], axis=0).tolist()),
-        "landing_seconds": statistics.fmean(each["landing_seconds"]),
-        "beside_seconds": statistics.fmean(each["beside_seconds"]),
+        "decode_seconds": statistics.fmean(each["decode_seconds"]),
+        "other_seconds": statistics.fmean(each["other_seconds"]),
     }
 
 
@@ -121,48 +121,47 @@ class Calibrator:
         torch.set_num_threads(self.work.threads)  # in a run, loading is a separate task with its own threads
         slots = self.work.config.resources.slots
         filled = tuple(numbers_filled(slots))
-        self.fly(loaded, slots, self.schedule, min(1, len(visits)))  # warm-up: the first call is slow
-        landing, beside = (seconds / slots for seconds in self.fly(loaded, slots, self.schedule, 0))
-        steps = [self.step_seconds(loaded, count, visits, landing) if len(visits) else 0.0 for count in filled]
+        self.trial(loaded, slots, self.schedule, min(1, len(visits)))  # warm-up: the first call is slow
+        decode, other = (seconds / slots for seconds in self.trial(loaded, slots, self.schedule, 0))
+        steps = [self.step_seconds(loaded, count, visits, decode) if len(visits) else 0.0 for count in filled]
         return {
             "filled": filled,
             "step_seconds": tuple(steps),
-            "landing_seconds": landing,
-            "beside_seconds": beside,
+            "decode_seconds": decode,
+            "other_seconds": other,
         }
 
-    def step_seconds(self, loaded: dict[str, Any], count: int, visits: Integers, landing: float) -> float:
+    def step_seconds(self, loaded: dict[str, Any], count: int, visits: Integers, decode: float) -> float:
         """A batched step's time with `count` slots filled: the median of trials over the parts that the plan visits.
 
         It is the median because the machine has just ended one pool and started another, which disturbs single trials.
         """
-        turn = getattr(
-            self.actor.restorer.solver, "every", 1
-        )  # the period of the rule in steps; a trial takes whole periods
-        length = min(2 * turn, len(visits))
-        spent, flown, means = 0.0, 0, []
-        for flights, place in enumerate(evenly(_FLIGHTS[1])):
-            schedule, steps = part(self.schedule, visits, place, length)
-            seconds = max(self.fly(loaded, count, schedule, steps)[0] - count * landing, 0.0)
-            spent, flown = spent + seconds, flown + steps
+        # the period of the solver's rule in steps; a trial takes whole periods
+        period = getattr(self.actor.restorer.solver, "every", 1)
+        length = min(2 * period, len(visits))
+        spent, taken, means = 0.0, 0, []
+        for number, share in enumerate(evenly(_TRIALS[1])):
+            schedule, steps = part(self.schedule, visits, share, length)
+            seconds = max(self.trial(loaded, count, schedule, steps)[0] - count * decode, 0.0)
+            spent, taken = spent + seconds, taken + steps
             means.append(seconds / steps)
-            if spent > SECONDS and flights + 1 >= _FLIGHTS[0]:
+            if spent > SECONDS and number + 1 >= _TRIALS[0]:
                 break
             # longer trials, because each has a cost besides its steps
-            length = min(turn * max(1, int(SECONDS / 2 * flown / max(spent, 1e-9) / turn)), len(visits))
+            length = min(period * max(1, int(SECONDS / 2 * taken / max(spent, 1e-9) / period)), len(visits))
         return statistics.median(means)
 
-    def fly(self, loaded: dict[str, Any], count: int, schedule: NoiseSchedule, steps: int) -> tuple[float, float]:
+    def trial(self, loaded: dict[str, Any], count: int, schedule: NoiseSchedule, steps: int) -> tuple[float, float]:
         """(the engine's seconds, the other seconds) of `count` images that take `steps` steps to the schedule's end."""
         self.actor.restorer.schedule = schedule
         unit = {name: value[:count] if isinstance(value, list) else value for name, value in loaded.items()}
         began = time.perf_counter()
         (solved,) = self.actor(pa.Table.from_pylist([unit | {"start_step": [steps] * count}])).to_pylist()
         wall = time.perf_counter() - began
-        flown = [row for row in solved["rows"] if row["seconds"] is not None]
-        if not flown:
+        done = [row for row in solved["rows"] if row["seconds"] is not None]
+        if not done:
             raise ImageError(solved["rows"][0]["error"])
-        engine = sum(row["seconds"] for row in flown) * count / len(flown)
+        engine = sum(row["seconds"] for row in done) * count / len(done)
         return engine, max(wall - engine, 0.0)
 
 
@@ -188,14 +187,14 @@ def evenly(count: int) -> Iterator[float]:
     return islice(places(), count)
 
 
-def part(schedule: NoiseSchedule, visits: Integers, place: float, length: int) -> tuple[NoiseSchedule, int]:
-    """A part of the chain with its start step: `length` steps around the step below which this share of the work lies.
+def part(schedule: NoiseSchedule, visits: Integers, share: float, length: int) -> tuple[NoiseSchedule, int]:
+    """A part of the chain with its start step: `length` steps around the step below which `share` of the work lies.
 
     Every step keeps its own timestep and noise levels. One more step is added on top, except at the top of the whole
     chain, because a start there would be a start from pure noise.
     """
     below = np.cumsum(visits) / visits.sum()
-    middle = int(np.searchsorted(below, place))
+    middle = int(np.searchsorted(below, share))
     bottom = min(max(middle - length // 2, 0), len(visits) - length)
     rows = slice(bottom, bottom + length + 1)
     values = (schedule.timesteps[rows], schedule.alphas_cumprod[rows], schedule.alphas_cumprod_prev[rows])

@@ -23,15 +23,15 @@ class CostModel:
     Attributes:
         filled: numbers of filled slots, ascending from 1, for which a batched step was timed.
         step_seconds: seconds of one batched step with that many slots filled.
-        landing_seconds: seconds of an image after its last step (decoding); the engine counts them as the image's.
-        beside_seconds: seconds of an image outside the engine: measuring, severity encoder, scoring.
+        decode_seconds: seconds of an image after its last step (decoding); the engine counts them as the image's.
+        other_seconds: seconds of an image outside the engine: measuring, severity encoder, scoring.
         start_up_seconds: from requesting an actor until its models are loaded.
     """
 
     filled: tuple[int, ...]
     step_seconds: tuple[float, ...]
-    landing_seconds: float
-    beside_seconds: float
+    decode_seconds: float
+    other_seconds: float
     start_up_seconds: float
 
     def steps(self, slots: int) -> Floats:
@@ -72,8 +72,8 @@ def predict(nfe: Integers, first: Integers, slots: int, actors: int, cost: CostM
     """The cost of units: `nfe` in their order, and the index at which each begins (`units.unit_starts`)."""
     steps_US = slot_steps(nfe, first, slots)
     images_U = np.diff(np.append(first, len(nfe)))
-    solver_U = batch_seconds(steps_US, cost.steps(slots)) + cost.landing_seconds * images_U
-    dispatched = (solver_U + cost.beside_seconds * images_U)[dearest_first(unit_costs(nfe, first))]
+    solver_U = batch_seconds(steps_US, cost.steps(slots)) + cost.decode_seconds * images_U
+    dispatched = (solver_U + cost.other_seconds * images_U)[dearest_first(unit_costs(nfe, first))]
     wall = simulate(dispatched, Pool(min(actors, max(len(first), 1)), start_up=cost.start_up_seconds)).makespan
     return Prediction(len(first), slot_utilization(steps_US), float(solver_U.sum()), wall, actors)
 

@@ -204,7 +204,7 @@ def _price(planned: pa.Table, chain: int, slots: int, quoted: Quoted) -> list[st
     else:
         hours = f"{found.device_hours * quoted.threads:.3g} core-hours"
         pool = f"{actors:,} CPU actor{'s' * (actors > 1)} of {quoted.threads} thread{'s' * (quoted.threads > 1)}"
-    besides = cost.landing_seconds + cost.beside_seconds
+    besides = cost.decode_seconds + cost.other_seconds
     return [
         f"about {clock(found.wall_seconds)} on {pool} with {slots} slots, {clock(cost.start_up_seconds)} of it to "
         f"start, and {hours}; the full chain: {clock(full.wall_seconds)}",

@@ -76,7 +76,7 @@ def _components(pipeline: PipelineFolder) -> list[str]:
     if not any(name.startswith("text_encoder") for name in names):
         raise ConfigError(
             f"prior {pipeline.source}: neither {FILE} nor a text encoder in {INDEX}; write the file with "
-            "flashray export-null-prompt where the whole pipeline is"
+            "flashray.prior.export_null_prompt where the whole pipeline is"
         )
     _check_libraries(pipeline, names)
     for name in names:
@@ -84,7 +84,7 @@ def _components(pipeline: PipelineFolder) -> list[str]:
         if not (pipeline.root / name / config).is_file():
             raise ConfigError(
                 f"prior {pipeline.source}: {name}/{config} is missing, and {FILE} is not there either; write the file "
-                "with flashray export-null-prompt where the whole pipeline is"
+                "with flashray.prior.export_null_prompt where the whole pipeline is"
             )
     return names
 
@@ -123,7 +123,7 @@ def _encode(pipeline: PipelineFolder) -> dict[str, Tensor]:
     except Exception as error:  # tokenizers, encoders and pipelines raise many kinds
         raise ConfigError(
             f"prior {pipeline.source}: the text encoder does not work ({type(error).__name__}: {error}); write {FILE} "
-            "with flashray export-null-prompt where it does"
+            "with flashray.prior.export_null_prompt where it does"
         ) from error
 
 
@@ -134,7 +134,7 @@ def _text_encoder(pipeline: PipelineFolder, name: str) -> Any:
     except ImportError as error:
         raise ConfigError(
             f"prior {pipeline.source}: the empty prompt needs the package transformers, which is not installed; "
-            f"install it, or write {FILE} with flashray export-null-prompt where it is"
+            f"install it, or write {FILE} with flashray.prior.export_null_prompt where it is"
         ) from error
     folder = pipeline.root / name
     kind = pipeline.index[name][1]

@@ -15,7 +15,7 @@ from flashray.schedule import NoiseSchedule
 from flashray.severity import Start
 from tests.support.runs import config_of
 
-COST = CostModel((1, 8), (0.5, 1.0), landing_seconds=0.1, beside_seconds=0.2, start_up_seconds=5.0)
+COST = CostModel((1, 8), (0.5, 1.0), decode_seconds=0.1, other_seconds=0.2, start_up_seconds=5.0)
 PACKING = Packing(None, slots=8, actors=3)
 SIGMA = torch.from_numpy(np.random.default_rng(0).gamma(2.0, 0.1, 300).clip(0.01, 0.95))
 

@@ -25,7 +25,7 @@ from flashray.schedule import NoiseSchedule
 from tests.pipeline.conftest import planned
 from tests.support.runs import changed
 
-COST = CostModel((1, 4), (1.0, 2.5), landing_seconds=0.1, beside_seconds=0.25, start_up_seconds=7.0)
+COST = CostModel((1, 4), (1.0, 2.5), decode_seconds=0.1, other_seconds=0.25, start_up_seconds=7.0)
 
 
 def test_steps_between_what_was_timed_lie_on_a_line() -> None:
@@ -148,7 +148,7 @@ def test_the_measurement_flies_the_very_solver(
     actor.actor.restorer = real.restorer  # type: ignore[misc]
     found = actor.measure(sample(plan, work))
     assert found["filled"] == (1, 3)
-    assert found["landing_seconds"] == pytest.approx(0.125)
+    assert found["decode_seconds"] == pytest.approx(0.125)
     assert found["step_seconds"] == pytest.approx((0.75, 1.25))
     assert flown[0] == (3, 1)  # a warm-up
     assert {count for count, _ in flown} == {1, 3}
@@ -160,7 +160,7 @@ def test_a_real_measurement_is_finite_and_positive(
 ) -> None:
     monkeypatch.setattr(calibrate, "SECONDS", 0.0)
     cost = CostModel(**Calibrator(work, start_board()).measure(sample(plan, work)), start_up_seconds=0.0)
-    assert all(0 < seconds < math.inf for seconds in (*cost.step_seconds, cost.landing_seconds, cost.beside_seconds))
+    assert all(0 < seconds < math.inf for seconds in (*cost.step_seconds, cost.decode_seconds, cost.other_seconds))
 
 
 def test_an_archive_that_vanished_cannot_be_measured(plan: pa.Table, work: WorkerSettings, tmp_path: Path) -> None:
@@ -169,35 +169,35 @@ def test_an_archive_that_vanished_cannot_be_measured(plan: pa.Table, work: Worke
         Calibrator(work, start_board()).measure(sample(gone, work))
 
 
-def test_a_rule_with_turns_is_flown_in_whole_turns(
+def test_a_periodic_solver_is_timed_in_whole_periods(
     plan: pa.Table, work: WorkerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = changed(work.config, solver=SolverConfig("resample", 20, settings={"every": 3}))
     actor = Calibrator(WorkerSettings.of(config, "cpu", 1, lpips=False), start_board())
     flown: list[int] = []
 
-    def fly(loaded: Any, count: int, schedule: NoiseSchedule, steps: int) -> tuple[float, float]:
+    def trial(loaded: Any, count: int, schedule: NoiseSchedule, steps: int) -> tuple[float, float]:
         flown.append(steps)
         return 1.0, 0.0
 
-    monkeypatch.setattr(actor, "fly", fly)
+    monkeypatch.setattr(actor, "trial", trial)
     actor.step_seconds({}, 4, np.ones(20, np.int64), 0.0)
     assert flown
     assert all(steps % 3 == 0 for steps in flown)
 
 
-def test_flights_have_the_threads_of_the_run(
+def test_trials_have_the_threads_of_the_run(
     plan: pa.Table, work: WorkerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Reading the sample takes one, in the same process."""
     actor = Calibrator(dataclasses.replace(work, threads=2), start_board())
     threads: list[int] = []
 
-    def fly(*_: Any) -> tuple[float, float]:
+    def trial(*_: Any) -> tuple[float, float]:
         threads.append(torch.get_num_threads())
         return 1.0, 0.0
 
-    monkeypatch.setattr(actor, "fly", fly)
+    monkeypatch.setattr(actor, "trial", trial)
     try:
         actor.measure(sample(plan, work))
     finally:
@@ -206,10 +206,10 @@ def test_flights_have_the_threads_of_the_run(
 
 
 def test_what_several_actors_say_is_averaged():
-    one = {"filled": (1, 8), "step_seconds": (0.1, 0.4), "landing_seconds": 0.02, "beside_seconds": 0.03}
-    other = {"filled": (1, 8), "step_seconds": (0.3, 0.6), "landing_seconds": 0.04, "beside_seconds": 0.05}
+    one = {"filled": (1, 8), "step_seconds": (0.1, 0.4), "decode_seconds": 0.02, "other_seconds": 0.03}
+    other = {"filled": (1, 8), "step_seconds": (0.3, 0.6), "decode_seconds": 0.04, "other_seconds": 0.05}
     found = mean([one, other])
     assert found["filled"] == (1, 8)
     assert found["step_seconds"] == pytest.approx((0.2, 0.5))
-    assert (found["landing_seconds"], found["beside_seconds"]) == pytest.approx((0.03, 0.04))
+    assert (found["decode_seconds"], found["other_seconds"]) == pytest.approx((0.03, 0.04))
     assert mean([one]) == one

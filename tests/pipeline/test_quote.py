@@ -32,7 +32,7 @@ from tests.conftest import TinyModels
 from tests.support.plans import found, schedule, work
 from tests.support.runs import changed, config_of, record, summary_of
 
-COST = CostModel((1, 2), (1.0, 1.5), landing_seconds=0.25, beside_seconds=0.5, start_up_seconds=8.0)
+COST = CostModel((1, 2), (1.0, 1.5), decode_seconds=0.25, other_seconds=0.5, start_up_seconds=8.0)
 QUOTED = Quoted({"fingerprint": "f", "device": "cpu", "threads": 3, "accelerators": []}, COST, actors=2)
 
 
