@@ -170,6 +170,7 @@ def steps_of(config: RunConfig) -> dict[str, int]:
 def test_ask_the_price_then_name_a_budget_then_run(
     config: RunConfig, measured: Measured, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    config = changed(config, provenance=False)  # the note names the run, and two runs are compared below
     first = quote_of(config, capsys)
     whole = steps_of(config)
     price = predict_plan(RunStatus.read(config.io.output).planned, 2, read_quoted(config.io.output).actors, COST)
