@@ -36,7 +36,11 @@ def test_noise_on_a_photo_is_found_through_its_texture(photo: Tensor):
     found = wavelet_noise(noisy(photo))
     assert (found > 0.97 * LEVELS).all()
     assert (found < LEVELS + 0.01).all()
-    blurred = make_degradation("gaussian_blur").bind({"blur_std": torch.full((5,), 2.0)}, (512, 512)).A(photo[None])
+    blurred = (
+        make_degradation("gaussian_blur")
+        .bind({"blur_std": torch.full((5,), 2.0)}, (512, 512))
+        .A(photo.expand(5, -1, -1, -1))
+    )
     found = wavelet_noise(add_noise(blurred, LEVELS, torch.arange(5)))
     torch.testing.assert_close(found, LEVELS, rtol=0.05, atol=0)
 

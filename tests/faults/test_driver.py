@@ -22,7 +22,7 @@ from tests.support.runs import record
 WHOLE = Verified(images=IMAGES, restored=IMAGES)
 MOMENTS = {
     "plan pass": Fault("severity", victim="driver", call=3),
-    "mid-solve": Fault("solve", victim="driver", call=4),
+    "mid-solve": Fault("solve", victim="driver", call=4, after="commit"),
     "between the last put and the commit": Fault("commit", victim="driver", call=5),
 }
 
@@ -63,7 +63,10 @@ def test_a_killed_driver(job: Job, undisturbed: Job, tell: Told, moment: str) ->
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_stopped_driver(job: Job, undisturbed: Job, tell: Told, name: str) -> None:
     """Units under way are abandoned whole; nothing half-written, no attempt held against them, no lease left."""
-    assert job.run(faults=[Fault("solve", victim="driver", call=4, signal=name)]) == 128 + signal.Signals[name]
+    assert (
+        job.run(faults=[Fault("solve", victim="driver", call=4, after="commit", signal=name)])
+        == 128 + signal.Signals[name]
+    )
     assert "the same command goes on from here" in job.said[-1]
     found = job.verified()
     assert found.sound

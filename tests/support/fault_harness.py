@@ -33,6 +33,7 @@ class Fault:
         disk: a folder whose disk is filled, instead of a signal.
         bucket: of the S3 server on that disk, which is given objects until it takes none: what it has begun to write
             to has room for a few more.
+        after: a point that must have returned once before the strike; the process that is at `point` waits for it.
     """
 
     point: str
@@ -42,6 +43,7 @@ class Fault:
     signal: str = "SIGKILL"
     disk: str | None = None
     bucket: str | None = None
+    after: str | None = None
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class Job:
     def run(self, *flags: str, faults: Sequence[Fault] = (), while_running: Callable[[], None] | None = None) -> int:
         """One start to its end; its exit code, negative where a signal ended it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for place in self.folder.glob("*.[0-9]*"):
+        for place in (*self.folder.glob("*.[0-9]*"), *self.folder.glob("*-returned")):
             place.unlink()  # calls are counted from the start
         (self.folder / "faults.json").write_text(json.dumps([vars(fault) for fault in faults]))
         began = time.monotonic()

@@ -67,7 +67,9 @@ def wrap(module: ModuleType, point: str) -> None:
     @functools.wraps(whole)
     def wrapped(*arguments: Any, **named: Any) -> Any:
         reach(point, POINTS[point][2](*arguments))
-        return whole(*arguments, **named)
+        result = whole(*arguments, **named)
+        Path(f"{FOLDER}/{point}-returned").touch()
+        return result
 
     setattr(owner, name, wrapped)
 
@@ -90,6 +92,9 @@ def reach(point: str, images: list[str]) -> None:
 
 def strike(fault: dict[str, Any]) -> None:
     assert FOLDER is not None
+    deadline = time.monotonic() + 120
+    while fault["after"] and not Path(f"{FOLDER}/{fault['after']}-returned").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
     if fault["disk"] is not None:
         fill(Path(fault["disk"]) / "balloon")
         if fault["bucket"] is not None:
