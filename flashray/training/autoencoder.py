@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderDC
 from torch import Tensor, nn
 
 from flashray.metrics import LPIPS, score
+from flashray.training.latent_figures import neighbour_roughness
+from flashray.training.latents import add_latent_noise, halve_image, halve_latent, roughness, standardise
 from flashray.training.loop import Task
 from flashray.training.photos import random_views
 
@@ -18,24 +20,45 @@ from flashray.training.photos import random_views
 class AutoencoderConfig:
     """A deep-compression autoencoder of residual blocks: no layer works at full resolution.
 
+    It is convolutional and normalises each position alone, so that images of any size pass.
+
     Attributes:
-        channels: of each resolution from full (a pixel-unshuffled convolution only) to 1/8.
+        latent_channels: of the latents.
+        channels: of each resolution from full (a pixel-unshuffled convolution only) down to the latents': three give
+            latents at 1/4, four at 1/8.
         encoder_layers, decoder_layers: residual blocks at each resolution.
+        shortcut: add means of pixel-unshuffled features to the latents and their copies to the decoder's first
+            features. It reconstructs well and hands blocks of pixels through, which no denoiser can learn.
+        standardise: take the mean and the standard deviation out of each latent channel, by the batch while training,
+            folded into the encoder's last convolution when it ends.
         crop: side of the training crops; the model is convolutional, and smaller crops see more photos in the same
             time.
-        lpips: weight of LPIPS(AlexNet) beside L1 + MSE.
-        latent_noise: each image's latent gets noise of std U(0, latent_noise) in units of the batch's latent std, so
-            that channels which carry little shrink and the decoder forgives small latent errors.
+        lpips: weight of LPIPS beside L1 + MSE.
+        lpips_net: the network of that LPIPS; VGG costs as much as the autoencoder itself.
+        latent_noise: each image's latent gets noise of std U(0, latent_noise) in units of the latents' std, so that
+            channels which carry little shrink and the decoder forgives small latent errors. Alone it makes latents
+            white: what is to survive the noise is spread over all frequencies.
+        smoothness: weight of the mean squared difference of neighbouring latents, which makes them smooth as an image.
+        equivariance: weight of the same distance, without noise, between the halved image and the decoded halved
+            latent: the scale equivariance that makes latents keep an image's spectrum (Skorokhodov et al. 2025).
+        latent_penalty: weight of the latents' mean square, where they are not standardised.
+        part: `decoder` trains the decoder alone, on the latents as they are.
     """
 
     latent_channels: int = 32
     channels: tuple[int, ...] = (32, 64, 128, 256)
     encoder_layers: tuple[int, ...] = (0, 1, 2, 2)
     decoder_layers: tuple[int, ...] = (0, 1, 2, 2)
+    shortcut: bool = False
+    standardise: bool = True
     crop: int = 64
     lpips: float = 0.2
+    lpips_net: Literal["alex", "vgg"] = "alex"
     latent_noise: float = 0.15
+    smoothness: float = 0.0
+    equivariance: float = 0.0
     latent_penalty: float = 1e-4
+    part: Literal["all", "decoder"] = "all"
 
 
 def make_autoencoder(config: AutoencoderConfig) -> AutoencoderDC:
@@ -56,12 +79,14 @@ def make_autoencoder(config: AutoencoderConfig) -> AutoencoderDC:
         decoder_act_fns="silu",
         upsample_block_type="pixel_shuffle",
         downsample_block_type="pixel_unshuffle",
+        encoder_out_shortcut=config.shortcut,
+        decoder_in_shortcut=config.shortcut,
         scaling_factor=1.0,
     )
 
 
 class AutoencoderTask(Task):
-    """L1 + MSE + lpips · LPIPS between x and D(E(x) + noise), with a light penalty on the latents' size."""
+    """L1 + MSE + lpips · LPIPS between x and D(E(x) + noise), with terms that make the latents learnable."""
 
     model: Any
 
@@ -70,20 +95,43 @@ class AutoencoderTask(Task):
         self.model, self.config = model, config
         self.lpips = lpips
         self.val = val_NCHW
+        if config.part == "decoder":
+            model.encoder.requires_grad_(False)
+
+    def encode(self, x_BCHW: Tensor) -> Tensor:
+        """Latents as the decoder is trained on them, in float32."""
+        z = self.model.encode(x_BCHW).latent.float()
+        return standardise(z) if self.config.standardise and self.config.part == "all" else z
+
+    def distance(self, y_BCHW: Tensor, x_BCHW: Tensor) -> dict[str, Tensor]:
+        """L1, MSE and, where images are large enough for it, LPIPS."""
+        terms = {"l1": (y_BCHW - x_BCHW).abs().mean(), "mse": (y_BCHW - x_BCHW).square().mean()}
+        if self.lpips is not None and self.config.lpips and min(x_BCHW.shape[2:]) >= self.lpips.min_side:
+            terms["lpips"] = self.lpips(y_BCHW, x_BCHW).mean()
+        return terms
+
+    def total(self, terms: dict[str, Tensor]) -> Tensor:
+        """The weighted sum of what `distance` gives."""
+        loss = terms["l1"] + terms["mse"]
+        return loss + self.config.lpips * terms["lpips"] if "lpips" in terms else loss
 
     def forward(self, window_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        x = random_views(window_BCHW, self.config.crop, generator)
-        z = self.model.encode(x).latent
-        strength_B = torch.rand(len(z), 1, 1, 1, device=z.device) * self.config.latent_noise
-        noisy = z + strength_B * z.detach().float().std() * torch.randn_like(z)
-        y = self.model.decode(noisy).sample.float()
-        l1, mse = (y - x).abs().mean(), (y - x).square().mean()
-        penalty = z.float().square().mean()
-        loss = l1 + mse + self.config.latent_penalty * penalty
-        terms = {"l1": l1, "mse": mse, "latent_square": penalty}
-        if self.lpips is not None and self.config.lpips:
-            terms["lpips"] = self.lpips(y, x).mean()
-            loss = loss + self.config.lpips * terms["lpips"]
+        config = self.config
+        x = random_views(window_BCHW, config.crop, generator).contiguous(memory_format=torch.channels_last)
+        z = self.encode(x)
+        unit = 1.0 if config.standardise else z.detach().std()
+        terms = self.distance(self.model.decode(add_latent_noise(z, config.latent_noise, unit)).sample.float(), x)
+        loss = self.total(terms)
+        if config.smoothness:
+            terms["roughness"] = roughness(z)
+            loss = loss + config.smoothness * terms["roughness"]
+        if config.equivariance:
+            small = self.distance(self.model.decode(halve_latent(z)).sample.float(), halve_image(x))
+            terms["equivariance"] = self.total(small)
+            loss = loss + config.equivariance * terms["equivariance"]
+        if not config.standardise:
+            terms["latent_square"] = z.square().mean()
+            loss = loss + config.latent_penalty * terms["latent_square"]
         return {"loss": loss, **terms}
 
     def parts(self) -> list[nn.Module]:
@@ -91,14 +139,17 @@ class AutoencoderTask(Task):
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Mean PSNR, SSIM and LPIPS(AlexNet) of D(E(x))."""
+        """Mean PSNR, SSIM and LPIPS of D(E(x)), and how rough the latents are: 1 minus neighbours' correlation."""
         device = next(self.model.parameters()).device
+        z_NCHW = torch.cat([self.model.encode(x.to(device)).latent.float() for x in self.val.split(32)])
+        if self.config.standardise and self.config.part == "all":
+            z_NCHW = standardise(z_NCHW)
         rows: list[dict[str, Tensor]] = []
-        for x in self.val.split(32):
-            x = x.to(device)
-            y = self.model.decode(self.model.encode(x).latent).sample.clamp(-1, 1)
-            rows.append(score(y, x, self.lpips))
-        return {name: torch.cat([row[name] for row in rows]).mean().item() for name in rows[0]}
+        for x, z in zip(self.val.split(32), z_NCHW.split(32), strict=True):
+            y = self.model.decode(z).sample.clamp(-1, 1)
+            rows.append(score(y, x.to(device), self.lpips))
+        figures = {name: torch.cat([row[name] for row in rows]).mean().item() for name in rows[0]}
+        return figures | {"roughness": neighbour_roughness(z_NCHW.cpu()).mean().item()}
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from flashray.pixels import SpaceToDepth
 from flashray.prior import LatentPrior
 from flashray.sampling import sample
 from flashray.training.denoiser import DenoiserTask
+from flashray.training.latent_figures import latent_figures
 from flashray.training.loop import STATE_FILE, LoopConfig
 
 Interval = tuple[float, float, float]  # mean, and the ends of its 95 % interval
@@ -66,10 +67,12 @@ def write_prior_card(
     pixels = isinstance(prior.autoencoder, SpaceToDepth)
     quality = {} if pixels else autoencoder_figures(prior, val_NCHW)  # pixels come back as they are
     losses = DenoiserTask(prior, val_NCHW).validate()
+    latents = latent_figures(prior, val_NCHW)
     latent_shape = tuple(prior.encode(val_NCHW[:1].to(prior.device)).shape[1:])
     sample_sheet(prior, latent_shape, folder / "samples.png")
     card: dict[str, Any] = {"photos": photos, "validation_photos": len(val_NCHW), "denoiser": losses}
     card |= {"autoencoder": quality} if quality else {}
+    card |= {"latents": latents}
     card |= {"trained": dict(trained), "machine": machine()}
     (folder / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
     side = prior.sample_size
@@ -88,6 +91,11 @@ def write_prior_card(
         "| loss | "
         + " | ".join(f"{v:.3f}" for name, v in losses.items() if name != "loss")
         + f" | {losses['loss']:.3f} |",
+        "",
+        f"Latents: mean over channels of 1 - correlation of horizontal neighbours {latents['roughness']:.3f} (0 smooth,",
+        "1 white); the denoiser's error over that of an elementwise Wiener filter "
+        + ", ".join(f"{share:.3f} at σ {sigma}" for sigma, share in latents["wiener_share"].items())
+        + ".",
         "",
         f"`samples.png`: {SAMPLES} samples from noise, {SAMPLE_STEPS} ancestral steps, seeds 0 … {SAMPLES - 1}.",
         "",
