@@ -92,10 +92,7 @@ def write_prior_card(
         + " | ".join(f"{v:.3f}" for name, v in losses.items() if name != "loss")
         + f" | {losses['loss']:.3f} |",
         "",
-        f"Latents: mean over channels of 1 - correlation of horizontal neighbours {latents['roughness']:.3f} (0 smooth,",
-        "1 white); the denoiser's error over that of an elementwise Wiener filter "
-        + ", ".join(f"{share:.3f} at σ {sigma}" for sigma, share in latents["wiener_share"].items())
-        + ".",
+        *_latents_learnable(latents),
         "",
         f"`samples.png`: {SAMPLES} samples from noise, {SAMPLE_STEPS} ancestral steps, seeds 0 … {SAMPLES - 1}.",
         "",
@@ -117,6 +114,15 @@ def _latents_in_words(prior: LatentPrior, photos: str, latent_shape: tuple[int, 
         f"Trained on {photos}. Latents are {shape}, of unit mean square after the",
         "scaling factor in `vqvae/config.json`. The folder is a diffusers pipeline (`LDMPipeline`); weights are half",
         "precision.",
+    ]
+
+
+def _latents_learnable(figures: Mapping[str, Any]) -> list[str]:
+    """The figures of `latent_figures`, as Markdown."""
+    shares = ", ".join(f"{share:.3f} at σ = {sigma}" for sigma, share in figures["wiener_share"].items())
+    return [
+        f"Latents: 1 - correlation of horizontal neighbours, mean over channels: {figures['roughness']:.3f} (0: smooth,",
+        f"1: white). The denoiser's error over that of an elementwise Wiener filter: {shares}.",
     ]
 
 
