@@ -121,8 +121,8 @@ def _latents_learnable(figures: Mapping[str, Any]) -> list[str]:
     """The figures of `latent_figures`, as Markdown."""
     shares = ", ".join(f"{share:.3f} at σ = {sigma}" for sigma, share in figures["wiener_share"].items())
     return [
-        f"Latents: 1 - correlation of horizontal neighbours, mean over channels: {figures['roughness']:.3f} (0: smooth,",
-        f"1: white). The denoiser's error over that of an elementwise Wiener filter: {shares}.",
+        f"Latents: 1 - correlation of horizontal neighbours, mean over channels: {figures['roughness']:.3f} (0 smooth,",
+        f"1 white). The denoiser's error over that of an elementwise Wiener filter: {shares}.",
     ]
 
 

@@ -127,7 +127,7 @@ def fit(
     workers: int = 1,
     clock: Callable[[float], float] = lambda seconds: seconds,
     keep: Callable[[Callable[[Path], None]], None] = lambda save: None,
-    say: Callable[[str], None] = lambda text: None,
+    say: Callable[[str], None] | None = None,
 ) -> dict[str, float]:
     """Train `task.model`; it holds the EMA weights when this returns.
 
@@ -141,7 +141,7 @@ def fit(
         clock: makes parallel workers agree on the seconds spent, so that they stop at the same step.
         keep: called once, before the cool-down begins, with a function that saves the state. A training that starts or
             resumes inside its cool-down does not call it.
-        say: called with each line of progress.
+        say: called with each line of progress, where one worker trains.
 
     Returns:
         The last validation's figures.
@@ -204,7 +204,7 @@ def fit(
                 group["lr"] = learning_rate(config, step, progress)
             window = window.to(device, non_blocking=True)
             if rate is None:
-                rate = _rate(task, config, window, device)
+                rate = _rate(task, config, window, device) if say and workers == 1 else Rate()
             with _autocast(config, device):
                 terms = compute(window, generator)
             optimizer.zero_grad(set_to_none=True)
@@ -216,7 +216,7 @@ def fit(
                 sums[name] = sums.get(name, torch.zeros((), device=device)) + value.detach().float()
             step, count = step + 1, count + 1
             due = rate.add(len(window))
-            if due is not None:
+            if due is not None and say is not None:
                 loss = terms["loss"].item()
                 say(f"step {step} loss {loss:.4g} " + " ".join(f"{name} {value:.3g}" for name, value in due.items()))
             if config.seconds and elapsed >= config.seconds:
@@ -280,9 +280,9 @@ def averaged(ema: EMAModel, parameters: list[nn.Parameter]) -> Iterator[None]:
 
 
 def _rate(task: Task, config: LoopConfig, batch: Tensor, device: str | torch.device) -> Rate:
-    """Counts this task's samples; the operations of one are measured unless nobody wants to know or DDP would wait."""
+    """Counts this task's samples, the operations of one and the device's matrix rate measured."""
     if not config.progress_every:
-        return Rate(0, task.draws, 0, 1)
+        return Rate()
     with _autocast(config, device), torch.compiler.set_stance("force_eager"):
         operations = operations_a_sample(task, batch)
     zero_gradients(task)

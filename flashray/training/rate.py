@@ -52,7 +52,7 @@ class Rate:
         peak: operations a second that the device can do, see `matrix_rate`.
     """
 
-    def __init__(self, every: float, draws: int, operations: float, peak: float) -> None:
+    def __init__(self, every: float = 0.0, draws: int = 1, operations: float = 0.0, peak: float = 1.0) -> None:
         self.every, self.draws, self.operations, self.peak = every, draws, operations, peak
         self._mark, self._samples = time.perf_counter(), 0
 
