@@ -30,6 +30,7 @@ from flashray.training.latents import fold_statistics, latent_statistics
 from flashray.training.launch import resolve_device, train
 from flashray.training.loop import LoopConfig, save_half
 from flashray.training.photos import list_photos, load_fitted
+from flashray.training.warm_start import copy_trunk
 
 MODEL_INDEX = {
     "_class_name": "LDMPipeline",
@@ -46,6 +47,7 @@ class TrainPriorConfig(TrainConfig):
         size: side of the square images in pixels.
         stages: what to train; a stage that is left out is taken from `output`.
         init: a prior's folder whose weights training starts from, instead of random ones.
+        warm_start: a prior's folder whose autoencoder gives a new one what the two have in common, see `copy_trunk`.
         card: what the photos are, in words, for the model card; empty writes none.
         lpips_weights: weights of LPIPS, a file or a folder; see the README. Empty: FLASHRAY_LPIPS_WEIGHTS or
             torch.hub's cache.
@@ -57,6 +59,7 @@ class TrainPriorConfig(TrainConfig):
     size: int = 128
     stages: tuple[str, ...] = ("autoencoder", "denoiser")
     init: str = ""
+    warm_start: str = ""
     lpips_weights: str = ""
     card: str = "photos"
     autoencoder: AutoencoderConfig | Literal["none"] = field(default_factory=AutoencoderConfig)
@@ -76,7 +79,7 @@ class TrainPriorConfig(TrainConfig):
 
 def train_prior(config: TrainPriorConfig) -> None:
     """Train the stages in order; each can be resumed by running the same command again."""
-    config = with_absolute_places(config, "init", "lpips_weights")
+    config = with_absolute_places(config, "init", "warm_start", "lpips_weights")
     if "autoencoder" in config.stages:
         train_autoencoder(config)
     if "denoiser" in config.stages:
@@ -143,6 +146,10 @@ def build_autoencoder_task(config: TrainPriorConfig) -> AutoencoderTask:
         model = AutoencoderDC.from_pretrained(Path(config.init) / "vqvae", torch_dtype=torch.float32)
     else:
         model = make_autoencoder(config.autoencoder)
+        if config.warm_start:
+            copy_trunk(
+                model, AutoencoderDC.from_pretrained(Path(config.warm_start) / "vqvae", torch_dtype=torch.float32)
+            )
     net = config.autoencoder.lpips_net
     lpips = load_lpips(net, config.lpips_weights or None) if config.autoencoder.lpips else None
     val = load_fitted(list_photos(config.val_photos), config.size)
