@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import time
 from abc import ABC, abstractmethod
@@ -26,7 +27,9 @@ class LoopConfig:
     """How to train.
 
     Attributes:
-        epochs: passes over the training windows.
+        epochs: passes over the training windows, or over `epoch_steps` batches of them.
+        epoch_steps: an epoch ends after so many batches, drawn anew each time: where a pass takes long, validations and
+            checkpoints come more often. 0: a whole pass.
         seconds: stop at this much training time (0: no limit); the learning rate decays towards whichever end is
             nearer.
         batch_size: per worker.
@@ -44,6 +47,7 @@ class LoopConfig:
     """
 
     epochs: int = 100
+    epoch_steps: int = 0
     seconds: float = 0.0
     batch_size: int = 64
     learning_rate: float = 3e-4
@@ -151,6 +155,8 @@ def fit(
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99))
     ema = EMAModel(trained, decay=config.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
     ema.to(device)
+    if config.epoch_steps and batches_per_epoch:
+        batches_per_epoch = min(batches_per_epoch, config.epoch_steps)
     epoch = step = 0
     spent = 0.0
     if resume is None and config.go_on:
@@ -192,7 +198,7 @@ def fit(
         sums: dict[str, Tensor] = {}
         count, out_of_time, mark = 0, False, time.perf_counter()
         task.model.train()
-        for window in batches(epoch):
+        for window in itertools.islice(batches(epoch), config.epoch_steps or None):
             planned = config.epochs * (batches_per_epoch or 10**9)
             elapsed = clock(spent + time.perf_counter() - mark) if config.seconds else 0.0
             progress = max(step / planned, elapsed / config.seconds if config.seconds else 0.0)

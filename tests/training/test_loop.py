@@ -298,3 +298,20 @@ def test_progress_is_said_with_its_rate(tmp_path: Path):
     quiet = LoopConfig(**(vars(LOOP) | {"progress_every": 0}))
     assert_equal(weights(train(Recorder(tmp_path / "silent"), quiet, say=silent.append)), weights(task))
     assert silent == []
+
+
+def test_short_epochs_come_oftener_and_draw_other_windows(tmp_path: Path):
+    seen: list[bytes] = []
+
+    def watched(epoch: int) -> Iterable[Tensor]:
+        for batch in batches(epoch):
+            seen.append(batch.numpy().tobytes())
+            yield batch
+
+    recorder = Recorder(tmp_path)
+    loop = LoopConfig(**(vars(LOOP) | {"epoch_steps": 2}))
+    fit(Mean(), loop, watched, recorder, batches_per_epoch=6)
+    assert [row["step"] for row in recorder.metrics] == [2, 4, 6, 8, 10, 12]
+    assert len(set(seen[:4])) == 4
+    half = LoopConfig(**(vars(LOOP) | {"epoch_steps": 100}))
+    assert_equal(weights(train(Recorder(tmp_path / "a"), half)), weights(train(Recorder(tmp_path / "b"))))
