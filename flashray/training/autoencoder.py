@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from flashray.metrics import LPIPS, score
 from flashray.training.latent_figures import neighbour_roughness
-from flashray.training.latents import add_latent_noise, halve_image, halve_latent, roughness, standardise
+from flashray.training.latents import (
+    add_latent_noise,
+    halve_image,
+    halve_latent,
+    roughness,
+    standardise,
+    unit_penalty,
+)
 from flashray.training.loop import Task
 from flashray.training.photos import random_views
 
@@ -29,19 +36,18 @@ class AutoencoderConfig:
         encoder_layers, decoder_layers: residual blocks at each resolution.
         shortcut: add means of pixel-unshuffled features to the latents and their copies to the decoder's first
             features. It reconstructs well and hands blocks of pixels through, which no denoiser can learn.
-        standardise: take the mean and the standard deviation out of each latent channel, by the batch while training,
-            folded into the encoder's last convolution when it ends.
+        unit: weight of `unit_penalty`, which holds each latent channel at zero mean and unit variance. What is left of
+            both is measured when training ends and taken out by the prior's `latent_statistics.json`.
         crop: side of the training crops; the model is convolutional, and smaller crops see more photos in the same
             time.
         lpips: weight of LPIPS beside L1 + MSE.
         lpips_net: the network of that LPIPS; VGG costs as much as the autoencoder itself.
-        latent_noise: each image's latent gets noise of std U(0, latent_noise) in units of the latents' std, so that
-            channels which carry little shrink and the decoder forgives small latent errors. Alone it makes latents
+        latent_noise: each latent gets noise of std U(0, latent_noise), so that the decoder forgives small latent
+            errors. Alone it makes latents
             white: what is to survive the noise is spread over all frequencies.
         smoothness: weight of the mean squared difference of neighbouring latents, which makes them smooth as an image.
         equivariance: weight of the same distance, without noise, between the halved image and the decoded halved
             latent: the scale equivariance that makes latents keep an image's spectrum (Skorokhodov et al. 2025).
-        latent_penalty: weight of the latents' mean square, where they are not standardised.
         part: `decoder` trains the decoder alone, on the latents as they are.
     """
 
@@ -50,14 +56,13 @@ class AutoencoderConfig:
     encoder_layers: tuple[int, ...] = (0, 1, 2, 2)
     decoder_layers: tuple[int, ...] = (0, 1, 2, 2)
     shortcut: bool = False
-    standardise: bool = True
+    unit: float = 0.1
     crop: int = 64
     lpips: float = 0.2
     lpips_net: Literal["alex", "vgg"] = "alex"
     latent_noise: float = 0.15
     smoothness: float = 0.0
     equivariance: float = 0.0
-    latent_penalty: float = 1e-4
     part: Literal["all", "decoder"] = "all"
 
 
@@ -98,11 +103,6 @@ class AutoencoderTask(Task):
         if config.part == "decoder":
             model.encoder.requires_grad_(False)
 
-    def encode(self, x_BCHW: Tensor) -> Tensor:
-        """Latents as the decoder is trained on them, in float32."""
-        z = self.model.encode(x_BCHW).latent.float()
-        return standardise(z) if self.config.standardise and self.config.part == "all" else z
-
     def distance(self, y_BCHW: Tensor, x_BCHW: Tensor) -> dict[str, Tensor]:
         """L1, MSE and, where images are large enough for it, LPIPS."""
         terms = {"l1": (y_BCHW - x_BCHW).abs().mean(), "mse": (y_BCHW - x_BCHW).square().mean()}
@@ -118,20 +118,19 @@ class AutoencoderTask(Task):
     def forward(self, window_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         config = self.config
         x = random_views(window_BCHW, config.crop, generator).contiguous(memory_format=torch.channels_last)
-        z = self.encode(x)
-        unit = 1.0 if config.standardise else z.detach().std()
-        terms = self.distance(self.model.decode(add_latent_noise(z, config.latent_noise, unit)).sample.float(), x)
+        z = self.model.encode(x).latent.float()
+        terms = self.distance(self.model.decode(add_latent_noise(z, config.latent_noise)).sample.float(), x)
         loss = self.total(terms)
         if config.smoothness:
-            terms["roughness"] = roughness(z)
+            terms["roughness"] = roughness(standardise(z))
             loss = loss + config.smoothness * terms["roughness"]
         if config.equivariance:
             small = self.distance(self.model.decode(halve_latent(z)).sample.float(), halve_image(x))
             terms["equivariance"] = self.total(small)
             loss = loss + config.equivariance * terms["equivariance"]
-        if not config.standardise:
-            terms["latent_square"] = z.square().mean()
-            loss = loss + config.latent_penalty * terms["latent_square"]
+        if config.unit:
+            terms["unit"] = unit_penalty(z)
+            loss = loss + config.unit * terms["unit"]
         return {"loss": loss, **terms}
 
     def parts(self) -> list[nn.Module]:
@@ -141,15 +140,14 @@ class AutoencoderTask(Task):
     def validate(self) -> dict[str, float]:
         """Mean PSNR, SSIM and LPIPS of D(E(x)), and how rough the latents are: 1 minus neighbours' correlation."""
         device = next(self.model.parameters()).device
-        z_NCHW = torch.cat([self.model.encode(x.to(device)).latent.float() for x in self.val.split(32)])
-        if self.config.standardise and self.config.part == "all":
-            z_NCHW = standardise(z_NCHW)
         rows: list[dict[str, Tensor]] = []
-        for x, z in zip(self.val.split(32), z_NCHW.split(32), strict=True):
-            y = self.model.decode(z).sample.clamp(-1, 1)
-            rows.append(score(y, x.to(device), self.lpips))
+        latents: list[Tensor] = []
+        for x in self.val.split(32):
+            x = x.to(device)
+            latents.append(self.model.encode(x).latent.float())
+            rows.append(score(self.model.decode(latents[-1]).sample.clamp(-1, 1), x, self.lpips))
         figures = {name: torch.cat([row[name] for row in rows]).mean().item() for name in rows[0]}
-        return figures | {"roughness": neighbour_roughness(z_NCHW.cpu()).mean().item()}
+        return figures | {"roughness": neighbour_roughness(torch.cat(latents).cpu()).mean().item()}
 
 
 @torch.no_grad()

@@ -111,9 +111,9 @@ def _latents_in_words(prior: LatentPrior, photos: str, latent_shape: tuple[int, 
             f"to unit mean square, in blocks of {block}×{block}: {shape}. Weights are half precision.",
         ]
     return [
-        f"Trained on {photos}. Latents are {shape}, of unit mean square after the",
-        "scaling factor in `vqvae/config.json`. The folder is a diffusers pipeline (`LDMPipeline`); weights are half",
-        "precision.",
+        f"Trained on {photos}. Latents are {shape}, each channel of zero mean and unit variance after the statistics",
+        "in `latent_statistics.json`; of unit mean square after the one scaling factor in `vqvae/config.json` that",
+        "diffusers knows of. The folder is a diffusers pipeline (`LDMPipeline`); weights are half precision.",
     ]
 
 

@@ -17,17 +17,27 @@ _TINY = 1e-6  # added to variances
 def standardise(z_BCHW: Tensor) -> Tensor:
     """Each channel of a batch with its mean and standard deviation over the batch and over space taken out.
 
-    Gradients pass through both statistics, so that no loss can be lowered by scaling the latents.
+    Gradients pass through both, so that no penalty on what this gives can be lowered by scaling the latents.
     """
     z = z_BCHW.float()
     mean, var = z.mean(dim=(0, 2, 3), keepdim=True), z.var(dim=(0, 2, 3), keepdim=True, correction=0)
     return (z - mean) / (var + _TINY).sqrt()
 
 
-def add_latent_noise(z_BCHW: Tensor, most: float, unit: Tensor | float = 1.0) -> Tensor:
-    """z + s·unit·n with n ~ N(0, 1) and s ~ U(0, most), drawn once an image; `unit` is the latents' std."""
+def unit_penalty(z_BCHW: Tensor) -> Tensor:
+    """Mean over channels of mean² + (log variance)², both over the batch and over space: 0 for unit latents.
+
+    Standardising by a batch's own statistics instead would take each batch's mean colour out of what is decoded.
+    """
+    z = z_BCHW.float()
+    mean, var = z.mean(dim=(0, 2, 3)), z.var(dim=(0, 2, 3), correction=0)
+    return (mean.square() + (var + _TINY).log().square()).mean()
+
+
+def add_latent_noise(z_BCHW: Tensor, most: float) -> Tensor:
+    """z + s·n with n ~ N(0, 1) and s ~ U(0, most), drawn once an image."""
     strength_B = most * torch.rand(len(z_BCHW), 1, 1, 1, device=z_BCHW.device)
-    return z_BCHW + unit * strength_B * torch.randn_like(z_BCHW)
+    return z_BCHW + strength_B * torch.randn_like(z_BCHW)
 
 
 def roughness(z_BCHW: Tensor) -> Tensor:
@@ -62,15 +72,3 @@ def latent_statistics(model: Any, x_NCHW: Tensor, device: str | torch.device) ->
         count += z.shape[0] * z.shape[2] * z.shape[3]
     mean = total / count
     return mean.float(), (squares / count - mean.square()).clamp(min=_TINY).sqrt().float()
-
-
-@torch.no_grad()
-def fold_statistics(model: Any, mean_C: Tensor, std_C: Tensor) -> None:
-    """Write the standardisation of the latents into the encoder's last convolution, so that E gives it by itself.
-
-    The decoder is left as it is: it was trained on standardised latents.
-    """
-    last = model.encoder.conv_out
-    mean, std = mean_C.to(last.weight), std_C.to(last.weight)
-    last.weight.div_(std[:, None, None, None])
-    last.bias.copy_((last.bias - mean) / std)

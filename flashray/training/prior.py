@@ -26,7 +26,7 @@ from flashray.training.denoiser import (
     scheduler_config,
     use_plain_attention,
 )
-from flashray.training.latents import fold_statistics, latent_statistics
+from flashray.training.latents import latent_statistics
 from flashray.training.launch import resolve_device, train
 from flashray.training.loop import LoopConfig, save_half
 from flashray.training.photos import list_photos, load_fitted
@@ -100,11 +100,13 @@ def train_autoencoder(config: TrainPriorConfig) -> None:
         note_training(output, "autoencoder", state, loop)
     device = resolve_device(config.launch.device)
     photos = load_fitted(spread(list_photos(config.photos), 1024), config.size)
-    if config.autoencoder != "none" and config.autoencoder.standardise and config.autoencoder.part == "all":
-        fold_statistics(autoencoder, *latent_statistics(autoencoder, photos, device))
     scale = latent_scale(autoencoder, photos, device)
     autoencoder.register_to_config(scaling_factor=scale)
     save_half(autoencoder, output / "vqvae")
+    if config.autoencoder != "none":
+        mean_C, std_C = latent_statistics(autoencoder, photos, device)
+        statistics = {"mean": mean_C.tolist(), "std": std_C.tolist()}
+        (output / "latent_statistics.json").write_text(json.dumps(statistics, indent=2) + "\n")
     library = "diffusers" if config.autoencoder != "none" else SpaceToDepth.__module__
     index = MODEL_INDEX | {"vqvae": [library, type(autoencoder).__name__]}
     write_scheduler(output, SCHEDULER_CONFIG)

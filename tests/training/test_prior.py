@@ -204,7 +204,7 @@ def test_a_prior_of_smooth_latents_cached_and_cooled(photos: Callable[[str], str
     small = AutoencoderConfig(
         4, (8, 16, 16), (0, 1, 1), (0, 1, 1), crop=24, lpips=0.0, smoothness=0.1, equivariance=0.2
     )
-    denoiser = DenoiserConfig((16, 32), (False, False), 1, 2, prediction="v_prediction", crop=16, cache_views=2)
+    denoiser = DenoiserConfig((16, 32), (False, False), 1, draws=2, prediction="v_prediction", crop=16, cache_views=2)
     config = dataclasses.replace(
         prior_config(photos, tmp_path, loop), autoencoder=small, denoiser=denoiser, card="some"
     )
@@ -212,6 +212,7 @@ def test_a_prior_of_smooth_latents_cached_and_cooled(photos: Callable[[str], str
     prior = load_prior(config.output)
     assert prior.prediction_type == "v_prediction"
     z = prior.encode(load_fitted(list_photos(photos("train")), 32))
+    assert z.mean(dim=(0, 2, 3)).abs().max() < 0.05
     assert z.var(dim=(0, 2, 3)).tolist() == pytest.approx([1] * 4, rel=0.05)
     card = json.loads((tmp_path / "prior" / "card.json").read_text())
     assert set(card["latents"]) == {"roughness", "roughness_each", "wiener_share"}
