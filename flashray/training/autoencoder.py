@@ -10,6 +10,7 @@ from diffusers import AutoencoderDC
 from torch import Tensor, nn
 
 from flashray.metrics import LPIPS, score
+from flashray.training.discriminator import PatchDiscriminator, hinge_losses
 from flashray.training.latent_figures import neighbour_roughness
 from flashray.training.latents import (
     add_latent_noise,
@@ -48,6 +49,7 @@ class AutoencoderConfig:
         smoothness: weight of the mean squared difference of neighbouring latents, which makes them smooth as an image.
         equivariance: weight of the same distance, without noise, between the halved image and the decoded halved
             latent: the scale equivariance that makes latents keep an image's spectrum (Skorokhodov et al. 2025).
+        discriminator: weight of a patch discriminator's loss, which is trained beside the autoencoder; 0 makes none.
         part: `decoder` trains the decoder alone, on the latents as they are.
     """
 
@@ -63,6 +65,7 @@ class AutoencoderConfig:
     latent_noise: float = 0.15
     smoothness: float = 0.0
     equivariance: float = 0.0
+    discriminator: float = 0.0
     part: Literal["all", "decoder"] = "all"
 
 
@@ -94,12 +97,14 @@ class AutoencoderTask(Task):
     """L1 + MSE + lpips · LPIPS between x and D(E(x) + noise), with terms that make the latents learnable."""
 
     model: Any
+    companion: PatchDiscriminator | None
 
     def __init__(self, model: AutoencoderDC, config: AutoencoderConfig, lpips: LPIPS | None, val_NCHW: Tensor) -> None:
         super().__init__()
         self.model, self.config = model, config
         self.lpips = lpips
         self.val = val_NCHW
+        self.companion = PatchDiscriminator() if config.discriminator else None
         if config.part == "decoder":
             model.encoder.requires_grad_(False)
 
@@ -119,7 +124,8 @@ class AutoencoderTask(Task):
         config = self.config
         x = random_views(window_BCHW, config.crop, generator).contiguous(memory_format=torch.channels_last)
         z = self.model.encode(x).latent.float()
-        terms = self.distance(self.model.decode(add_latent_noise(z, config.latent_noise)).sample.float(), x)
+        y = self.model.decode(add_latent_noise(z, config.latent_noise)).sample.float()
+        terms = self.distance(y, x)
         loss = self.total(terms)
         if config.smoothness:
             terms["roughness"] = roughness(standardise(z))
@@ -128,6 +134,9 @@ class AutoencoderTask(Task):
             small = self.distance(self.model.decode(halve_latent(z)).sample.float(), halve_image(x))
             terms["equivariance"] = self.total(small)
             loss = loss + config.equivariance * terms["equivariance"]
+        if self.companion is not None:
+            terms["fooled"], terms["judged"] = hinge_losses(self.companion, y, x)
+            loss = loss + config.discriminator * terms["fooled"] + terms["judged"]
         if config.unit:
             terms["unit"] = unit_penalty(z)
             loss = loss + config.unit * terms["unit"]

@@ -80,7 +80,12 @@ class Task(nn.Module, ABC):
     """
 
     model: nn.Module  # what is trained, averaged and saved
+    companion: nn.Module | None  # trained beside it and neither averaged nor saved as the model
     draws: int = 1  # how often a step trains on each sample
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.companion = None
 
     @abstractmethod
     def forward(self, window_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
@@ -152,7 +157,10 @@ def fit(
     """
     task.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     trained = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99))
+    beside = list(task.companion.parameters()) if task.companion is not None else []
+    optimizer = torch.optim.AdamW(
+        [*trained, *beside], lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99)
+    )
     ema = EMAModel(trained, decay=config.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
     ema.to(device)
     if config.epoch_steps and batches_per_epoch:
@@ -160,17 +168,9 @@ def fit(
     epoch = step = 0
     spent = 0.0
     if resume is None and config.go_on:
-        state = torch.load(Path(config.go_on) / STATE_FILE, map_location=device, weights_only=True)
-        task.model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        ema.load_state_dict(state["ema"])
-        ema.to(device)
+        _load_state(Path(config.go_on), task, optimizer, ema, device)
     if resume is not None:
-        state = torch.load(resume / STATE_FILE, map_location=device, weights_only=True)
-        task.model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        ema.load_state_dict(state["ema"])
-        ema.to(device)
+        state = _load_state(resume, task, optimizer, ema, device)
         epoch, step, spent = state["epoch"], state["step"], state["seconds"]
     if config.compile:
         for part in task.parts():
@@ -189,6 +189,8 @@ def fit(
             "seconds": spent,
             "config": asdict(config),
         }
+        if task.companion is not None:
+            state["companion"] = task.companion.state_dict()
         torch.save(state, folder / STATE_FILE)
 
     while epoch < config.epochs and not (config.seconds and spent >= config.seconds):
@@ -216,6 +218,8 @@ def fit(
             optimizer.zero_grad(set_to_none=True)
             terms["loss"].backward()
             nn.utils.clip_grad_norm_(trained, config.clip)
+            if beside:
+                nn.utils.clip_grad_norm_(beside, config.clip)
             optimizer.step()
             ema.step(trained)
             for name, value in terms.items():
@@ -254,6 +258,20 @@ def fit(
     ema.copy_to(trained)
     task.eval()
     return figures
+
+
+def _load_state(
+    folder: Path, task: Task, optimizer: torch.optim.Optimizer, ema: EMAModel, device: str | torch.device
+) -> dict[str, Any]:
+    """Put a saved training state into its parts; returns it."""
+    state: dict[str, Any] = torch.load(folder / STATE_FILE, map_location=device, weights_only=True)
+    task.model.load_state_dict(state["model"])
+    if task.companion is not None:
+        task.companion.load_state_dict(state["companion"])
+    optimizer.load_state_dict(state["optimizer"])
+    ema.load_state_dict(state["ema"])
+    ema.to(device)
+    return state
 
 
 def load_averaged(task: Task, folder: Path) -> None:
