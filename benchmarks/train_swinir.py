@@ -19,7 +19,7 @@ from flashray.training.launch import train
 from flashray.training.loop import LoopConfig, save_half
 from flashray.training.model_card import Interval, note_training, write_swinir_card
 from flashray.training.photo_windows import list_photos, load_fitted
-from flashray.training.train_config import TrainConfig, with_absolute_places
+from flashray.training.train_config import TrainConfig, with_absolute_paths
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class TrainSwinIRConfig(TrainConfig):
 
 def train_swinir(config: TrainSwinIRConfig) -> list[dict[str, Interval]]:
     """Train (or resume) and save the model; returns its figures on the validation photos, a row a severity level."""
-    config = with_absolute_places(config, "init")
+    config = with_absolute_paths(config, "init")
     name = f"swinir-{config.degradation.name}"
     build = partial(build_swinir_task, config)
     task, state = train(build, config.loop, config.photos, config.size, name, config.launch)

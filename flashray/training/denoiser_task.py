@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from diffusers import UNet2DModel
+from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor, nn
 
 from flashray.prior import LatentPrior
 from flashray.schedule import NoiseSchedule
+from flashray.training.latent_cache import cached_latents, random_crops
 from flashray.training.loop import Task
 from flashray.training.photo_windows import random_views
 
@@ -25,6 +30,7 @@ SCHEDULER_CONFIG = {
     "set_alpha_to_one": True,
     "steps_offset": 1,
 }
+FLASH_TIMESTEPS = (10, 400)  # where flash starts lie: noise of .13 … 1.9 in units of the signal
 VALIDATION_TIMESTEPS = (10, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 990)
 
 
@@ -33,8 +39,14 @@ class DenoiserConfig:
     """A UNet on the latents: widths and attention of each resolution, residual layers a resolution.
 
     Attributes:
-        draws: (timestep, noise) pairs that each encoded photo is trained on at once, because encoding costs as much as
-            denoising.
+        draws: how many (timestep, noise) pairs each encoded photo is trained on at once; where photos are encoded in
+            the loop, that costs as much as denoising does.
+        prediction: what a fresh denoiser predicts; one that training starts from stays with its own.
+        crop: side in pixels of the squares that it is trained on, a multiple of the latent factor; 0 is the whole size.
+            Small ones show more photos in the same time.
+        cache_views: how many random views of each window are encoded once and kept on disk in half precision, to be
+            trained on in every pass; 0 encodes new views in every pass. Only where training is local.
+        flash_share: share of the draws whose timestep is uniform over FLASH_TIMESTEPS; the rest's over all.
     """
 
     channels: tuple[int, ...] = (64, 128, 192)
@@ -42,6 +54,15 @@ class DenoiserConfig:
     layers: int = 2
     dropout: float = 0.0
     draws: int = 4
+    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
+    crop: int = 0
+    cache_views: int = 0
+    flash_share: float = 0.0
+
+
+def scheduler_config(prediction: str) -> dict[str, Any]:
+    """What diffusers' scheduler is told of a denoiser that predicts this."""
+    return SCHEDULER_CONFIG | {"prediction_type": prediction}
 
 
 def make_denoiser(config: DenoiserConfig, latent_channels: int, latent_side: int) -> UNet2DModel:
@@ -60,14 +81,22 @@ def make_denoiser(config: DenoiserConfig, latent_channels: int, latent_side: int
     )
 
 
+def use_plain_attention(model: nn.Module) -> None:
+    """Attention as matrix products and a softmax: the CPU's fused attention has a slow backward pass."""
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.set_processor(AttnProcessor())
+
+
 class DenoiserTask(Task):
-    """‖ε - ε̂(√ᾱ_t E(x) + √(1-ᾱ_t) ε, t)‖² with uniform t (Ho et al. 2020, equation 14)."""
+    """‖ε - ε̂(√ᾱ_t E(x) + √(1-ᾱ_t) ε, t)‖² (Ho et al. 2020, equation 14), or the same of v (Salimans & Ho 2022)."""
 
     alphas_cumprod: Tensor
 
-    def __init__(self, prior: LatentPrior, val_NCHW: Tensor, draws: int = 1) -> None:
+    def __init__(self, prior: LatentPrior, val_NCHW: Tensor, config: DenoiserConfig | None = None) -> None:
         super().__init__()
-        self.prior, self.draws = prior, draws
+        self.prior, self.config = prior, config or DenoiserConfig()
+        self.draws = self.config.draws
         self.model = prior.denoiser
         self.val = val_NCHW
         self.register_buffer("alphas_cumprod", prior.schedule.alphas_cumprod.float(), persistent=False)
@@ -76,25 +105,52 @@ class DenoiserTask(Task):
         alpha = self.alphas_cumprod[timestep_B][:, None, None, None]
         return alpha.sqrt() * z0 + (1 - alpha).sqrt() * noise
 
+    def prepare(
+        self, load: Callable[[], Tensor], paths: Sequence[Path], storage: Path, device: str | torch.device
+    ) -> Tensor:
+        """The latents of all photos, where the configuration asks for them."""
+        if not self.config.cache_views:
+            return load()
+        return cached_latents(self.prior, load, paths, self.config.cache_views, storage, device)
+
+    def latents(self, batch: Tensor, generator: torch.Generator) -> Tensor:
+        """Clean latents, in float32, of a batch of uint8 windows or of cached latents [B, C, h, w]."""
+        side = self.config.crop or self.prior.sample_size
+        if batch.dtype == torch.uint8:
+            with torch.no_grad():
+                return self.prior.encode(random_views(batch, side, generator)).float()
+        factor = self.prior.sample_size // int(self.prior.denoiser.config.sample_size)
+        return random_crops(batch, side // factor, generator).float()
+
+    def timesteps(self, count: int, device: torch.device) -> Tensor:
+        """[draws · count] timesteps; the draws of one photo are evenly spaced, so that together they vary less."""
+        offset_DB = torch.arange(self.draws, device=device)[:, None] / self.draws
+        time_DB = (torch.rand(count, device=device) + offset_DB) % 1
+        timestep_DB = time_DB * len(self.alphas_cumprod)
+        if self.config.flash_share:
+            low, high = FLASH_TIMESTEPS
+            flash_DB = torch.rand(time_DB.shape, device=device) < self.config.flash_share
+            timestep_DB = torch.where(flash_DB, low + time_DB * (high - low), timestep_DB)
+        return timestep_DB.long().flatten()
+
     def forward(self, window_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        with torch.no_grad():
-            z0 = self.prior.encode(random_views(window_BCHW, self.prior.sample_size, generator)).float()
-        # one uniform timestep a photo, and its further draws evenly spaced from it: each is uniform, and together they
-        # vary less
-        offset_DB = torch.arange(self.draws, device=z0.device)[:, None] / self.draws
-        time_DB = (torch.rand(len(z0), device=z0.device) + offset_DB) % 1
-        timestep_B = (time_DB * len(self.alphas_cumprod)).long().flatten()
+        z0 = self.latents(window_BCHW, generator)
+        timestep_B = self.timesteps(len(z0), z0.device)
         z0 = z0.repeat(self.draws, 1, 1, 1)
         noise = torch.randn_like(z0)
-        prediction = self.model(self.noisy(z0, timestep_B, noise), timestep_B).sample
-        return {"loss": (prediction.float() - noise).square().mean()}
+        noisy = self.noisy(z0, timestep_B, noise).contiguous(memory_format=torch.channels_last)
+        prediction = self.model(noisy, timestep_B).sample.float()
+        if self.prior.prediction_type == "epsilon":
+            return {"loss": (prediction - noise).square().mean()}
+        alpha = self.alphas_cumprod[timestep_B][:, None, None, None]
+        return {"loss": (prediction - alpha.sqrt() * noise + (1 - alpha).sqrt() * z0).square().mean()}
 
     def parts(self) -> list[nn.Module]:
         return [self.model, self.prior.autoencoder.encoder]
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Mean validation loss at each of VALIDATION_TIMESTEPS, with noise that is the same at every call."""
+        """Mean ‖ε - ε̂‖²/d at each of VALIDATION_TIMESTEPS, with noise that is the same at every call."""
         device = self.alphas_cumprod.device
         generator = torch.Generator().manual_seed(0)
         totals = dict.fromkeys(VALIDATION_TIMESTEPS, 0.0)
@@ -103,7 +159,7 @@ class DenoiserTask(Task):
             for timestep in VALIDATION_TIMESTEPS:
                 noise = torch.randn(z0.shape, generator=generator).to(device)
                 timestep_B = torch.full((len(z0),), timestep, device=device)
-                error = (self.model(self.noisy(z0, timestep_B, noise), timestep_B).sample - noise).square()
+                error = (self.prior.epsilon(self.noisy(z0, timestep_B, noise), timestep_B) - noise).square()
                 totals[timestep] += error.mean().item() * len(z0) / len(self.val)
         losses = {f"loss_t{timestep:03d}": total for timestep, total in totals.items()}
         return {"loss": sum(totals.values()) / len(totals), **losses}

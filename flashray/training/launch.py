@@ -58,7 +58,7 @@ def launch(build: BuildTask, loop: LoopConfig, photos: str, size: int, name: str
 
 
 def launch_here(build: BuildTask, loop: LoopConfig, photos: str, size: int, name: str, config: LaunchConfig) -> Path:
-    """Train in this process, checkpoints in `<storage>/<name>/last`."""
+    """Train in this process: checkpoints in `<storage>/<name>/last`, the one before a cool-down in `constant`."""
     if "://" in config.storage:
         raise ConfigError(
             f"launch.storage is {config.storage}: the local launcher keeps checkpoints in a folder; name one"
@@ -66,9 +66,15 @@ def launch_here(build: BuildTask, loop: LoopConfig, photos: str, size: int, name
     device = resolve_device(config.device)
     folder = Path(config.storage) / name
     last = folder / "last"
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    task = build()
+    paths = list_photos(photos)
+    window = task.prepare(lambda: load_windows(paths, round(size * WINDOW_ZOOM)), paths, Path(config.storage), device)
+    if device != "cpu":
+        window = window.to(device)
+    print(f"{name}: {len(window)} samples of {'×'.join(map(str, window.shape[1:]))} on {device}", flush=True)
     torch.manual_seed(loop.seed)
-    window = load_windows(list_photos(photos), round(size * WINDOW_ZOOM)).to(device)
-    print(f"{name}: {len(window)} windows of {window.shape[-1]} pixels on {device}", flush=True)
 
     def report(metrics: dict[str, Any], save: Callable[[Path], None]) -> None:
         write_state(last, save)
@@ -76,13 +82,15 @@ def launch_here(build: BuildTask, loop: LoopConfig, photos: str, size: int, name
         print(line(name, metrics), flush=True)
 
     fit(
-        build(),
+        task,
         loop,
         batches=lambda epoch: shuffled_batches(window, loop.batch_size, loop.seed, epoch),
         report=report,
         resume=last if (last / STATE_FILE).is_file() else None,
         device=device,
         batches_per_epoch=len(window) // loop.batch_size,
+        keep=lambda save: write_state(folder / "constant", save),
+        say=lambda text: print(f"{name}: {text}", flush=True),
     )
     return last
 

@@ -1,13 +1,14 @@
-"""One training loop for every model: AdamW, warm-up and cosine decay, clipping, EMA, checkpoints. Plain torch."""
+"""One training loop for every model: AdamW, warm-up, decay or cool-down, clipping, EMA, checkpoints. Plain torch."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from flashray.errors import ConfigError
+from flashray.training.rate import Rate, matrix_rate, operations_a_sample, zero_gradients
 
 STATE_FILE = "state.pt"
 
@@ -25,26 +27,34 @@ class LoopConfig:
     """How to train.
 
     Attributes:
-        epochs: passes over the training windows.
-        seconds: limit of the training time (0: none); the learning rate decays towards the limit, epochs or seconds,
-            that is reached first.
-        batch_size: windows of a worker in one step.
-        learning_rate: the highest learning rate, after the warm-up.
-        warmup_steps: steps of linear warm-up.
-        weight_decay: of AdamW.
-        clip: limit of the gradient's norm.
-        ema_decay: decay of the averaged weights.
+        epochs: passes over the training windows, or over `epoch_steps` batches of them.
+        epoch_steps: an epoch ends after so many batches, drawn anew each time: where a pass takes long, validations and
+            checkpoints come more often. 0: a whole pass.
+        seconds: stop at this much training time (0: no limit); the learning rate decays towards whichever end is
+            nearer.
+        batch_size: per worker.
+        decay: `cosine` lowers the learning rate from the first step to the last. `cooldown` keeps it constant, then
+            lowers it in a straight line over the last share `cooldown` of the training; the state before that is kept,
+            and another training can go on from it as if this one had never ended.
+        cooldown: share of the training, 0 … 1.
+        go_on: folder with a state of another training, whose weights, optimizer and average this one starts from.
         precision: `bf16` autocasts the forward pass.
         validate_every: epochs between validations, each followed by a checkpoint.
         compile: compile the task's parts with torch.compile.
         seed: of initialisation, order, views, and noise.
+        progress_every: seconds between two lines of progress with draws a second and the share of the device's matrix
+            rate; 0 prints none.
     """
 
     epochs: int = 100
+    epoch_steps: int = 0
     seconds: float = 0.0
     batch_size: int = 64
     learning_rate: float = 3e-4
     warmup_steps: int = 200
+    decay: Literal["cosine", "cooldown"] = "cosine"
+    cooldown: float = 0.2
+    go_on: str = ""
     weight_decay: float = 1e-3
     clip: float = 1.0
     ema_decay: float = 0.999
@@ -52,6 +62,15 @@ class LoopConfig:
     compile: bool = False
     validate_every: int = 1
     seed: int = 0
+    progress_every: float = field(default=20.0, repr=False)  # not in the repr, which names the checkpoints
+
+    def __post_init__(self) -> None:
+        if not 0 < self.cooldown <= 1:
+            raise ConfigError(f"cooldown is {self.cooldown}; give the share of the training that it takes, up to 1")
+
+    def cools(self, progress: float) -> bool:
+        """Whether the constant rate has ended at this progress, 0 … 1."""
+        return self.decay == "cooldown" and progress > 1 - self.cooldown
 
 
 class Task(nn.Module, ABC):
@@ -61,10 +80,28 @@ class Task(nn.Module, ABC):
     """
 
     model: nn.Module  # what is trained, averaged and saved
+    companion: nn.Module | None  # trained beside it and neither averaged nor saved as the model
+    draws: int = 1  # how often a step trains on each sample
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.companion = None
 
     @abstractmethod
     def forward(self, window_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """Loss terms of a batch of uint8 windows; `loss` is minimised, the others are only reported."""
+        """Loss terms of a batch of uint8 windows, or of what `prepare` made; `loss` is minimised, the rest reported."""
+
+    def prepare(
+        self, load: Callable[[], Tensor], paths: Sequence[Path], storage: Path, device: str | torch.device
+    ) -> Tensor:
+        """What passes go over where training is local: the uint8 windows that `load` gives, or something made of them.
+
+        Args:
+            load: reads the windows [n, 3, side, side] of all photos.
+            paths: the photos.
+            storage: folder for what is worth keeping from one training to the next.
+        """
+        return load()
 
     def parts(self) -> list[nn.Module]:
         """The modules worth compiling."""
@@ -79,9 +116,11 @@ Report = Callable[[dict[str, Any], Callable[[Path], None]], None]  # (metrics, s
 
 
 def learning_rate(config: LoopConfig, step: int, progress: float) -> float:
-    """Linear warm-up, then cosine decay to 2 % over `progress` 0 … 1."""
+    """Linear warm-up, then the decay to 2 % over `progress` 0 … 1, along a cosine or over the cool-down alone."""
     warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    return config.learning_rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+    left = 1 - min(1.0, progress)
+    height = 0.5 * (1 - math.cos(math.pi * left)) if config.decay == "cosine" else min(1.0, left / config.cooldown)
+    return config.learning_rate * warm * (0.02 + 0.98 * height)
 
 
 def fit(
@@ -96,6 +135,8 @@ def fit(
     rank: int = 0,
     workers: int = 1,
     clock: Callable[[float], float] = lambda seconds: seconds,
+    keep: Callable[[Callable[[Path], None]], None] = lambda save: None,
+    say: Callable[[str], None] | None = None,
 ) -> dict[str, float]:
     """Train `task.model`; it holds the EMA weights when this returns.
 
@@ -106,30 +147,52 @@ def fit(
         wrap: makes the module that computes losses parallel (DDP).
         batches_per_epoch: for the learning rate's progress; measured in the first epoch when unknown.
         rank, workers: this worker's number, and how many there are; each draws different views.
-        clock: lets parallel workers agree on the elapsed seconds, so that they stop at the same step.
+        clock: makes parallel workers agree on the seconds spent, so that they stop at the same step.
+        keep: called once, before the cool-down begins, with a function that saves the state. A training that starts or
+            resumes inside its cool-down does not call it.
+        say: called with each line of progress, where one worker trains.
 
     Returns:
         The last validation's figures.
     """
     task.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     trained = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99))
+    beside = list(task.companion.parameters()) if task.companion is not None else []
+    optimizer = torch.optim.AdamW(
+        [*trained, *beside], lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99)
+    )
     ema = EMAModel(trained, decay=config.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
     ema.to(device)
+    if config.epoch_steps and batches_per_epoch:
+        batches_per_epoch = min(batches_per_epoch, config.epoch_steps)
     epoch = step = 0
     spent = 0.0
+    if resume is None and config.go_on:
+        _load_state(Path(config.go_on), task, optimizer, ema, device)
     if resume is not None:
-        state = torch.load(resume / STATE_FILE, map_location=device, weights_only=True)
-        task.model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        ema.load_state_dict(state["ema"])
-        ema.to(device)
+        state = _load_state(resume, task, optimizer, ema, device)
         epoch, step, spent = state["epoch"], state["step"], state["seconds"]
     if config.compile:
         for part in task.parts():
             part.compile()
     compute = wrap(task)
     figures: dict[str, float] = {}
+    rate: Rate | None = None
+    started, cooling = step, False
+
+    def save(folder: Path) -> None:
+        state = {"model": task.model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict()}
+        state |= {
+            "epoch": epoch,
+            "step": step,
+            "samples": step * config.batch_size * workers,
+            "seconds": spent,
+            "config": asdict(config),
+        }
+        if task.companion is not None:
+            state["companion"] = task.companion.state_dict()
+        torch.save(state, folder / STATE_FILE)
+
     while epoch < config.epochs and not (config.seconds and spent >= config.seconds):
         seed = (config.seed * 1_000_003 + epoch) * 4_099 + rank  # a resumed epoch draws what it would have drawn
         generator = torch.Generator().manual_seed(seed)
@@ -137,22 +200,35 @@ def fit(
         sums: dict[str, Tensor] = {}
         count, out_of_time, mark = 0, False, time.perf_counter()
         task.model.train()
-        for window in batches(epoch):
+        for window in itertools.islice(batches(epoch), config.epoch_steps or None):
             planned = config.epochs * (batches_per_epoch or 10**9)
             elapsed = clock(spent + time.perf_counter() - mark) if config.seconds else 0.0
             progress = max(step / planned, elapsed / config.seconds if config.seconds else 0.0)
+            if config.cools(progress):
+                if not cooling and step > started:
+                    keep(save)
+                cooling = True
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step, progress)
+            window = window.to(device, non_blocking=True)
+            if rate is None:
+                rate = _rate(task, config, window, device) if say and workers == 1 else Rate()
             with _autocast(config, device):
-                terms = compute(window.to(device, non_blocking=True), generator)
+                terms = compute(window, generator)
             optimizer.zero_grad(set_to_none=True)
             terms["loss"].backward()
             nn.utils.clip_grad_norm_(trained, config.clip)
+            if beside:
+                nn.utils.clip_grad_norm_(beside, config.clip)
             optimizer.step()
             ema.step(trained)
             for name, value in terms.items():
                 sums[name] = sums.get(name, torch.zeros((), device=device)) + value.detach().float()
             step, count = step + 1, count + 1
+            due = rate.add(len(window))
+            if due is not None and say is not None:
+                loss = terms["loss"].item()
+                say(f"step {step} loss {loss:.4g} " + " ".join(f"{name} {value:.3g}" for name, value in due.items()))
             if config.seconds and elapsed >= config.seconds:
                 out_of_time = True
                 break
@@ -176,23 +252,26 @@ def fit(
             figures = task.validate()
         metrics |= {f"val/{name}": value for name, value in figures.items()}
 
-        def save(folder: Path, epoch: int = epoch, step: int = step, spent: float = spent) -> None:
-            state = {"model": task.model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict()}
-            state |= {
-                "epoch": epoch,
-                "step": step,
-                "samples": step * config.batch_size * workers,
-                "seconds": spent,
-                "config": asdict(config),
-            }
-            torch.save(state, folder / STATE_FILE)
-
         report(metrics, save)
         if last:
             break
     ema.copy_to(trained)
     task.eval()
     return figures
+
+
+def _load_state(
+    folder: Path, task: Task, optimizer: torch.optim.Optimizer, ema: EMAModel, device: str | torch.device
+) -> dict[str, Any]:
+    """Put a saved training state into its parts; returns it."""
+    state: dict[str, Any] = torch.load(folder / STATE_FILE, map_location=device, weights_only=True)
+    task.model.load_state_dict(state["model"])
+    if task.companion is not None:
+        task.companion.load_state_dict(state["companion"])
+    optimizer.load_state_dict(state["optimizer"])
+    ema.load_state_dict(state["ema"])
+    ema.to(device)
+    return state
 
 
 def load_averaged(task: Task, folder: Path) -> None:
@@ -222,6 +301,17 @@ def averaged(ema: EMAModel, parameters: list[nn.Parameter]) -> Iterator[None]:
         yield
     finally:
         ema.restore(parameters)
+
+
+def _rate(task: Task, config: LoopConfig, batch: Tensor, device: str | torch.device) -> Rate:
+    """Counts this task's samples, the operations of one and the device's matrix rate measured."""
+    if not config.progress_every:
+        return Rate()
+    with _autocast(config, device), torch.compiler.set_stance("force_eager"):
+        operations = operations_a_sample(task, batch)
+    zero_gradients(task)
+    peak = matrix_rate(device, torch.bfloat16 if config.precision == "bf16" else torch.float32)
+    return Rate(config.progress_every, task.draws, operations, peak)
 
 
 def _autocast(config: LoopConfig, device: str | torch.device) -> contextlib.AbstractContextManager[Any]:

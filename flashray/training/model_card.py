@@ -21,6 +21,7 @@ from flashray.prior import LatentPrior
 from flashray.prior.pixel_space import SpaceToDepth
 from flashray.sampling import sample
 from flashray.training.denoiser_task import DenoiserTask
+from flashray.training.latent_figures import latent_figures
 from flashray.training.loop import STATE_FILE, LoopConfig
 
 Interval = tuple[float, float, float]  # mean, and the ends of its 95 % interval
@@ -66,10 +67,12 @@ def write_prior_card(
     pixels = isinstance(prior.autoencoder, SpaceToDepth)
     quality = {} if pixels else autoencoder_figures(prior, val_NCHW)  # pixels come back as they are
     losses = DenoiserTask(prior, val_NCHW).validate()
+    latents = latent_figures(prior, val_NCHW)
     latent_shape = tuple(prior.encode(val_NCHW[:1].to(prior.device)).shape[1:])
     sample_sheet(prior, latent_shape, folder / "samples.png")
     card: dict[str, Any] = {"photos": photos, "validation_photos": len(val_NCHW), "denoiser": losses}
     card |= {"autoencoder": quality} if quality else {}
+    card |= {"latents": latents}
     card |= {"trained": dict(trained), "machine": machine()}
     (folder / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
     side = prior.sample_size
@@ -89,6 +92,8 @@ def write_prior_card(
         + " | ".join(f"{v:.3f}" for name, v in losses.items() if name != "loss")
         + f" | {losses['loss']:.3f} |",
         "",
+        *_latents_learnable(latents),
+        "",
         f"`samples.png`: {SAMPLES} samples from noise, {SAMPLE_STEPS} ancestral steps, seeds 0 … {SAMPLES - 1}.",
         "",
         *training_lines(trained),
@@ -106,9 +111,18 @@ def _latents_in_words(prior: LatentPrior, photos: str, latent_shape: tuple[int, 
             f"to unit mean square, in blocks of {block}×{block}: {shape}. Weights are half precision.",
         ]
     return [
-        f"Trained on {photos}. Latents are {shape}, of unit mean square after the",
-        "scaling factor in `vqvae/config.json`. The folder is a diffusers pipeline (`LDMPipeline`); weights are half",
-        "precision.",
+        f"Trained on {photos}. Latents are {shape}, each channel of zero mean and unit variance after the statistics",
+        "in `latent_statistics.json`; of unit mean square after the one scaling factor in `vqvae/config.json` that",
+        "diffusers knows of. The folder is a diffusers pipeline (`LDMPipeline`); weights are half precision.",
+    ]
+
+
+def _latents_learnable(figures: Mapping[str, Any]) -> list[str]:
+    """The figures of `latent_figures`, as Markdown."""
+    shares = ", ".join(f"{share:.3f} at σ = {sigma}" for sigma, share in figures["wiener_share"].items())
+    return [
+        f"Latents: 1 - correlation of horizontal neighbours, mean over channels: {figures['roughness']:.3f} (0 smooth,",
+        f"1 white). The denoiser's error over that of an elementwise Wiener filter: {shares}.",
     ]
 
 

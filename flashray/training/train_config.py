@@ -39,7 +39,7 @@ class TrainConfig:
 C = TypeVar("C", bound=TrainConfig)
 
 
-def with_absolute_places(config: C, *names: str) -> C:
+def with_absolute_paths(config: C, *names: str) -> C:
     """The configuration in a form that Ray's workers can use: photos, output and these fields are absolute paths.
 
     This is a function and not a method, because jsonargparse turns methods into subcommands.

@@ -16,12 +16,21 @@ from flashray.metrics import load_lpips
 from flashray.prior import LatentPrior, latent_geometry, load_autoencoder, load_prior
 from flashray.prior.pixel_space import SpaceToDepth
 from flashray.training.autoencoder_task import AutoencoderConfig, AutoencoderTask, latent_scale, make_autoencoder
-from flashray.training.denoiser_task import SCHEDULER_CONFIG, DenoiserConfig, DenoiserTask, make_denoiser
+from flashray.training.denoiser_task import (
+    SCHEDULER_CONFIG,
+    DenoiserConfig,
+    DenoiserTask,
+    make_denoiser,
+    scheduler_config,
+    use_plain_attention,
+)
+from flashray.training.latents import latent_statistics
 from flashray.training.launch import resolve_device, train
 from flashray.training.loop import LoopConfig, save_half
 from flashray.training.model_card import note_training, write_prior_card
 from flashray.training.photo_windows import list_photos, load_fitted
-from flashray.training.train_config import TrainConfig, with_absolute_places
+from flashray.training.train_config import TrainConfig, with_absolute_paths
+from flashray.training.warm_start import copy_trunk
 
 MODEL_INDEX = {
     "_class_name": "LDMPipeline",
@@ -38,8 +47,10 @@ class TrainPriorConfig(TrainConfig):
         size: side of the square images in pixels.
         stages: stages to train; a stage that is left out is taken from `output`.
         init: a prior's folder whose weights training starts from, instead of random ones.
-        lpips_weights: file with the weights of LPIPS(AlexNet); empty: FLASHRAY_LPIPS_WEIGHTS or torch.hub's cache.
-        card: a description of the photos for the model card; empty writes no card.
+        warm_start: a prior's folder whose autoencoder gives a new one what the two have in common, see `copy_trunk`.
+        card: what the photos are, in words, for the model card; empty writes none.
+        lpips_weights: weights of LPIPS, a file or a folder; see the README. Empty: FLASHRAY_LPIPS_WEIGHTS or
+            torch.hub's cache.
         autoencoder: its sizes and objective, or `none` for a prior in pixel space.
         pixel_block: in pixel space, the side of the blocks of pixels that are one position for the denoiser; 1 uses the
             pixels themselves, at pixel_block² times the cost.
@@ -48,6 +59,7 @@ class TrainPriorConfig(TrainConfig):
     size: int = 128
     stages: tuple[str, ...] = ("autoencoder", "denoiser")
     init: str = ""
+    warm_start: str = ""
     lpips_weights: str = ""
     card: str = "photos"
     autoencoder: AutoencoderConfig | Literal["none"] = field(default_factory=AutoencoderConfig)
@@ -67,7 +79,7 @@ class TrainPriorConfig(TrainConfig):
 
 def train_prior(config: TrainPriorConfig) -> None:
     """Train the stages in order; each can be resumed by running the same command again."""
-    config = with_absolute_places(config, "init", "lpips_weights")
+    config = with_absolute_paths(config, "init", "warm_start", "lpips_weights")
     if "autoencoder" in config.stages:
         train_autoencoder(config)
     if "denoiser" in config.stages:
@@ -79,20 +91,25 @@ def train_prior(config: TrainPriorConfig) -> None:
 def train_autoencoder(config: TrainPriorConfig) -> None:
     """The first stage: an autoencoder, its latents scaled to a mean square of 1. Pixels need the scale alone."""
     output, loop = Path(config.output), config.autoencoder_loop
-    (output / "scheduler").mkdir(parents=True, exist_ok=True)
+    output.mkdir(parents=True, exist_ok=True)
     autoencoder: Any = SpaceToDepth(factor=config.pixel_block, scaling_factor=1.0)
     if config.autoencoder != "none":
         build = partial(build_autoencoder_task, config)
         task, state = train(build, loop, config.photos, config.size, "autoencoder", config.launch)
         autoencoder = task.model
         note_training(output, "autoencoder", state, loop)
-    photos = load_fitted(list_photos(config.photos)[:1024], config.size)
-    scale = latent_scale(autoencoder, photos, resolve_device(config.launch.device))
+    device = resolve_device(config.launch.device)
+    photos = load_fitted(spread(list_photos(config.photos), 1024), config.size)
+    scale = latent_scale(autoencoder, photos, device)
     autoencoder.register_to_config(scaling_factor=scale)
     save_half(autoencoder, output / "vqvae")
+    if config.autoencoder != "none":
+        mean_C, std_C = latent_statistics(autoencoder, photos, device)
+        statistics = {"mean": mean_C.tolist(), "std": std_C.tolist()}
+        (output / "latent_statistics.json").write_text(json.dumps(statistics, indent=2) + "\n")
     library = "diffusers" if config.autoencoder != "none" else SpaceToDepth.__module__
     index = MODEL_INDEX | {"vqvae": [library, type(autoencoder).__name__]}
-    (output / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER_CONFIG, indent=2) + "\n")
+    write_scheduler(output, SCHEDULER_CONFIG)
     (output / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
@@ -101,6 +118,8 @@ def train_denoiser(config: TrainPriorConfig) -> None:
     output, loop = Path(config.output), config.denoiser_loop
     if not (output / "vqvae" / "config.json").is_file():
         raise ConfigError(f"stage denoiser: {output}/vqvae is missing; train the stage autoencoder first")
+    predicted = prediction_of(config.init) if config.init else config.denoiser.prediction
+    write_scheduler(output, scheduler_config(predicted))
     if not (output / "unet" / "config.json").is_file():  # a fresh one, so that the folder opens as a prior
         torch.manual_seed(loop.seed)
         autoencoder, _, _ = load_autoencoder(output)
@@ -129,7 +148,12 @@ def build_autoencoder_task(config: TrainPriorConfig) -> AutoencoderTask:
         model = AutoencoderDC.from_pretrained(Path(config.init) / "vqvae", torch_dtype=torch.float32)
     else:
         model = make_autoencoder(config.autoencoder)
-    lpips = load_lpips("alex", config.lpips_weights or None) if config.autoencoder.lpips else None
+        if config.warm_start:
+            copy_trunk(
+                model, AutoencoderDC.from_pretrained(Path(config.warm_start) / "vqvae", torch_dtype=torch.float32)
+            )
+    net = config.autoencoder.lpips_net
+    lpips = load_lpips(net, config.lpips_weights or None) if config.autoencoder.lpips else None
     val = load_fitted(list_photos(config.val_photos), config.size)
     return AutoencoderTask(model, config.autoencoder, lpips, val)
 
@@ -140,4 +164,22 @@ def build_denoiser_task(config: TrainPriorConfig) -> DenoiserTask:
     prior: LatentPrior = load_prior(config.output)
     prior.denoiser = UNet2DModel.from_pretrained(Path(config.init or config.output) / "unet", torch_dtype=torch.float32)
     prior.denoiser.requires_grad_(True)
-    return DenoiserTask(prior, load_fitted(list_photos(config.val_photos), config.size), config.denoiser.draws)
+    if resolve_device(config.launch.device) == "cpu":
+        use_plain_attention(prior.denoiser)
+    return DenoiserTask(prior, load_fitted(list_photos(config.val_photos), config.size), config.denoiser)
+
+
+def write_scheduler(output: Path, scheduler: dict[str, Any]) -> None:
+    """The pipeline's scheduler, as diffusers reads it."""
+    (output / "scheduler").mkdir(parents=True, exist_ok=True)
+    (output / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2) + "\n")
+
+
+def prediction_of(folder: str) -> str:
+    """What the denoiser of a prior's folder predicts."""
+    return str(json.loads((Path(folder) / "scheduler" / "scheduler_config.json").read_text())["prediction_type"])
+
+
+def spread(paths: list[Path], most: int) -> list[Path]:
+    """At most so many of these paths, evenly spaced: photos are sorted by their source."""
+    return paths[:: max(1, len(paths) // most)][:most]

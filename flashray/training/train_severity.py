@@ -21,7 +21,7 @@ from flashray.training.loop import LoopConfig, save_half
 from flashray.training.model_card import note_training, write_severity_card
 from flashray.training.photo_windows import list_photos, load_fitted
 from flashray.training.severity_task import SeverityConfig, SeverityTask
-from flashray.training.train_config import TrainConfig, with_absolute_places
+from flashray.training.train_config import TrainConfig, with_absolute_paths
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class TrainSeverityConfig(TrainConfig):
 
 def train_severity(config: TrainSeverityConfig) -> dict[str, float]:
     """Train (or resume) and save the encoder; returns its figures on the validation photos."""
-    config = with_absolute_places(config, "prior", "init")
+    config = with_absolute_paths(config, "prior", "init")
     registry = config.tracking_uri or default_uri(config.output)
     if config.register:
         check_registry(config.register, config.alias, registry)

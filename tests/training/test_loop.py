@@ -230,3 +230,88 @@ def test_the_rate_follows_whichever_end_is_nearer(tmp_path: Path, monkeypatch: p
     train(Recorder(tmp_path / "time"), loop, clock=lambda seconds: float(next(times)))
     assert seen == sorted(seen)
     assert seen[-1] >= 1
+
+
+COOLING = LoopConfig(**(vars(LOOP) | {"decay": "cooldown", "cooldown": 0.5, "learning_rate": 1e-3}))
+
+
+def test_a_cooldown_is_constant_and_then_falls_in_a_line():
+    loop = LoopConfig(learning_rate=1e-3, warmup_steps=0, decay="cooldown", cooldown=0.25)
+    rates = [learning_rate(loop, 10, progress / 100) for progress in range(101)]
+    assert rates[:76] == pytest.approx([1e-3] * 76)
+    assert rates[88] == pytest.approx(1e-3 * (0.02 + 0.98 * 12 / 25))
+    assert rates[100] == pytest.approx(2e-5)
+    assert not loop.cools(0.75)
+    assert loop.cools(0.76)
+    assert not LoopConfig().cools(1.0)
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.1])
+def test_a_cooldown_outside_the_training_is_a_config_error(share: float):
+    with pytest.raises(ConfigError, match="cooldown is"):
+        LoopConfig(cooldown=share)
+
+
+class Keeper:
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.calls = folder, 0
+
+    def __call__(self, save: Any) -> None:
+        self.calls += 1
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save(self.folder)
+
+
+def test_the_state_before_the_cooldown_is_kept_and_another_training_goes_on_from_it(tmp_path: Path):
+    keep = Keeper(tmp_path / "constant")
+    train(Recorder(tmp_path / "first"), COOLING, keep=keep)
+    assert keep.calls == 1
+    state = torch.load(tmp_path / "constant" / STATE_FILE, weights_only=True)
+    assert state["step"] == 19  # the first step past half of 36
+    task = Mean()
+    start = weights(task)
+    longer = LoopConfig(**(vars(COOLING) | {"go_on": str(tmp_path / "constant"), "learning_rate": 0.0, "epochs": 1}))
+    train(Recorder(tmp_path / "second"), longer, task)
+    assert_equal(weights(task), dict(zip(start, weights(task).values(), strict=True)))
+    fresh = torch.load(tmp_path / "second" / "1" / STATE_FILE, weights_only=True)
+    for name, value in state["model"].items():
+        torch.testing.assert_close(fresh["model"][name], value)
+    assert not torch.equal(fresh["model"]["3.weight"], start["3.weight"])
+
+
+def test_a_training_that_resumes_in_its_cooldown_keeps_no_second_state(tmp_path: Path):
+    with pytest.raises(Killed):
+        train(Recorder(tmp_path / "first", 4), COOLING)
+    keep = Keeper(tmp_path / "constant")
+    train(Recorder(tmp_path / "second"), COOLING, resume=tmp_path / "first" / "4", keep=keep)
+    assert keep.calls == 0
+
+
+def test_progress_is_said_with_its_rate(tmp_path: Path):
+    said: list[str] = []
+    loop = LoopConfig(**(vars(LOOP) | {"progress_every": 1e-9}))
+    task = train(Recorder(tmp_path / "said"), loop, say=said.append)
+    assert len(said) == 36
+    assert "draws_per_second" in said[0]
+    assert "matrix_share" in said[0]
+    silent: list[str] = []
+    quiet = LoopConfig(**(vars(LOOP) | {"progress_every": 0}))
+    assert_equal(weights(train(Recorder(tmp_path / "silent"), quiet, say=silent.append)), weights(task))
+    assert silent == []
+
+
+def test_short_epochs_come_oftener_and_draw_other_windows(tmp_path: Path):
+    seen: list[bytes] = []
+
+    def watched(epoch: int) -> Iterable[Tensor]:
+        for batch in batches(epoch):
+            seen.append(batch.numpy().tobytes())
+            yield batch
+
+    recorder = Recorder(tmp_path)
+    loop = LoopConfig(**(vars(LOOP) | {"epoch_steps": 2}))
+    fit(Mean(), loop, watched, recorder, batches_per_epoch=6)
+    assert [row["step"] for row in recorder.metrics] == [2, 4, 6, 8, 10, 12]
+    assert len(set(seen[:4])) == 4
+    half = LoopConfig(**(vars(LOOP) | {"epoch_steps": 100}))
+    assert_equal(weights(train(Recorder(tmp_path / "a"), half)), weights(train(Recorder(tmp_path / "b"))))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flashray.errors import ConfigError
 from flashray.images import encode_png
-from flashray.prior import load_prior
+from flashray.prior import load_autoencoder, load_prior
 from flashray.severity import error_std, load_severity_encoder
 from flashray.tracking.model_registry import fetch
 from flashray.training import launch
@@ -26,7 +26,6 @@ from flashray.training.photo_windows import list_photos, load_fitted
 from flashray.training.severity_task import SeverityConfig
 from flashray.training.train_prior import TrainPriorConfig, train_prior
 from flashray.training.train_severity import TrainSeverityConfig, train_severity
-from tests.support.runs import changed
 
 LOOP = LoopConfig(epochs=2, batch_size=8, learning_rate=2e-3, warmup_steps=2, ema_decay=0.5)
 
@@ -172,18 +171,18 @@ def test_a_trained_severity_encoder_opens_and_knows_its_family(
     )
     figures = train_severity(config)
     assert set(figures) >= {"latent_mse", "sigma_error", "spearman_sigma", "ordering", "ordering_true"}
-    encoder = load_severity_encoder(config.io.output)
+    encoder = load_severity_encoder(config.output)
     assert encoder.degradation == "gaussian_blur"
     assert encoder.config.noise_std == 0.05
     x = load_fitted(list_photos(photos("val")), 32)
     z_hat, sigma_hat = encoder(x)
-    z0 = load_prior(config.recipe.prior).encode(x)
+    z0 = load_prior(config.prior).encode(x)
     assert z_hat.shape == z0.shape
     assert (sigma_hat > 0).all()
     # two epochs from the prior's own encoder stay near it
     assert (error_std(z_hat, z0) < 1).all()
     registry = f"sqlite:///{tmp_path}/mlflow.db"
-    registering = changed(config, register="blur", tracking_uri=registry)
+    registering = dataclasses.replace(config, register="blur", tracking_uri=registry)
     assert train_severity(registering) == figures  # finished: nothing is trained again
     registered = load_severity_encoder(str(fetch("models:/blur@champion", registry).folder))
     assert registered.sha256 == encoder.sha256
@@ -197,3 +196,41 @@ def test_a_trained_severity_encoder_opens_and_knows_its_family(
 def test_a_folder_with_fewer_windows_than_a_batch_is_a_config_error(photos: Callable[[str], str], tmp_path: Path):
     with pytest.raises(ConfigError, match="batch_size is 1000"):
         train_prior(prior_config(photos, tmp_path, LoopConfig(epochs=1, batch_size=1000)))
+
+
+def test_a_prior_of_smooth_latents_cached_and_cooled(photos: Callable[[str], str], tmp_path: Path):
+    """Standardised latents, cached views, crops, v-prediction, a cool-down; more draws from the state before it."""
+    loop = dataclasses.replace(LOOP, decay="cooldown", cooldown=0.5)
+    small = AutoencoderConfig(
+        4, (8, 16, 16), (0, 1, 1), (0, 1, 1), crop=24, lpips=0.0, smoothness=0.1, equivariance=0.2
+    )
+    denoiser = DenoiserConfig((16, 32), (False, False), 1, draws=2, prediction="v_prediction", crop=16, cache_views=2)
+    config = dataclasses.replace(
+        prior_config(photos, tmp_path, loop), autoencoder=small, denoiser=denoiser, card="some"
+    )
+    train_prior(config)
+    prior = load_prior(config.output)
+    assert prior.prediction_type == "v_prediction"
+    z = prior.encode(load_fitted(list_photos(photos("train")), 32))
+    assert z.mean(dim=(0, 2, 3)).abs().max() < 0.05
+    assert z.var(dim=(0, 2, 3)).tolist() == pytest.approx([1] * 4, rel=0.05)
+    card = json.loads((tmp_path / "prior" / "card.json").read_text())
+    assert set(card["latents"]) == {"roughness", "roughness_each", "wiener_share"}
+    assert "Wiener" in (tmp_path / "prior" / "README.md").read_text()
+    (constant,) = (tmp_path / "state").glob("denoiser-*/constant")
+    assert len(list((tmp_path / "state").glob("latents-*.npy"))) == 1
+    longer = dataclasses.replace(loop, go_on=str(constant), epochs=3)
+    train_prior(dataclasses.replace(config, stages=("denoiser",), denoiser_loop=longer, card=""))
+    assert len(list((tmp_path / "state").glob("denoiser-*"))) == 2
+    assert len(list((tmp_path / "state").glob("latents-*.npy"))) == 1  # encoded once
+
+
+def test_an_autoencoder_starts_from_the_trunk_of_another(trained: Path, photos: Callable[[str], str], tmp_path: Path):
+    nothing = LoopConfig(**(vars(LOOP) | {"epochs": 1, "learning_rate": 0.0}))
+    config = prior_config(photos, tmp_path, nothing, warm_start=str(trained / "prior"), stages=("autoencoder",))
+    train_prior(dataclasses.replace(config, autoencoder=dataclasses.replace(config.autoencoder, latent_channels=3)))
+    model, _, _ = load_autoencoder(tmp_path / "prior")
+    source, _, _ = load_autoencoder(trained / "prior")
+    assert model.config.latent_channels == 3
+    for name, value in source.encoder.down_blocks.state_dict().items():
+        torch.testing.assert_close(model.encoder.down_blocks.state_dict()[name], value, rtol=1e-2, atol=1e-3)

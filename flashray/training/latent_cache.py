@@ -1,0 +1,93 @@
+"""Latents of many views of each photo, encoded once and kept on disk in half precision."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flashray.prior import LatentPrior
+from flashray.training.photo_windows import random_views
+
+_BATCH = 64
+
+
+def cached_latents(
+    prior: LatentPrior,
+    load: Callable[[], Tensor],
+    paths: Sequence[Path],
+    views: int,
+    storage: Path,
+    device: str | torch.device,
+) -> Tensor:
+    """[views · n, C, h, w] half-precision latents of random views of n windows, mapped from a file.
+
+    The file is made when it is missing. Its name tells the autoencoder's weights, the photos' names and the views, so
+    that trainings of one autoencoder share it.
+
+    Args:
+        load: reads the uint8 windows; called only when the file is missing.
+        views: how many views of each window, each with its own crop, zoom and mirroring.
+    """
+    path = storage / f"latents-{_key(prior, paths, views)}.npy"
+    if not path.is_file():
+        storage.mkdir(parents=True, exist_ok=True)
+        handle, fresh = tempfile.mkstemp(dir=storage, prefix=".latents-")
+        os.close(handle)
+        try:
+            _encode(prior, load(), views, Path(fresh), device)
+            os.replace(fresh, path)
+        finally:
+            Path(fresh).unlink(missing_ok=True)
+    return torch.from_numpy(np.load(path, mmap_mode="c"))
+
+
+@torch.no_grad()
+def _encode(prior: LatentPrior, window_NCHW: Tensor, views: int, path: Path, device: str | torch.device) -> None:
+    """Write the latents of `views` passes over the windows, in shuffled order, as one .npy file."""
+    prior.to(device)
+    prior.autoencoder.to(memory_format=torch.channels_last)
+    generator = torch.Generator().manual_seed(0)
+    store: np.memmap | None = None
+    done, start = 0, time.perf_counter()
+    for _ in range(views):
+        for index in torch.randperm(len(window_NCHW), generator=generator).split(_BATCH):
+            x = random_views(window_NCHW[index].to(device), prior.sample_size, generator)
+            with torch.autocast(torch.device(device).type, torch.bfloat16):
+                z = prior.encode(x.contiguous(memory_format=torch.channels_last)).half().cpu().numpy()
+            if store is None:
+                shape = (views * len(window_NCHW), *z.shape[1:])
+                store = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+            store[done : done + len(z)] = z
+            done += len(z)
+    if store is not None:
+        store.flush()
+    print(f"encoded {done} views in {time.perf_counter() - start:.0f} seconds", flush=True)
+
+
+def _key(prior: LatentPrior, paths: Sequence[Path], views: int) -> str:
+    """Ten digits of what decides the latents."""
+    digest = hashlib.sha256(repr([views, prior.sample_size, [path.name for path in paths]]).encode())
+    for name, value in sorted(prior.autoencoder.encoder.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:10]
+
+
+def random_crops(z_BCHW: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    """A square of `side` positions at a random place in each latent, [B, C, side, side]."""
+    batch, _, height, width = z_BCHW.shape
+    if side >= min(height, width):
+        return z_BCHW
+    device = z_BCHW.device
+    top_B = torch.randint(0, height - side + 1, (batch, 1, 1), generator=generator).to(device)
+    left_B = torch.randint(0, width - side + 1, (batch, 1, 1), generator=generator).to(device)
+    row, image = torch.arange(side, device=device), torch.arange(batch, device=device)[:, None, None]
+    crop_BhwC = z_BCHW.permute(0, 2, 3, 1)[image, top_B + row[:, None], left_B + row]
+    return crop_BhwC.permute(0, 3, 1, 2)
