@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -14,8 +13,11 @@ from pathlib import Path
 import pytest
 
 from flashray import storage
+from flashray.pipeline.run_folder import run_uri
 from flashray.pipeline.run_status import RunStatus
 from tests.conftest import TinyModels
+from tests.support.fault_harness import PLAIN_RECIPE
+from tests.support.runs import restored, summary_of
 from tests.support.seaweedfs import SECRET
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +38,7 @@ def test_a_run_on_s3(s3: str, archive: Path, tiny_models: TinyModels, tmp_path: 
     settings = {
         "archive": f"{s3}/archive",
         "output": output,
+        "recipe": PLAIN_RECIPE,
         "measurement": "simulated",
         "prior": tiny_models.prior,
         "start.severity_encoder": tiny_models.encoder,
@@ -50,12 +53,13 @@ def test_a_run_on_s3(s3: str, archive: Path, tiny_models: TinyModels, tmp_path: 
     assert first.returncode == 0, first.stderr
     rows = RunStatus.read(output).results.to_pylist()
     assert len(rows) == 10
-    for row in rows:
-        data = storage.read_bytes(storage.join(output, "reconstructions", row["key"] + ".png"))
-        assert hashlib.sha256(data).hexdigest() == row["sha256"]
-    assert json.loads(storage.read_bytes(f"{output}/summary.json"))["restored"] == 10
-    assert storage.exists(f"{output}/contact_sheet.png")
-    for entry in storage.list_files(output):
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in restored(output).items()}
+    assert hashes == {row["key"]: row["sha256"] for row in rows}
+    assert summary_of(output)["restored"] == 10
+    assert storage.exists(run_uri(output, "contact_sheet.png"))
+    files = storage.list_files(output)
+    assert "_flashray/run.json" in {entry.key for entry in files}
+    for entry in files:
         assert SECRET.encode() not in storage.read_bytes(storage.join(output, entry.key)), entry.key
     # nor what was said, what MLflow keeps, and what Ray's processes wrote down
     assert SECRET not in first.stdout + first.stderr

@@ -122,7 +122,7 @@ class Weed:
                 return
             except (BotoCoreError, ClientError) as error:
                 assert self.process.poll() is None, "the S3 server ended by itself"
-                if getattr(error, "response", {}).get("Error", {}).get("Code") == "NoSuchBucket":
+                if isinstance(error, ClientError) and error.response.get("Error", {}).get("Code") == "NoSuchBucket":
                     # a busy machine: the server tried to make the bucket before it could
                     with contextlib.suppress(BotoCoreError, ClientError):
                         client.create_bucket(Bucket=BUCKET)
