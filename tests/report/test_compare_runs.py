@@ -18,7 +18,12 @@ from tests.support.runs import record
 
 ROWS = [
     Row("a", "FINISHED", {"solver.steps": "20", "seed": "0", "io.output": "/a"}, {"psnr": 20.5, "mean_nfe": 3.0}),
-    Row("b", "FINISHED", {"solver.steps": "1000", "seed": "0", "io.output": "/b"}, {"psnr": 25.25, "lpips": float("nan")}),
+    Row(
+        "b",
+        "FINISHED",
+        {"solver.steps": "1000", "seed": "0", "io.output": "/b"},
+        {"psnr": 25.25, "lpips": float("nan")},
+    ),
     Row("c", "KILLED", {"solver.steps": "20", "seed": "0", "solver.settings.dc_step": "0.1"}, {}),
 ]
 
