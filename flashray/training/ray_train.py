@@ -62,8 +62,8 @@ def launch_on_ray(build: BuildTask, loop: LoopConfig, photos: str, size: int, na
 
 def list_photo_uris(photos: str) -> list[str]:
     """The URIs of the images below a folder or prefix, sorted; ConfigError if there is none."""
-    place = storage.normalise(photos)
-    uris = [storage.join(place, entry.key) for entry in storage.list_files(place) if is_image_name(entry.key)]
+    folder = storage.normalise(photos)
+    uris = [storage.join(folder, entry.key) for entry in storage.list_files(folder) if is_image_name(entry.key)]
     if not uris:
         raise ConfigError(f"photos {photos}: no image files there; name a folder or prefix of photos")
     return uris

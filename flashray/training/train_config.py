@@ -32,8 +32,8 @@ class TrainConfig:
         for name in ("val_photos", "output"):
             if not storage.is_local(getattr(self, name)):
                 raise ConfigError(f"{name} is {getattr(self, name)}: training needs a folder; a mounted one will do")
-        places = {name: getattr(self, name) for name in ("photos", "val_photos", "output")}
-        refuse_relative(**places, **{"launch.storage": self.launch.storage})
+        uris = {name: getattr(self, name) for name in ("photos", "val_photos", "output")}
+        refuse_relative(**uris, **{"launch.storage": self.launch.storage})
 
 
 C = TypeVar("C", bound=TrainConfig)
@@ -44,5 +44,5 @@ def with_absolute_paths(config: C, *names: str) -> C:
 
     This is a function and not a method, because jsonargparse turns methods into subcommands.
     """
-    places: dict[str, Any] = {name: absolute(getattr(config, name)) for name in ("photos", "val_photos", *names)}
-    return dataclasses.replace(config, output=str(Path(config.output).absolute()), **places)
+    uris: dict[str, Any] = {name: absolute(getattr(config, name)) for name in ("photos", "val_photos", *names)}
+    return dataclasses.replace(config, output=str(Path(config.output).absolute()), **uris)
