@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -19,7 +17,7 @@ from torch import Tensor
 from flashray.active_image import Job, Regions, Solved, grid_of
 from flashray.engine import solve
 from flashray.errors import ConfigError, ImageError
-from flashray.images import Fit, from_uint8, open_image, to_pil
+from flashray.images import Fit, ImageLike, as_image, as_list, name_of, to_pil
 from flashray.measurement import Frame, Measurement, Measurer, Photo
 from flashray.metrics import LPIPS, score
 from flashray.precision import native_precision
@@ -29,7 +27,6 @@ from flashray.severity import SeverityEncoder, error_std, estimate, load_severit
 from flashray.windows import LatentGrid, crop
 
 BATCH = 16  # images in one call of a network, outside the solver
-ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 
 
 @dataclass(frozen=True)
@@ -262,8 +259,8 @@ class Restorer:
 
         An image that cannot be read or solved has an error in the result; the others are restored.
         """
-        given = _as_list(images)
-        names = list(keys) if keys is not None else [_name(one, n) for n, one in enumerate(given)]
+        given = as_list(images)
+        names = list(keys) if keys is not None else [name_of(one, n) for n, one in enumerate(given)]
         if len(names) != len(given) or len(set(names)) != len(names):
             raise ValueError(f"keys: give {len(given)} different names, one an image")
         unknown = sorted(set(parameters) - set(self.degradation.parameter_names))
@@ -386,43 +383,3 @@ def load_models(recipe: Recipe, device: str | torch.device = "cpu") -> tuple[Lat
             "folder, which flashray.tracking.model_registry.fetch returns"
         )
     return prior, load_severity_encoder(source, device)
-
-
-def as_image(given: ImageLike) -> Tensor:
-    """A path, picture, array or tensor as float32 [3, H, W] in [-1, 1].
-
-    Raises:
-        ValueError: for a wrong shape, range or type, with what was given and what is expected.
-        ImageError: for a file that is not a valid image. OSError: for one that cannot be read.
-    """
-    if isinstance(given, str | Path):
-        return open_image(Path(given).read_bytes()).pixels
-    if isinstance(given, Image.Image):
-        return from_uint8(torch.from_numpy(np.array(given.convert("RGB"))).permute(2, 0, 1).contiguous())
-    if isinstance(given, np.ndarray):
-        if given.dtype != np.uint8 or not (given.ndim == 2 or (given.ndim == 3 and given.shape[2] == 3)):
-            raise ValueError(
-                f"an array is uint8 [H, W, 3] or [H, W], not {given.dtype} {list(given.shape)}; "
-                "give floating-point images as a tensor [3, H, W] in [-1, 1]"
-            )
-        grey = np.repeat(given[..., None], 3, axis=2) if given.ndim == 2 else given
-        return from_uint8(torch.from_numpy(grey.copy()).permute(2, 0, 1).contiguous())
-    if isinstance(given, Tensor):
-        if given.ndim != 3 or given.shape[0] != 3 or not given.dtype.is_floating_point:
-            raise ValueError(f"a tensor is floating point [3, H, W] in [-1, 1], not {given.dtype} {list(given.shape)}")
-        if not bool(torch.isfinite(given).all()) or given.min() < -1.001 or given.max() > 1.001:
-            raise ValueError(f"a tensor's values are in [-1, 1], and these are from {given.min():g} to {given.max():g}")
-        return given.detach().float().cpu()
-    raise ValueError(f"an image is a path, a PIL picture, an array or a tensor, not a {type(given).__name__}")
-
-
-def _as_list(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
-    if isinstance(images, Tensor) and images.ndim == 4:
-        return list(images)
-    if isinstance(images, str | Path | Image.Image | np.ndarray | Tensor):
-        return [images]
-    return list(images)
-
-
-def _name(image: ImageLike, position: int) -> str:
-    return str(image) if isinstance(image, str | Path) else f"{position}"

@@ -8,6 +8,7 @@ squares, without colour profiles.
 from flashray.images.decode import MAX_PIXELS, MAX_SIDE, MIN_SIDE, decode_image, image_size
 from flashray.images.encode import encode_png
 from flashray.images.formats import OutputFormat
+from flashray.images.given import ImageLike, as_image, as_list, name_of
 from flashray.images.header import MAX_MEGAPIXELS, ImageHeader, read_header
 from flashray.images.levels import from_uint8, from_uint16, to_pil, to_uint8, to_uint16
 from flashray.images.names import IMAGE_SUFFIXES, is_image_name, is_photo_name, output_name
@@ -18,6 +19,10 @@ from flashray.images.source import SourceImage, open_image, unchanged
 from flashray.images.write import NO_PLACE_FOR_NOTE, Encoded, encode_like
 
 __all__ = [
+    "ImageLike",
+    "as_image",
+    "as_list",
+    "name_of",
     "SourceImage",
     "open_image",
     "encode_like",

@@ -1,0 +1,58 @@
+"""What a Python caller may give as an image: a path, a PIL picture, an array or a tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from flashray.images.levels import from_uint8
+from flashray.images.source import open_image
+
+ImageLike = str | Path | Image.Image | np.ndarray | Tensor
+
+
+def as_image(given: ImageLike) -> Tensor:
+    """A path, picture, array or tensor as float32 [3, H, W] in [-1, 1].
+
+    Raises:
+        ValueError: for a wrong shape, range or type, with what was given and what is expected.
+        ImageError: for a file that is not a valid image. OSError: for one that cannot be read.
+    """
+    if isinstance(given, str | Path):
+        return open_image(Path(given).read_bytes()).pixels
+    if isinstance(given, Image.Image):
+        return from_uint8(torch.from_numpy(np.array(given.convert("RGB"))).permute(2, 0, 1).contiguous())
+    if isinstance(given, np.ndarray):
+        if given.dtype != np.uint8 or not (given.ndim == 2 or (given.ndim == 3 and given.shape[2] == 3)):
+            raise ValueError(
+                f"an array is uint8 [H, W, 3] or [H, W], not {given.dtype} {list(given.shape)}; "
+                "give floating-point images as a tensor [3, H, W] in [-1, 1]"
+            )
+        grey = np.repeat(given[..., None], 3, axis=2) if given.ndim == 2 else given
+        return from_uint8(torch.from_numpy(grey.copy()).permute(2, 0, 1).contiguous())
+    if isinstance(given, Tensor):
+        if given.ndim != 3 or given.shape[0] != 3 or not given.dtype.is_floating_point:
+            raise ValueError(f"a tensor is floating point [3, H, W] in [-1, 1], not {given.dtype} {list(given.shape)}")
+        if not bool(torch.isfinite(given).all()) or given.min() < -1.001 or given.max() > 1.001:
+            raise ValueError(f"a tensor's values are in [-1, 1], and these are from {given.min():g} to {given.max():g}")
+        return given.detach().float().cpu()
+    raise ValueError(f"an image is a path, a PIL picture, an array or a tensor, not a {type(given).__name__}")
+
+
+def as_list(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
+    """The images of a call that takes one or several; a tensor [B, 3, H, W] is B images."""
+    if isinstance(images, Tensor) and images.ndim == 4:
+        return list(images)
+    if isinstance(images, str | Path | Image.Image | np.ndarray | Tensor):
+        return [images]
+    return list(images)
+
+
+def name_of(image: ImageLike, position: int) -> str:
+    """The name of an image that was given without one: its path, else its position."""
+    return str(image) if isinstance(image, str | Path) else f"{position}"
