@@ -83,11 +83,6 @@ def sized_exif(exif: bytes, width: int, height: int) -> bytes:
     return bytes(changed)
 
 
-def has_preview(exif: bytes) -> bool:
-    """Whether the EXIF data holds a small preview of the photo."""
-    return ifd.read_first(exif).next != 0
-
-
 def exif_of_tiff(main: ifd.Directory) -> bytes | None:
     """The descriptive tags of a TIFF file as EXIF data; None when there are none."""
     entries = {tag: entry for tag, entry in main.entries.items() if tag not in _TOO_PRIVATE}

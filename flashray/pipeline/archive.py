@@ -50,11 +50,6 @@ class Archive:
     unreadable: list[str] = field(default_factory=list)
 
 
-def list_archive(config: RunConfig) -> pa.Table:
-    """The images below the archive; raises as `read_archive`."""
-    return read_archive(config).images
-
-
 def read_archive(config: RunConfig) -> Archive:
     """Everything below the archive.
 

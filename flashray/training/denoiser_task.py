@@ -13,7 +13,6 @@ from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor, nn
 
 from flashray.prior import LatentPrior
-from flashray.schedule import NoiseSchedule
 from flashray.training.latent_cache import cached_latents, random_crops
 from flashray.training.loop import Task
 from flashray.training.photo_windows import random_views
@@ -163,8 +162,3 @@ class DenoiserTask(Task):
                 totals[timestep] += error.mean().item() * len(z0) / len(self.val)
         losses = {f"loss_t{timestep:03d}": total for timestep, total in totals.items()}
         return {"loss": sum(totals.values()) / len(totals), **losses}
-
-
-def training_schedule() -> NoiseSchedule:
-    """The schedule that this repository's denoisers are trained on."""
-    return NoiseSchedule.from_scheduler_config(SCHEDULER_CONFIG)

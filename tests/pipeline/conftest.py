@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from flashray.pipeline.archive import list_archive
+from flashray.pipeline.archive import read_archive
 from flashray.pipeline.load import load
 from flashray.pipeline.plan import SeverityActor, chunks, finish_plan
 from flashray.pipeline.worker_settings import WorkerSettings
@@ -38,6 +38,6 @@ def work(tiny_models: TinyModels, archive: Path, tmp_path: Path) -> WorkerSettin
 def planned(work: WorkerSettings, board: Any) -> pa.Table:
     """The plan of the work's archive, by the very stages of the pass."""
     actor = SeverityActor(work, board)
-    todo = chunks(list_archive(work.config), work.config.resources.severity_batch)
+    todo = chunks(read_archive(work.config).images, work.config.resources.severity_batch)
     found = [actor(load(todo.slice(i, 1), work, board)) for i in range(len(todo))]
     return finish_plan(pa.concat_tables(found), actor.restorer.schedule, work.config, attempt=0)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flashray.errors import ConfigError
-from flashray.pipeline.archive import LISTING, differences, list_archive, listing_hash, read_archive
+from flashray.pipeline.archive import LISTING, differences, listing_hash, read_archive
 from flashray.pipeline.load import read_file
 from flashray.pipeline.run_config import RunConfig
 from flashray.recipe import DegradationConfig
@@ -35,7 +35,7 @@ def config(folder: Path, **values: Any) -> RunConfig:
 
 
 def test_sorted_keys_uris_and_sizes(folder: Path) -> None:
-    listing = list_archive(config(folder))
+    listing = read_archive(config(folder)).images
     assert listing.schema == LISTING
     assert listing["key"].to_pylist() == ["a b.JPG", "a.png", "b.png", "sub dir/ключ é.webp"]
     assert listing["index"].to_pylist() == [0, 1, 2, 3]
@@ -45,7 +45,7 @@ def test_sorted_keys_uris_and_sizes(folder: Path) -> None:
 
 
 def test_limit_takes_the_first(folder: Path) -> None:
-    assert list_archive(config(folder, limit=2))["key"].to_pylist() == ["a b.JPG", "a.png"]
+    assert read_archive(config(folder, limit=2)).images["key"].to_pylist() == ["a b.JPG", "a.png"]
 
 
 def test_other_files_are_left_out_and_counted(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -53,23 +53,23 @@ def test_other_files_are_left_out_and_counted(folder: Path, caplog: pytest.LogCa
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"")
     with caplog.at_level(logging.WARNING):
-        assert len(list_archive(config(folder))) == 4
+        assert len(read_archive(config(folder)).images) == 4
     assert "3 files" in caplog.text
 
 
 def test_a_name_that_is_not_utf8_keeps_its_row(folder: Path) -> None:
     (Path(folder) / b"caf\xe9.png".decode(errors="surrogateescape")).write_bytes(b"x")
-    assert "caf\\xe9.png" in list_archive(config(folder))["key"].to_pylist()
+    assert "caf\\xe9.png" in read_archive(config(folder)).images["key"].to_pylist()
 
 
 def test_two_names_that_differ_only_in_what_is_not_utf8(folder: Path) -> None:
     for name in (b"caf\xe9.png", b"caf\xe8.png"):
         (Path(folder) / name.decode(errors="surrogateescape")).write_bytes(b"x")
-    keys = list_archive(config(folder))["key"].to_pylist()
+    keys = read_archive(config(folder)).images["key"].to_pylist()
     assert {"caf\\xe9.png", "caf\\xe8.png"} <= set(keys)
     (folder / "caf\\xe9.png").write_bytes(b"x")
     with pytest.raises(ConfigError, match="two files of the name"):
-        list_archive(config(folder))
+        read_archive(config(folder))
 
 
 def test_nothing_is_hidden(folder: Path) -> None:
@@ -81,7 +81,7 @@ def test_nothing_is_hidden(folder: Path) -> None:
     (folder / "text").symlink_to(folder / "absent.txt")
     (folder / b"caf\xe9.png".decode(errors="surrogateescape")).write_bytes(b"x")
     (folder / "phone.heic").write_bytes(b"x")
-    listing = list_archive(config(folder))
+    listing = read_archive(config(folder)).images
     errors = {
         key: read_file(uri).error for key, uri in zip(*(listing[n].to_pylist() for n in ("key", "uri")), strict=True)
     }
@@ -106,7 +106,7 @@ def test_a_folder_that_cannot_be_read_stops_the_run(folder: Path, monkeypatch: p
 
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(ConfigError, match=r"sub dir \(Permission denied\); correct their.*--skip-unreadable"):
-        list_archive(config(folder))
+        read_archive(config(folder))
     found = read_archive(config(folder, skip_unreadable=True))
     assert found.unreadable == ["sub dir (Permission denied)"]
     assert found.images["key"].to_pylist() == ["a b.JPG", "a.png", "b.png"]
@@ -114,10 +114,10 @@ def test_a_folder_that_cannot_be_read_stops_the_run(folder: Path, monkeypatch: p
 
 def test_missing_and_empty_archives(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not exist"):
-        list_archive(config(tmp_path / "absent"))
+        read_archive(config(tmp_path / "absent"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="holds no images"):
-        list_archive(config(tmp_path / "empty"))
+        read_archive(config(tmp_path / "empty"))
 
 
 def test_an_archive_on_s3(s3: str, folder: Path) -> None:
@@ -125,8 +125,8 @@ def test_an_archive_on_s3(s3: str, folder: Path) -> None:
 
     for path in folder.rglob("*.*"):
         storage.put_bytes(storage.join(s3, "photos", str(path.relative_to(folder))), path.read_bytes())
-    there = list_archive(config_of(archive=f"{s3}/photos", output="/out", measurement="simulated"))
-    here = list_archive(config(folder))
+    there = read_archive(config_of(archive=f"{s3}/photos", output="/out", measurement="simulated")).images
+    here = read_archive(config(folder)).images
     assert there.drop(["uri"]) == here.drop(["uri"])
     assert there["uri"].to_pylist()[3] == f"{s3}/photos/sub dir/ключ é.webp"
 
@@ -134,13 +134,13 @@ def test_an_archive_on_s3(s3: str, folder: Path) -> None:
 def test_a_manifest_gives_parameters_and_noise(folder: Path, tmp_path: Path) -> None:
     manifest = tmp_path / "manifest.csv"
     manifest.write_text('key,blur_std,noise_std,remark\nb.png,1.5,0.02,x\n"a b.JPG",2.5,0.03,y\nelsewhere.png,9,9,z\n')
-    listing = list_archive(config(folder, measurement="observed", manifest=str(manifest)))
+    listing = read_archive(config(folder, measurement="observed", manifest=str(manifest))).images
     assert listing["given"].to_pylist() == ['{"blur_std": 2.5}', None, '{"blur_std": 1.5}', None]
     assert listing["noise_std"].to_pylist() == [0.03, None, 0.02, None]
 
     table = pa.table({"key": ["a.png"], "blur_std": pa.array([2], pa.int32())})
     pq.write_table(table, tmp_path / "manifest.parquet")
-    listing = list_archive(config(folder, measurement="observed", manifest=str(tmp_path / "manifest.parquet")))
+    listing = read_archive(config(folder, measurement="observed", manifest=str(tmp_path / "manifest.parquet"))).images
     assert listing["given"].to_pylist()[1] == '{"blur_std": 2}'
     assert listing["noise_std"].null_count == 4
 
@@ -161,27 +161,27 @@ def test_a_manifest_that_does_not_fit(folder: Path, tmp_path: Path, text: str, w
     manifest = tmp_path / "manifest.csv"
     manifest.write_text(text)
     with pytest.raises(ConfigError, match=words):
-        list_archive(config(folder, measurement="observed", manifest=str(manifest)))
+        read_archive(config(folder, measurement="observed", manifest=str(manifest)))
 
 
 def test_observed_measurements_need_what_the_recipe_leaves_open(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"blur_std.*--manifest"):
-        list_archive(config(folder, measurement="observed"))
-    assert len(list_archive(config(folder, measurement="observed", degradation=FIXED))) == 4
+        read_archive(config(folder, measurement="observed"))
+    assert len(read_archive(config(folder, measurement="observed", degradation=FIXED)).images) == 4
     ranged = DegradationConfig(settings={"std": [1.0, 1.0]}, noise_std=[0.01, 0.1])
     with pytest.raises(ConfigError, match="noise_std"):
-        list_archive(config(folder, measurement="observed", degradation=ranged))
+        read_archive(config(folder, measurement="observed", degradation=ranged))
     with pytest.raises(ConfigError, match="cannot be read"):
-        list_archive(config(folder, measurement="observed", manifest=str(tmp_path / "absent.csv")))
+        read_archive(config(folder, measurement="observed", manifest=str(tmp_path / "absent.csv")))
 
 
 def test_differences_are_named(folder: Path) -> None:
-    before = list_archive(config(folder))
+    before = read_archive(config(folder)).images
     assert differences(before, before) == {"added": [], "removed": [], "changed": []}
     (folder / "new.png").write_bytes(b"x")
     (folder / "b.png").write_bytes(b"longer than before")
     (folder / "a.png").unlink()
-    after = list_archive(config(folder))
+    after = read_archive(config(folder)).images
     assert differences(before, after) == {"added": ["new.png"], "removed": ["a.png"], "changed": ["b.png"]}
     assert listing_hash(before) != listing_hash(after)
 
@@ -197,7 +197,7 @@ def test_a_mask_of_another_size_is_a_difference(folder: Path, tmp_path: Path) ->
     for mask in (b"mask", b"another mask"):
         (masks / "more" / "b.png").write_bytes(mask)
         asked = config(folder, manifest=str(manifest), degradation=DegradationConfig("random_inpainting"))
-        listings.append(list_archive(asked))
+        listings.append(read_archive(asked).images)
     assert listings[0]["mask_size"].to_pylist() == [None, 4, 4, None]
     assert differences(*listings)["changed"] == ["b.png"]
     assert listing_hash(listings[0]) != listing_hash(listings[1])
@@ -208,5 +208,5 @@ def test_a_changed_manifest_is_a_difference(folder: Path, tmp_path: Path) -> Non
     listings = []
     for value in (1, 2):
         manifest.write_text(f"key,blur_std\na.png,{value}\n")
-        listings.append(list_archive(config(folder, manifest=str(manifest))))
+        listings.append(read_archive(config(folder, manifest=str(manifest))).images)
     assert differences(*listings)["changed"] == ["a.png"]

@@ -25,7 +25,7 @@ from flashray.measurement import Frame, Measurer
 from flashray.pipeline import load as loading
 from flashray.pipeline import plan as planning
 from flashray.pipeline import solve as solving
-from flashray.pipeline.archive import list_archive
+from flashray.pipeline.archive import read_archive
 from flashray.pipeline.attempt_markers import Past
 from flashray.pipeline.models import load_models
 from flashray.pipeline.quarantine import Watch, unnoted
@@ -75,7 +75,7 @@ def through_the_stages(monkeypatch: pytest.MonkeyPatch) -> Run:
 
     def run(config: RunConfig) -> Stages:
         work = WorkerSettings.of(config, "cpu", 1, lpips=False)
-        severity, todo = planning.SeverityActor(work, board), planning.chunks(list_archive(config), 4)
+        severity, todo = planning.SeverityActor(work, board), planning.chunks(read_archive(config).images, 4)
         found = [severity(loading.load(todo.slice(i, 1), work, board)) for i in range(len(todo))]
         plan = planning.finish_plan(pa.concat_tables(found), severity.restorer.schedule, config, attempt=0)
         planned = plan.filter(pc.equal(plan["status"], "ok"))
@@ -246,7 +246,7 @@ def manifest_error(models: TinyModels, archive: Path, tmp_path: Path, name: str,
         degradation=DegradationConfig(name, settings),
     )
     with pytest.raises(ConfigError) as caught:
-        list_archive(asked)
+        read_archive(asked)
     return str(caught.value)
 
 
@@ -260,7 +260,7 @@ def test_manifests_without_what_the_operator_needs(tiny_models: TinyModels, arch
     assert "motion_length must be" in message("motion_blur", f"{columns}crop 1.png,50,0,0\n")
     assert "not a column of numbers" in message("motion_blur", f"{columns}crop 1.png,long,0,0\n")
     with pytest.raises(ConfigError, match=r"leaves missing, mask_seed \(or mask.*--manifest"):
-        list_archive(
+        read_archive(
             config(
                 *(tiny_models, archive, tmp_path / "run"),
                 measurement="observed",

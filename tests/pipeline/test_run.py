@@ -299,9 +299,9 @@ def test_one_image_is_an_archive(make: MakeConfig, archive: Path, tmp_path: Path
 
 
 def test_an_output_is_an_archive_without_its_records(done: RunConfig, make: MakeConfig, tmp_path: Path) -> None:
-    from flashray.pipeline.archive import list_archive
+    from flashray.pipeline.archive import read_archive
 
-    listing = list_archive(make(Path(done.io.output), tmp_path / "again"))
+    listing = read_archive(make(Path(done.io.output), tmp_path / "again")).images
     assert sorted(listing["key"].to_pylist()) == sorted(restored(done.io.output))
 
 

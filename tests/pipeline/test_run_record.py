@@ -10,7 +10,7 @@ import pytest
 from flashray import storage
 from flashray.errors import ConfigError
 from flashray.pipeline import run_record
-from flashray.pipeline.archive import list_archive
+from flashray.pipeline.archive import read_archive
 from flashray.pipeline.run_config import RunConfig
 from flashray.pipeline.run_folder import RUN_FOLDER
 from flashray.recipe import SolverConfig
@@ -29,7 +29,7 @@ def config(tmp_path: Path) -> RunConfig:
 
 
 def open_run(config: RunConfig, weights: dict[str, Any] = WEIGHTS, **values: Any) -> dict[str, Any]:
-    found, listing = run_record.identity(config, weights), list_archive(config)
+    found, listing = run_record.identity(config, weights), read_archive(config).images
     old = run_record.examine(config, found, listing, **values)
     return run_record.open_record(config, old, found, listing)
 

@@ -16,7 +16,7 @@ from flashray.engine import solve
 from flashray.images import decode_image
 from flashray.pipeline import plan
 from flashray.pipeline import solve as solving
-from flashray.pipeline.archive import list_archive
+from flashray.pipeline.archive import read_archive
 from flashray.pipeline.commit import read_commits
 from flashray.pipeline.load import load
 from flashray.pipeline.plan import SeverityActor, chunks, finish_plan
@@ -108,7 +108,7 @@ def test_severity_that_fails_is_the_chunks_own_loss(
     work: WorkerSettings, board: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     actor = SeverityActor(work, board)
-    todo = chunks(list_archive(work.config), 4)
+    todo = chunks(read_archive(work.config).images, 4)
 
     def breaks(y: torch.Tensor) -> Any:
         raise RuntimeError("out of memory")
@@ -131,7 +131,7 @@ def test_an_interrupted_severity_pass_goes_on(
                 raise KeyboardInterrupt
             yield actor(load(todo.slice(i, 1), work, board))
 
-    listing, folder = list_archive(work.config), str(Path(work.config.io.output) / "severity")
+    listing, folder = read_archive(work.config).images, str(Path(work.config.io.output) / "severity")
     monkeypatch.setattr(plan, "estimate_all", estimate_all)
     monkeypatch.setattr(plan, "KEEP_EVERY", -1.0)
 

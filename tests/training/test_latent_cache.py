@@ -13,15 +13,16 @@ from flashray.schedule import NoiseSchedule
 from flashray.training.autoencoder_task import AutoencoderConfig, make_autoencoder
 from flashray.training.denoiser_task import (
     FLASH_TIMESTEPS,
+    SCHEDULER_CONFIG,
     DenoiserConfig,
     DenoiserTask,
     make_denoiser,
-    training_schedule,
     use_plain_attention,
 )
 from flashray.training.latent_cache import cached_latents, random_crops
 from flashray.training.latent_figures import latent_figures, wiener_share
 
+SCHEDULE = NoiseSchedule.from_scheduler_config(SCHEDULER_CONFIG)
 PATHS = [Path(f"photos/{n}.png") for n in range(5)]
 
 
@@ -29,7 +30,7 @@ def prior(prediction: str = "epsilon") -> LatentPrior:
     torch.manual_seed(0)
     autoencoder = make_autoencoder(AutoencoderConfig(4, (8, 16, 16), (0, 1, 1), (0, 1, 1)))
     denoiser = make_denoiser(DenoiserConfig((16, 32), (False, True), 1), 4, 8)
-    return LatentPrior(autoencoder, denoiser, training_schedule(), 32, prediction_type=prediction).eval()
+    return LatentPrior(autoencoder, denoiser, SCHEDULE, 32, prediction_type=prediction).eval()
 
 
 def windows() -> Tensor:
@@ -96,7 +97,7 @@ def test_cached_latents_and_windows_are_trained_on_alike(prediction: str, tmp_pa
 
 def test_a_perfect_prediction_of_v_costs_nothing():
     """A denoiser that knows z₀ = 0: ε = z_t / √(1-ᾱ) and v = √ᾱ ε."""
-    schedule: NoiseSchedule = training_schedule()
+    schedule = SCHEDULE
     alphas = schedule.alphas_cumprod.float()
 
     class Exact(torch.nn.Module):
@@ -139,7 +140,7 @@ def test_figures_of_latents_are_those_of_the_card():
 
 
 def test_an_elementwise_wiener_filter_leaves_what_it_leaves():
-    schedule = training_schedule()
+    schedule = SCHEDULE
     alphas = schedule.alphas_cumprod.float()
     variance = torch.tensor([4.0, 0.25, 1.0])[:, None, None]
 
