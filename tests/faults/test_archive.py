@@ -14,12 +14,13 @@ from flashray.pipeline.run_status import RunStatus
 from flashray.pipeline.verify import Verified
 from tests.conftest import TinyModels
 from tests.faults.conftest import Told
-from tests.support.fault_harness import IMAGES, Fault, Job, kept, stamps
+from tests.support.fault_harness import IMAGES, Fault, Job, kept, settled, stamps
 from tests.support.models import SIDE
 
 pytestmark = pytest.mark.fault
 MANY, BATCH = 2000, 8
-SHORT = {"solver.steps": 4, "severity_batch": BATCH, "unit_images": 100, "slots": 8}
+# without the note of provenance, which names the run: two runs are compared below
+SHORT = {"provenance": "false", "solver.steps": 4, "severity_batch": BATCH, "unit_images": 100, "slots": 8}
 
 
 def broken(whole: bytes) -> dict[str, bytes]:
@@ -84,7 +85,7 @@ def test_an_archive_that_changes_between_plan_and_resume(
     shutil.copytree(photos, archive)
     job = Job(tiny_models, str(archive), str(tmp_path / "run"), tmp_path / "notes")
     assert job.run(faults=[Fault("solve", victim="driver", call=4)]) == -signal.SIGKILL
-    before = stamps(job)
+    before = settled(job)
 
     shutil.copy(archive / "00.png", archive / "new.png")
     shutil.move(archive / "03.png", tmp_path / "03.png")

@@ -180,14 +180,28 @@ class Job:
 
 
 def stamps(job: Job, *folders: str) -> dict[Path, int]:
-    """When the files of these folders of the run's records were written; of all of the output without any."""
+    """When the files of these folders of the run's records were written; of all of the output without any.
+
+    It is the time of the last change, because restored images have their source's time of modification.
+    """
     roots = [record(job.output) / name for name in folders] or [Path(job.output)]
-    return {path: path.stat().st_mtime_ns for root in roots for path in root.rglob("*.*") if path.is_file()}
+    return {path: path.stat().st_ctime_ns for root in roots for path in root.rglob("*.*") if path.is_file()}
+
+
+def settled(job: Job, quiet: float = 5.0) -> dict[Path, int]:
+    """The stamps once nothing has changed for so many seconds: a killed driver's workers may finish a write."""
+    before = stamps(job)
+    while True:
+        time.sleep(quiet)
+        now = stamps(job)
+        if now == before:
+            return now
+        before = now
 
 
 def kept(before: dict[Path, int]) -> bool:
     """Whether none of them was written again."""
-    return all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
+    return all(path.stat().st_ctime_ns == stamp for path, stamp in before.items())
 
 
 def hear_sigint() -> None:
