@@ -19,8 +19,7 @@ from tests.support.models import SIDE
 
 pytestmark = pytest.mark.fault
 MANY, BATCH = 2000, 8
-# without the note of provenance, which names the run: two runs are compared below
-SHORT = {"provenance": "false", "solver.steps": 4, "severity_batch": BATCH, "unit_images": 100, "slots": 8}
+SHORT = {"solver.steps": 4, "severity_batch": BATCH, "unit_images": 100, "slots": 8}
 
 
 def broken(whole: bytes) -> dict[str, bytes]:
