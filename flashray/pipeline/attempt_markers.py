@@ -1,9 +1,9 @@
 """Attempt markers: which units a worker began, kept in the run folder so that deaths of the driver count too.
 
 `attempts/<unit>.<n>` is written before the n-th attempt at a unit. Once the unit's images are solved one by one, it is
-written again before each image and names it. A unit that is begun and not committed when the next driver starts has
-killed its worker, or died with its driver. A write that fails is a warning only: markers help a run that dies again and
-again, and must not stop other runs.
+written again before each image and names it. The marker goes when the unit is solved. A unit whose marker is there when
+the next driver starts has killed its worker, or died with its driver. A write that fails is a warning only: markers
+help a run that dies again and again, and must not stop other runs.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def read(output: str, units: Collection[str]) -> dict[str, Past]:
 
 
 def forgive(output: str, begun: Mapping[str, int]) -> None:
-    """Delete the markers of attempts (unit: number) that end because their driver stops in good order."""
+    """Delete the markers of attempts (unit: number) that end well: solved, or stopped in good order with the driver."""
     try:
         for unit_id, number in begun.items():
             storage.delete(_uri(output, f"{unit_id}.{number}"))

@@ -101,6 +101,8 @@ class SolverActor:
                     for i in indices:
                         if i not in images and rows[i]["error"] is None:
                             rows[i]["error"] = why
+        if self.durable:  # a driver that dies before the commit does not die of this unit
+            markers.forgive(self.work.config.io.output, {unit["unit_id"]: watch.past.deaths + 1})
         for row in rows:
             row["status"] = "ok" if row["error"] is None else "error"
         done = [
