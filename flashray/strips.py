@@ -22,7 +22,7 @@ from flashray.errors import ConfigError
 # or has such layers inside
 _POSITIONWISE = (
     "Identity", "Dropout", "SiLU", "ReLU", "ReLU6", "GELU", "Mish", "Tanh", "Sigmoid", "LeakyReLU", "PReLU", "ELU",
-    "PixelShuffle", "PixelUnshuffle", "RMSNorm",
+    "PixelShuffle", "PixelUnshuffle", "RMSNorm", "ChannelNorm",
 )  # fmt: skip
 _GLOBAL = ("attention", "attn", "transformer", "groupnorm", "instancenorm")  # parts of names
 
@@ -75,17 +75,18 @@ class Strips:
         return int(row * self.zoom)
 
 
-def strips_of(network: nn.Module, channels: int, zoom: Fraction, rows: int) -> Strips:
+def strips_of(network: nn.Module, channels: int, zoom: Fraction, rows: int, cut: int = 1) -> Strips:
     """Strips of about `rows` ≥ 1 input rows for a network, with the halo that its layers ask for.
 
     Args:
         network: from [B, channels, H, W] to [B, C', zoom · H, zoom · W]; it is run once on a small blank image.
         zoom: such as 1/8 for an encoder and 8 for its decoder.
+        cut: strips begin at multiples of it, for networks that work at lower resolutions inside.
 
     Raises:
         ConfigError: if a layer of the network looks at the whole image, or is not known to be local.
     """
-    cut = zoom.denominator
+    cut = math.lcm(cut, zoom.denominator)
     halo = receptive_field(network, channels, cut)
     return Strips(rows=cut * math.ceil(rows / cut), halo=cut * math.ceil(halo / cut), cut=cut, zoom=zoom)
 

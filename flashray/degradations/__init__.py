@@ -12,6 +12,7 @@ from flashray.degradations.jpeg import Jpeg
 from flashray.degradations.kernel_wizard import KernelWizard
 from flashray.degradations.motion_blur import MotionBlur
 from flashray.degradations.nonlinear_blur import NonlinearBlur
+from flashray.degradations.photo import Photo
 from flashray.degradations.presets import PRESETS, with_preset
 from flashray.degradations.random_inpainting import RandomInpainting
 from flashray.degradations.super_resolution import SuperResolution
@@ -20,7 +21,7 @@ DEGRADATIONS: dict[str, type[Degradation]] = {
     family.name: family
     for family in (
         *(GaussianBlur, MotionBlur, RandomInpainting, BoxInpainting, SuperResolution),  # linear
-        *(NonlinearBlur, KernelWizard, Jpeg),
+        *(NonlinearBlur, KernelWizard, Jpeg, Photo),
     )
 }
 

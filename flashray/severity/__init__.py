@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from flashray.severity.start import Start
 
 if TYPE_CHECKING:
-    from flashray.severity.encoder import SeverityEncoder, estimate, load_severity_encoder
+    from flashray.severity.encoder import Severity, SeverityEncoder, estimate, load_severity_encoder
     from flashray.severity.loss import error_std, severity_loss
 
-__all__ = ["SeverityEncoder", "Start", "error_std", "estimate", "load_severity_encoder", "severity_loss"]
+__all__ = ["Severity", "SeverityEncoder", "Start", "error_std", "estimate", "load_severity_encoder", "severity_loss"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,6 +19,6 @@ def __getattr__(name: str) -> Any:
 
     if name in ("error_std", "severity_loss"):
         return getattr(import_module("flashray.severity.loss"), name)
-    if name in ("SeverityEncoder", "estimate", "load_severity_encoder"):
+    if name in ("Severity", "SeverityEncoder", "estimate", "load_severity_encoder"):
         return getattr(import_module("flashray.severity.encoder"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,41 +1,66 @@
-"""The severity encoder: y ↦ (ẑ, σ̂)."""
+"""The severity encoder: y ↦ (ẑ, σ̂ at every position, fusion weight, the degradation's parameters)."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
-from diffusers import AutoencoderDC, AutoencoderKL, VQModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from flashray.build import noise_range
 from flashray.checkpoints import load_saved
 from flashray.errors import ConfigError
 from flashray.prior import LatentPrior
-from flashray.prior.latent_prior import STRIP_ROWS
-from flashray.strips import strips_of
+from flashray.prior.geometry import latent_geometry
+from flashray.severity.trunk import Heads, pad_to_multiple
+from flashray.strips import Strips, strips_of
 
-_AUTOENCODERS = {cls.__name__: cls for cls in (AutoencoderDC, AutoencoderKL, VQModel)}
+LOG_VARIANCE = (-9.2, 4.6)  # ln σ̂² is held in it: σ̂ from .01 to 10
+STRIP_ROWS = 256  # latent positions; part of what bytes depend on
+
+
+class Severity(NamedTuple):
+    """What a severity encoder says of B measurements whose latents have h × w positions.
+
+    Attributes:
+        z_hat_BCHW: ẑ, in the prior's unit-variance latents.
+        log_variance_Bhw: ln σ̂² of every position: σ̂² predicts the mean over channels of (ẑ - z₀)².
+        weight_Bhw: fusion weight, 0 … 1: the share of D(z) in the restored image where no operator is known.
+        parameters_BP2: (mean, ln variance) of each of P parameters, a mean over positions weighted by their
+            precision. In units of `parameter_ranges`: -1 at the low end, 1 at the high one.
+    """
+
+    z_hat_BCHW: Tensor
+    log_variance_Bhw: Tensor
+    weight_Bhw: Tensor
+    parameters_BP2: Tensor
+
+    @property
+    def sigma_Bhw(self) -> Tensor:
+        """σ̂ of every position, in float32."""
+        return (0.5 * self.log_variance_Bhw.float()).exp()
 
 
 class SeverityEncoder(ModelMixin, ConfigMixin):
-    """Predicts from a degraded image the latent ẑ of the clean image, and σ̂, the standard deviation of ẑ - z₀.
+    """Predicts from a degraded image y the latent ẑ of the clean image, and how wrong it expects to be where.
 
-    The trunk is the prior's own encoder (Flash-Diffusion, severity encoding). The input of the head for σ̂ are the
-    trunk's features at every resolution and the last ones before the projection to latent channels, pooled to their
-    mean and standard deviation. The latents alone would not do: they hold the estimate and not its uncertainty, and the
-    sharpness and noise of an image are visible in the features of high resolution.
+    ẑ = E(y) + Δ: the prior's own latent of y, and what a trunk of residual blocks on the latent grid changes in it. The
+    trunk sees y itself too, its pixels gathered at the latents' positions: noise and sharpness are visible there. Where
+    nothing is wrong Δ is 0, and so is the error. Heads on the trunk's features give the rest of `Severity`.
 
     Args:
-        autoencoder_class, autoencoder_config: the prior's autoencoder, of which only the encoder is kept.
+        latent_channels, factor: of the prior's latents; factor is pixels to a side of a position.
         scale, shift: the prior's latent scaling, one value a channel or one for all.
         degradation, degradation_settings, noise_std: the family that it was trained on (`noise_std` on [0, 1],
             one number or [low, high]).
-        head_width: hidden units of the head.
+        parameter_ranges: name of each parameter that it predicts and its [low, high] in training.
+        widths, blocks: of the trunk's levels.
     """
 
     latent_scale: Tensor
@@ -44,48 +69,64 @@ class SeverityEncoder(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        autoencoder_class: str,
-        autoencoder_config: dict[str, Any],
+        latent_channels: int,
+        factor: int,
         scale: list[float],
         shift: list[float],
         degradation: str,
         degradation_settings: dict[str, Any] | None = None,
         noise_std: float | list[float] = 0.05,
-        head_width: int = 256,
+        parameter_ranges: dict[str, list[float]] | None = None,
+        widths: Sequence[int] = (96, 144, 192),
+        blocks: Sequence[int] = (3, 3, 3),
     ) -> None:
         super().__init__()
-        settings = {key: value for key, value in autoencoder_config.items() if not key.startswith("_")}
-        autoencoder = _AUTOENCODERS[autoencoder_class].from_config(settings)
-        self.encoder = autoencoder.encoder
-        self.quant_conv = getattr(autoencoder, "quant_conv", None)
-        self.latent_channels = int(settings["latent_channels"])
-        features = self._pooled_features()
-        first = nn.Linear(features, head_width)
-        nn.init.normal_(first.weight)  # for inputs of length 1
-        self.head = nn.Sequential(Standardize(features), first, nn.SiLU(), nn.Linear(head_width, 1))
+        self.factor = factor
+        self.parameter_names = tuple(parameter_ranges or {})
+        self.given = (latent_channels, 1, 1, *([2 * len(self.parameter_names)] if self.parameter_names else []))
+        self.net = Heads(3 * factor**2 + latent_channels, widths, blocks, self.given)
         self.register_buffer("latent_scale", torch.tensor(scale).reshape(1, -1, 1, 1), persistent=False)
         self.register_buffer("latent_shift", torch.tensor(shift).reshape(1, -1, 1, 1), persistent=False)
         self.sha256 = ""
 
     @classmethod
     def from_prior(
-        cls, prior: LatentPrior, degradation: str, degradation_settings: dict[str, Any], noise_std: float | list[float]
+        cls,
+        prior: LatentPrior,
+        degradation: str,
+        degradation_settings: dict[str, Any],
+        noise_std: float | list[float],
+        parameter_ranges: dict[str, list[float]] | None = None,
+        widths: Sequence[int] = (96, 144, 192),
+        blocks: Sequence[int] = (3, 3, 3),
     ) -> SeverityEncoder:
-        """A new severity encoder whose trunk holds the prior's encoder weights."""
-        config = {key: value for key, value in dict(prior.autoencoder.config).items() if not key.startswith("_")}
+        """A new severity encoder for this prior's latents; its ẑ is E(y)."""
+        channels, factor = latent_geometry(prior.autoencoder)
         model = cls(
-            autoencoder_class=type(prior.autoencoder).__name__,
-            autoencoder_config=json.loads(json.dumps(config)),
+            latent_channels=channels,
+            factor=factor,
             scale=prior.scale.flatten().tolist(),
             shift=prior.shift.flatten().tolist(),
             degradation=degradation,
             degradation_settings=degradation_settings,
             noise_std=noise_std,
+            parameter_ranges=parameter_ranges,
+            widths=list(widths),
+            blocks=list(blocks),
         )
-        model.encoder.load_state_dict(prior.autoencoder.encoder.state_dict())
-        if model.quant_conv is not None:
-            model.quant_conv.load_state_dict(prior.autoencoder.quant_conv.state_dict())
         return model.to(prior.device)
+
+    @property
+    def weight_head(self) -> nn.Module:
+        """The head of the fusion weight, which is trained after everything else."""
+        return self.net.heads[2]
+
+    def in_units(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        """[B, P] parameters in units of their ranges: -1 at the low end, 1 at the high one."""
+        values = []
+        for name, (low, high) in self.config.parameter_ranges.items():
+            values.append(2 * (parameters[name] - low) / (high - low) - 1)
+        return torch.stack(values, dim=1).float()
 
     @property
     def degradation(self) -> str:
@@ -110,89 +151,49 @@ class SeverityEncoder(ModelMixin, ConfigMixin):
                 "differently; train one with flashray train severity, or name the prior that it belongs to"
             )
 
-    def forward(self, y_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """(ẑ_BCHW, σ̂_B) of measurements in [-1, 1]; ẑ in the prior's unit-variance latents, σ̂ > 0."""
-        z_hat, pooled = self.trunk(y_BCHW)
-        with torch.autocast(y_BCHW.device.type, enabled=False):  # bfloat16 would quantise σ̂
-            return z_hat, nn.functional.softplus(self.head(pooled.float())).squeeze(1)
+    def forward(self, y_BCHW: Tensor, e_BCHW: Tensor) -> Severity:
+        """What it says of measurements.
 
-    def latents(self, y_BCHW: Tensor) -> Tensor:
-        """ẑ alone of measurements of any size whose sides are multiples of the latent factor; tall ones in strips."""
-        if y_BCHW.shape[2] <= STRIP_ROWS:
-            return self.trunk(y_BCHW)[0]
-        factor = 2 ** (len(self.encoder.down_blocks) - 1)
-        strips = strips_of(self.encoder, 3, Fraction(1, factor), STRIP_ROWS)
-        return strips(lambda strip_BCHW: self.trunk(strip_BCHW)[0], y_BCHW)
+        Args:
+            y_BCHW: measurements in [-1, 1], their sides multiples of the latent factor.
+            e_BCHW: E(y), the prior's latents of them.
+        """
+        height, width = e_BCHW.shape[2:]
+        seen = torch.cat([F.pixel_unshuffle(y_BCHW, self.factor), e_BCHW.to(y_BCHW)], dim=1)
+        seen = pad_to_multiple(seen, self.net.trunk.cut)
+        said = self.net(seen) if seen.shape[2] <= STRIP_ROWS else self._strips(self.net, seen)
+        change, log_variance, weight, *parameter = said[..., :height, :width].split(self.given, dim=1)
+        no_parameter = change.new_zeros(len(change), 0, 2)
+        return Severity(
+            e_BCHW + change,
+            log_variance.squeeze(1).clamp(*LOG_VARIANCE),
+            weight.squeeze(1).sigmoid(),
+            mean_over_positions(parameter[0].unflatten(1, (-1, 2))) if parameter else no_parameter,
+        )
 
-    def trunk(self, y_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """(ẑ_BCHW, [B, 2F] mean and standard deviation over space of the encoder's F features of all resolutions)."""
-        latent, feature = self._encode(y_BCHW)
-        if self.quant_conv is not None:
-            latent = self.quant_conv(latent)
-        latent = latent[:, : self.latent_channels]  # a KL encoder gives mean and log-variance; the mean is used
-        z_hat = (latent - self.latent_shift) * self.latent_scale
-        flat = [feature_BCHW.flatten(2).float() for feature_BCHW in feature]
-        return z_hat, torch.cat([value.mean(dim=2) for value in flat] + [value.std(dim=2) for value in flat], dim=1)
+    @cached_property
+    def _strips(self) -> Strips:
+        """How it runs over tall images."""
+        return strips_of(self.net, 3 * self.factor**2 + self.given[0], Fraction(1), STRIP_ROWS, self.net.trunk.cut)
 
-    def _encode(self, y_BCHW: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The encoder's output, and its features from the first to the last resolution."""
-        feature: list[Tensor] = []
-        handles = [
-            block.register_forward_hook(lambda module, inputs, output: feature.append(output))
-            for block in self.encoder.down_blocks[:-1]
-        ]
-        last = self.encoder.conv_out.register_forward_pre_hook(lambda module, inputs: feature.append(inputs[0]))
-        try:
-            return self.encoder(y_BCHW), feature
-        finally:
-            for handle in [*handles, last]:
-                handle.remove()
 
-    @torch.no_grad()
-    def _pooled_features(self) -> int:
-        side = 2 ** (len(self.encoder.down_blocks) + 2)
-        here = self.encoder.conv_out.weight.device  # diffusers builds models on the meta device before it loads them
-        _, feature = self._encode(torch.zeros(1, 3, side, side, device=here))
-        return 2 * sum(value.shape[1] for value in feature)
+def mean_over_positions(parameter_BP2hw: Tensor) -> Tensor:
+    """[B, P, 2] mean and ln variance of parameters that every position estimates: each counts by its precision.
+
+    The variance is that of one position of mean precision: neighbours see the same, so more of them add little.
+    """
+    mean, log_variance = parameter_BP2hw.flatten(3).unbind(2)
+    precision = (-log_variance.clamp(*LOG_VARIANCE)).exp()
+    total = precision.sum(dim=2)
+    return torch.stack([(mean * precision).sum(dim=2) / total, (precision.shape[2] / total).log()], dim=2)
 
 
 @torch.no_grad()
-def estimate(encoder: SeverityEncoder, prior: LatentPrior, seen_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """(ẑ_BCHW, σ̂_B) in float32 of measurements in [-1, 1] at the images' size, computed in the prior's precision."""
+def estimate(encoder: SeverityEncoder, prior: LatentPrior, seen_BCHW: Tensor) -> Severity:
+    """What the encoder says, in float32, of measurements in [-1, 1], computed in the prior's precision."""
     with prior.autocast():
-        z_hat, sigma_hat = encoder(seen_BCHW)
-    return z_hat.float(), sigma_hat.float()
-
-
-class Standardize(nn.Module):
-    """(x - mean) / std of every feature, over √F; the statistics are those of the first batches of training.
-
-    They are fixed from then on, so that no output depends on its batch, and averaged weights are used with the
-    statistics that they were trained with. Dividing by √F keeps the vector's length near 1 for any width, because a
-    step of Adam moves all F weights at once.
-    """
-
-    mean: Tensor
-    std: Tensor
-    seen: Tensor
-
-    def __init__(self, features: int, batches: int = 100) -> None:
-        super().__init__()
-        self.batches = batches
-        self.register_buffer("mean", torch.zeros(features))
-        self.register_buffer("std", torch.ones(features))
-        self.register_buffer("seen", torch.zeros(()))
-
-    def forward(self, x_BF: Tensor) -> Tensor:
-        if self.training and len(x_BF) > 1 and self.seen < self.batches:
-            self.see(x_BF.detach())
-        return (x_BF - self.mean) / (self.std.clamp(min=1e-3) * x_BF.shape[1] ** 0.5)
-
-    def see(self, x_BF: Tensor) -> None:
-        """Add a batch to the statistics."""
-        self.seen += 1
-        self.mean.lerp_(x_BF.mean(dim=0), 1 / self.seen)
-        self.std.lerp_((x_BF - self.mean).square().mean(dim=0).sqrt(), 1 / self.seen)
+        severity = encoder(seen_BCHW, prior.encode(seen_BCHW))
+    return Severity(*(value.float() for value in severity))
 
 
 def load_severity_encoder(source: str, device: str | torch.device = "cpu") -> SeverityEncoder:

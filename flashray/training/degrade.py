@@ -5,18 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flashray.degradations import Degradation
+from flashray.degradations import Degradation, Parameters
 from flashray.degradations.noise import add_noise, draw_noise_std
 
 
 @torch.no_grad()
-def degrade(x_BCHW: Tensor, degradation: Degradation, noise: tuple[float, float], generator: torch.Generator) -> Tensor:
-    """A measurement of each image in [-1, 1], of its own random severity, as input of a network.
+def degrade(
+    x_BCHW: Tensor, degradation: Degradation, noise: tuple[float, float], generator: torch.Generator
+) -> tuple[Tensor, Parameters]:
+    """(a measurement of each image in [-1, 1], of its own random severity, as input of a network; its parameters)
 
     Args:
         noise: (low, high) of the measurement's noise_std, on the [0, 1] scale; each image draws its own.
         generator: on the CPU; draws severities and noise_std. The noise itself comes from torch's global generator,
             which works on any device and which the training loop seeds at every epoch.
+
+    Returns:
+        The parameters are on the images' device, `noise_std` among them.
     """
     parameters = degradation.sample_parameters(generator, len(x_BCHW))
     noise_std_B = draw_noise_std(noise, len(x_BCHW), generator).to(x_BCHW.device)
@@ -24,7 +29,8 @@ def degrade(x_BCHW: Tensor, degradation: Degradation, noise: tuple[float, float]
         on_device = {name: value.to(x_BCHW.device) for name, value in parameters.items()}
         operator = degradation.bind(on_device, (x_BCHW.shape[2], x_BCHW.shape[3]))
         y = operator.A(x_BCHW)
-        return operator.pseudo_image(y + 2 * noise_std_B[:, None, None, None] * torch.randn_like(y))
+        seen = operator.pseudo_image(y + 2 * noise_std_B[:, None, None, None] * torch.randn_like(y))
+    return seen, on_device | {"noise_std": noise_std_B}
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from flashray.errors import ConfigError, ImageError
 from flashray.images import decode_image, fit_image, is_image_name, to_uint8
 
-WINDOW_ZOOM = 1.25  # a window's side over the training size: what random views may crop
+WINDOW_ZOOM = 1.5  # a window's side over the training size: what random views may crop
 WHOLE = 0.5  # share of the batches with views at the scale of whole photos, the finest detail of images in use
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +11,10 @@ from torchmetrics.functional import spearman_corrcoef
 
 from flashray.degradations import Degradation
 from flashray.degradations.noise import spread_noise_std
-from flashray.errors import ConfigError
 from flashray.prior import LatentPrior
-from flashray.severity.encoder import SeverityEncoder
-from flashray.severity.loss import Target, error_std, severity_loss
+from flashray.severity.encoder import Severity, SeverityEncoder, estimate
+from flashray.severity.fusion import fuse
+from flashray.severity.loss import FLOOR, map_loss, normal_loss, position_error
 from flashray.training.augment import vary
 from flashray.training.degrade import degrade, degrade_at
 from flashray.training.loop import Task
@@ -24,38 +25,25 @@ ORDERING_LEVELS = 10
 
 @dataclass(frozen=True)
 class SeverityConfig:
-    """The objective's weights (Flash-Diffusion, severity encoding) and its target for σ̂.
+    """The network, and the objective's weights.
 
     Attributes:
-        lambda_sigma, lambda_image: weights of the terms of σ̂ and of the decoded image.
-        target: what the term of σ̂ compares: standard deviations, their logarithms, or variances.
-        crop: side of the training views in pixels; smaller views give more pairs in the same time, and the prior's size
-            trains σ̂ on the area that it is used on; 0 is the prior's size.
+        widths, blocks: of the trunk's levels (`SeverityEncoder`).
+        lambda_sigma, lambda_parameters: weights of the terms of σ̂ and of the degradation's parameters.
+        crop: side of the training views in pixels; 0 is the prior's size.
         vary: share of the views that are turned and get other colours and contrast (`augment.vary`).
         widest: side of the widest crop, as a multiple of the view's.
-        levels: number of random severities at which each view is degraded in one step.
-        lambda_order: weight of the differences of σ̂ - σ̄ between these severities; 0 is the paper's objective.
-        only_head: train the head for σ̂ alone; ẑ does not change.
-
-    Raises:
-        ConfigError: if `levels` is not positive, or `lambda_order` has no two levels to compare.
+        part: `all` trains everything but the fusion weight; `fusion` trains its head alone, with the prior's decoder.
     """
 
-    lambda_sigma: float = 1.0
-    lambda_image: float = 1.0
-    target: Target = "std"
+    widths: tuple[int, ...] = (96, 144, 192)
+    blocks: tuple[int, ...] = (3, 3, 3)
+    lambda_sigma: float = 0.1
+    lambda_parameters: float = 0.02
     crop: int = 0
     vary: float = 0.0
     widest: float = WINDOW_ZOOM
-    levels: int = 1
-    lambda_order: float = 0.0
-    only_head: bool = False
-
-    def __post_init__(self) -> None:
-        if self.levels < 1:
-            raise ConfigError(f"severity.levels is {self.levels}; give at least 1")
-        if self.lambda_order and self.levels == 1:
-            raise ConfigError("severity.lambda_order compares levels of a photo: give severity.levels of 2 or more")
+    part: Literal["all", "fusion"] = "all"
 
 
 class SeverityTask(Task):
@@ -75,41 +63,37 @@ class SeverityTask(Task):
         super().__init__()
         self.model, self.prior, self.degradation, self.config = model, prior, degradation, config
         self.noise, self.val = noise, val_NCHW
-        if config.only_head:
-            model.requires_grad_(False)
-            model.head.requires_grad_(True)
+        model.requires_grad_(config.part == "all")
+        model.weight_head.requires_grad_(config.part == "fusion")
         side = config.crop or prior.sample_size
         degradation.check_size((side, side))
 
     def forward(self, window_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        size = self.config.crop or self.prior.sample_size
-        x = random_views(window_BCHW, size, generator, self.config.widest)
-        x = vary(x, self.config.vary, generator) if self.config.vary else x
+        config = self.config
+        x = random_views(window_BCHW, config.crop or self.prior.sample_size, generator, config.widest)
+        x = vary(x, config.vary, generator) if config.vary else x
         with torch.no_grad():
-            z0 = self.prior.encode(x).float()
-        x, z0 = (value.repeat_interleave(self.config.levels, dim=0) for value in (x, z0))
-        y = self.degrade(x, generator)
-        z_hat, sigma_hat = self.model(y)
-        x_hat = self.prior.decode(z_hat).float() if self.config.lambda_image else None
-        return severity_loss(
-            z_hat.float(),
-            z0,
-            sigma_hat.float(),
-            x_hat,
-            x,
-            self.config.lambda_sigma,
-            self.config.lambda_image,
-            self.config.target,
-            self.config.lambda_order,
-            self.config.levels,
-        )
+            y, parameters = degrade(x, self.degradation, self.noise, generator)
+            z0, e = self.prior.encode(torch.cat([x, y])).float().chunk(2)
+        severity = self.model(y, e)
+        if config.part == "fusion":
+            return {"loss": self.fusion_loss(x, y, severity)}
+        terms = map_loss(severity.z_hat_BCHW.float(), z0, severity.log_variance_Bhw.float(), config.lambda_sigma)
+        if self.model.parameter_names:
+            wanted = self.model.in_units(parameters)
+            mean, log_variance = severity.parameters_BP2.float().unbind(2)
+            terms["parameters"] = normal_loss((mean - wanted).square() + FLOOR, log_variance)
+            terms["loss"] = terms["loss"] + config.lambda_parameters * terms["parameters"]
+        return terms
 
-    def degrade(self, x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
-        """A measurement of each image, of its own random severity, as input of the encoder."""
-        return degrade(x_BCHW, self.degradation, self.noise, generator)
+    def fusion_loss(self, x_BCHW: Tensor, y_BCHW: Tensor, severity: Severity) -> Tensor:
+        """Mean (y + w (D(ẑ) - y) - x)²."""
+        with torch.no_grad():
+            decoded = self.prior.decode(severity.z_hat_BCHW.float())
+        return (fuse(y_BCHW, decoded, severity.weight_Bhw.float()) - x_BCHW).square().mean()
 
     def parts(self) -> list[nn.Module]:
-        return [self.prior.autoencoder.encoder, self.prior.autoencoder.decoder]
+        return [self.model.net, self.prior.autoencoder.encoder]
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -123,15 +107,18 @@ def severity_figures(
 ) -> dict[str, float]:
     """How well σ̂ predicts severity, on clean photos in [-1, 1] degraded at ORDERING_LEVELS evenly spaced levels each.
 
-    With a range of noise every photo has its own noise_std, the same at every level.
+    With a range of noise every photo has its own noise_std, the same at every level. σ̂ and σ̄ of an image are root mean
+    squares over its positions.
 
     Returns:
-        latent_mse; sigma_error, mean |σ̂ - σ̄|; spearman_sigma, Spearman of σ̂ with the true error σ̄ over all images and
-        levels; spearman_level and spearman_level_true, of σ̂ and of σ̄ with the level across photos; ordering and
-        ordering_true, the share of pairs of levels of one photo that σ̂, or σ̄, orders as the levels are.
+        latent_mse, and latent_mse_of_y with E(y) as ẑ; sigma_error, mean |σ̂ - σ̄|; spearman_sigma, Spearman of σ̂ with
+        the true error σ̄ over all images and levels; spearman_map, of the maps over the positions of an image, mean over
+        images; spearman_level and spearman_level_true, of σ̂ and of σ̄ with the level across photos; ordering and
+        ordering_true, the share of pairs of levels of one photo that σ̂, or σ̄, orders as the levels are; fused_psnr,
+        decoded_psnr and y_psnr of the fused image, D(ẑ) and y.
     """
     level_L = torch.linspace(0, 1, ORDERING_LEVELS)
-    predicted, true, squares = [], [], 0.0
+    predicted, true, maps, rows = [], [], [], []
     for start in range(0, len(x_NCHW), 16):
         x = x_NCHW[start : start + 16].to(prior.device)
         z0 = prior.encode(x)
@@ -139,23 +126,36 @@ def severity_figures(
         for index, level in enumerate(level_L):
             seed_B = torch.arange(start, start + len(x), device=x.device) * 100 + index
             y = degrade_at(x, level.expand(len(x)), degradation, noise_std_B, seed_B)
-            z_hat, sigma_hat = encoder(y)
-            predicted.append(sigma_hat.float().cpu())
-            true.append(error_std(z_hat, z0).float().cpu())
-            squares += (z_hat - z0).square().mean().item() * len(x) / (len(x_NCHW) * ORDERING_LEVELS)
+            severity = estimate(encoder, prior, y)
+            error = position_error(severity.z_hat_BCHW, z0)
+            predicted.append(severity.log_variance_Bhw.exp().mean(dim=(1, 2)).sqrt().cpu())
+            true.append(error.mean(dim=(1, 2)).sqrt().cpu())
+            maps += [spearman_corrcoef(one.flatten(), other.flatten()) for one, other in zip(severity.log_variance_Bhw, error, strict=True)]
+            decoded = prior.decode(severity.z_hat_BCHW).clamp(-1, 1)
+            fused = fuse(y, decoded, severity.weight_Bhw).clamp(-1, 1)
+            squares = [(image - x).square().mean(dim=(1, 2, 3)) for image in (y, decoded, fused)]
+            of_y = position_error(prior.encode(y), z0).mean(dim=(1, 2))
+            rows.append(torch.stack([error.mean(dim=(1, 2)), of_y, *squares]).cpu())
     # batches × levels × images → images × levels
     grid_hat, grid_true = (_grid(values, len(x_NCHW)) for values in (predicted, true))
     level = level_L.expand_as(grid_hat)
+    row = torch.cat(rows, dim=1)
+    y_psnr, decoded_psnr, fused_psnr = (10 * (4 / row[2:].clamp(min=4e-6)).log10()).mean(dim=1).tolist()
     return {
-        "latent_mse": squares,
+        "latent_mse": row[0].mean().item(),
+        "latent_mse_of_y": row[1].mean().item(),
         "sigma_error": (grid_hat - grid_true).abs().mean().item(),
         "sigma_hat_mean": grid_hat.mean().item(),
         "sigma_true_mean": grid_true.mean().item(),
         "spearman_sigma": spearman_corrcoef(grid_hat.flatten(), grid_true.flatten()).item(),
+        "spearman_map": torch.stack(maps).nanmean().item(),
         "spearman_level": spearman_corrcoef(grid_hat.flatten(), level.flatten()).item(),
         "spearman_level_true": spearman_corrcoef(grid_true.flatten(), level.flatten()).item(),
         "ordering": ordering_accuracy(grid_hat),
         "ordering_true": ordering_accuracy(grid_true),
+        "y_psnr": y_psnr,
+        "decoded_psnr": decoded_psnr,
+        "fused_psnr": fused_psnr,
     }
 
 

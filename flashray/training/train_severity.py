@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from flashray.degradations import make_degradation
+from flashray.degradations import Degradation, make_degradation
 from flashray.errors import ConfigError
 from flashray.prior import load_prior
 from flashray.prior.pixel_space import SpaceToDepth
@@ -78,8 +78,23 @@ def build_severity_task(config: TrainSeverityConfig) -> SeverityTask:
     prior = load_prior(config.prior)
     if isinstance(prior.autoencoder, SpaceToDepth):
         raise ConfigError(f"prior {config.prior} is one of pixels: it has no encoder to start from; name a latent one")
-    encoder = SeverityEncoder.from_prior(prior, family.name, family.settings, family.noise_std)
+    ranges = parameter_ranges(degradation, family.noise_range)
+    network = config.severity.widths, config.severity.blocks
+    encoder = SeverityEncoder.from_prior(prior, family.name, family.settings, family.noise_std, ranges, *network)
     if config.init:
         encoder.load_state_dict(load_severity_encoder(config.init).state_dict())
     val = load_fitted(list_photos(config.val_photos), prior.sample_size)
     return SeverityTask(encoder, prior, degradation, family.noise_range, config.severity, val)
+
+
+def parameter_ranges(degradation: Degradation, noise: tuple[float, float]) -> dict[str, list[float]]:
+    """[low, high] of the numbers that a family's encoder can predict: those that its severity decides, and the noise.
+
+    The unknown mixture `photo` has none that another program could use.
+    """
+    if degradation.name == "photo":
+        return {}
+    ends = [degradation.parameters_at(torch.full((1,), severity)) for severity in (0.0, 1.0)]
+    found = {name: sorted(end[name].item() for end in ends) for name in degradation.parameter_names}
+    found["noise_std"] = list(noise)
+    return {name: values for name, values in found.items() if values[0] < values[1]}
