@@ -10,7 +10,7 @@ import torch
 
 from flashray.pipeline.archive import LISTING
 from flashray.pipeline.commit import write_commit
-from flashray.pipeline.plan import PLAN, SEVERITY, chunks, finish_plan, read_plan, write_plan
+from flashray.pipeline.plan import PLAN, chunks, finish_plan, read_plan, write_plan
 from flashray.pipeline.run_status import RunStatus
 from flashray.pipeline.units import gather, index
 from flashray.severity import Start
@@ -43,7 +43,7 @@ def test_start_steps_follow_severity_and_failures_stay_rows() -> None:
 
 
 def test_full_chains_need_no_severity() -> None:
-    table = found([0.1, 0.1]).set_column(5, SEVERITY.field("sigma_hat"), pa.nulls(2, pa.float64()))
+    table = found([0.1, 0.1]).drop_columns(["window_sigma"])
     plan = finish_plan(table, schedule(), work(start=Start(mode="full")).config, attempt=0)
     assert plan["nfe"].to_pylist() == [100, 100]
     assert plan["fallback"].to_pylist() == [False, False]
