@@ -40,7 +40,7 @@ class CostModel:
     decode_seconds: float
     other_seconds: float
     start_up_seconds: float
-    window_pixels: int = 0
+    window_pixels: float = 0.0
     step_megapixel: float = 0.0
     decode_megapixel: float = 0.0
     other_megapixel: float = 0.0
