@@ -81,7 +81,9 @@ def row_of_sheet(restorer: Restorer, io: IoConfig, row: dict[str, Any]) -> tuple
     sigma = "" if row["sigma_hat"] is None else f"σ̂ {row['sigma_hat']:.3f}, "
     side = max(SHOWN, restorer.prior.sample_size)
     images = [measured.shown_BCHW[0].cpu(), estimate, restored, reference]
-    return f"{row['key']}\n{sigma}{round(row['nfe'], 1):g} NFE", [one if one is None else shrunk(one, side) for one in images]
+    return f"{row['key']}\n{sigma}{round(row['nfe'], 1):g} NFE", [
+        one if one is None else shrunk(one, side) for one in images
+    ]
 
 
 def shrunk(image_CHW: Tensor, side: int) -> Tensor:
