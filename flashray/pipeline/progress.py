@@ -20,9 +20,18 @@ class Progress:
         label: name of the work.
         images, cost: totals of the work, including earlier starts; the cost is in window evaluations (`units.index`).
         inside: returns the cost of work that is under way and not counted yet.
+        expected: seconds of this start, where they were predicted: the time left until something is done.
     """
 
-    def __init__(self, label: str, images: int, cost: int = 0, inside: Callable[[], int] = lambda: 0) -> None:
+    def __init__(
+        self,
+        label: str,
+        images: int,
+        cost: int = 0,
+        inside: Callable[[], int] = lambda: 0,
+        expected: float | None = None,
+    ) -> None:
+        self.expected = expected
         self.label, self.images, self.cost, self.inside = label, images, cost, inside
         self.images_done = self.cost_done = 0
         self._images_before = self._cost_before = 0
@@ -53,7 +62,10 @@ class Progress:
         if self.cost:
             parts.append(f"cost {cost:,}/{self.cost:,}")
         parts.append(f"{(images - self._images_before) / seconds:.2f} images/s")
-        parts.append(f"{clock((total - done) * seconds / (done - before))} left" if done > before else "starting")
+        if done > before:
+            parts.append(f"{clock((total - done) * seconds / (done - before))} left")
+        else:
+            parts.append(f"{clock(max(self.expected - seconds, 0))} left" if self.expected else "starting")
         return "  ".join(parts)
 
     def __enter__(self) -> Progress:

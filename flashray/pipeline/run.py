@@ -15,7 +15,7 @@ from flashray import storage
 from flashray.errors import ConfigError, FlashrayError
 from flashray.pipeline import attempt_markers, budget, run_record, summary
 from flashray.pipeline.calibrate import cost_key, measure_cost
-from flashray.pipeline.cost import CostModel, Quoted, write_quoted
+from flashray.pipeline.cost import CostModel, Quoted, predict_plan, write_quoted
 from flashray.pipeline.lease import held
 from flashray.pipeline.open_run import Run, open_run
 from flashray.pipeline.others import copy_others, read_others
@@ -105,7 +105,10 @@ def solve(run: Run, session: RaySession) -> None:
     cost_of = dict(zip(units["unit_id"].to_pylist(), units["cost"].to_pylist(), strict=True))
     planned, board = run.status.planned, session.board
     total, left = (sum(index(rows)["cost"].to_pylist()) for rows in (planned, pending))
-    with Progress("solve", len(planned), total, lambda: nfe_under_way(board, cost_of)) as progress:
+    expected = None
+    if run.quoted is not None:
+        expected = predict_plan(pending, run.slots, run.quoted.actors, run.quoted.cost).wall_seconds
+    with Progress("solve", len(planned), total, lambda: nfe_under_way(board, cost_of), expected) as progress:
         progress.skip(len(planned) - len(pending), total - left)
         for unit in solve_units(pending, run.worker_settings(session.pools), session.pools, board):
             progress.advance(unit["images"], cost_of.pop(unit["unit_id"], 0))

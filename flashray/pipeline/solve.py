@@ -49,6 +49,7 @@ SOLVED = pa.schema(
 )
 ROWS_AT_ONCE = 256  # of an image that is rounded: bounds the memory beside it
 _REPORT_EVERY = 2.0  # seconds
+_REPORT_AFTER = 256  # evaluations of windows
 _WORK = "solving "  # followed by a unit's id: the name of a piece of work on the board
 log = logging.getLogger(__name__)
 
@@ -192,15 +193,16 @@ class SolverActor:
                 one.row[name] = value
 
     def _reporter(self, unit_id: str) -> Callable[[int], None]:
-        """An engine callback that reports the unit's NFE so far to the board every few seconds."""
-        done, last = 0, time.monotonic()
+        """An engine callback that reports the unit's evaluations so far to the board every few seconds."""
+        done, reported, last = 0, 0, time.monotonic()
 
         def on_step(count: int) -> None:
-            nonlocal done, last
+            nonlocal done, reported, last
             done += count
-            if time.monotonic() - last > _REPORT_EVERY:
+            # an update of a large photo reports its many batches at once
+            if time.monotonic() - last > _REPORT_EVERY or done - reported > _REPORT_AFTER:
                 self.board.report.remote(unit_id, done)
-                last = time.monotonic()
+                reported, last = done, time.monotonic()
 
         return on_step
 

@@ -12,7 +12,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
 from flashray.images import from_uint8
-from flashray.metrics import psnr, ssim
+from flashray.metrics import pixel, psnr, score, ssim
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_shapes_must_agree(metric) -> None:
         metric(torch.zeros(1, 3, 16, 16), torch.zeros(2, 3, 16, 16))
 
 
-def test_ssim_in_strips_is_that_of_the_whole(photo: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ssim_in_strips_is_that_of_the_whole(photo: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.stack([photo[:, :203, :90], photo[:, 200:403, 100:190]])
     ref = (x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))).clamp(-1, 1)
     whole = ssim(x, ref)

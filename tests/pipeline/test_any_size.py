@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from flashray.pipeline.quarantine import start_board
 from flashray.pipeline.run import restore_archive
 from flashray.pipeline.run_config import RunConfig
 from flashray.pipeline.run_status import RunStatus
+from flashray.pipeline.sample_sheet import shrunk
 from flashray.pipeline.solve import SolverActor, rows_of
 from flashray.pipeline.storage_needed import LOSSY, storage_needed
 from flashray.pipeline.units import index
@@ -199,6 +201,15 @@ def test_what_a_megapixel_costs_is_measured_on_a_cutting(config: RunConfig, ray_
     found = calibrator.measure(unit)
     assert found["window_pixels"] == SIDE * SIDE
     assert min(found[name] for name in ("step_megapixel", "decode_megapixel", "other_megapixel")) >= 0
+
+
+def test_the_sheet_shrinks_large_photos() -> None:
+    x = torch.linspace(-1, 1, 900).expand(3, 600, 900)
+    small = shrunk(x, 256)
+    assert small.shape == (3, 171, 256)
+    assert (small[0, 0].diff() > 0).all()
+    assert shrunk(x[:, :200, :256], 256).shape == (3, 200, 256)
+    assert shrunk(x[:, :1], 256).shape == (3, 1, 256)
 
 
 def test_storage_follows_files_and_formats() -> None:
