@@ -17,6 +17,7 @@ import ray.data
 import torch
 
 from flashray import storage
+from flashray.errors import ConfigError
 from flashray.pipeline.cluster import Pools, blocks, waves
 from flashray.pipeline.decoding import batches, decode_photos, kept_parameters
 from flashray.pipeline.load import load
@@ -252,12 +253,14 @@ def write_plan(output: str, attempt: int, plan: pa.Table) -> None:
 
 
 def read_plan(output: str) -> tuple[pa.Table, int]:
-    """(the latest row of each image, number of attempts planned so far)."""
+    """(the latest row of each image, number of attempts planned so far); ConfigError for another version's plan."""
     entries = storage.list_files(run_uri(output, "plan"))
-    plans = [_read_parquet(run_uri(output, "plan", entry.key)).cast(PLAN) for entry in entries]
+    plans = [_read_parquet(run_uri(output, "plan", entry.key)) for entry in entries]
+    if any(plan.column_names != PLAN.names for plan in plans):
+        raise ConfigError(f"output {output} holds a plan of another version of flashray; choose another output")
     latest = PLAN.empty_table()
     for plan in plans:
-        latest = pa.concat_tables([without(latest, plan), plan])
+        latest = pa.concat_tables([without(latest, plan), plan.cast(PLAN)])
     return latest, len(plans)
 
 
