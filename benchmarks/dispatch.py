@@ -12,14 +12,13 @@ from flashray.pipeline.simulation import Pool, simulate
 from flashray.pipeline.slot_utilization import slot_steps, slot_utilization
 from flashray.pipeline.units import (
     ALONE,
-    Floats,
-    Integers,
     choose_unit_images,
     dearest_first,
     hardest_first,
     pack,
     unit_costs,
 )
+from flashray.pipeline.workload import Floats, Integers, Workload
 
 # (start steps, mean images of a unit, slots, actors) ↦ (order of the images, unit of each, order of dispatch)
 Way = Callable[[Integers, int, int, int], tuple[Integers, Integers, Integers]]
@@ -43,12 +42,12 @@ def longest_first(steps: Integers, unit_images: int, slots: int, actors: int) ->
 
 def equal_cost(steps: Integers, unit_images: int, slots: int, actors: int) -> tuple[Integers, Integers, Integers]:
     """Units of equal cost, cut between slotfuls, dearest first."""
-    return _dearest(steps, *pack(steps, steps, unit_images, slots, actors=1))
+    return _dearest(steps, *pack(Workload.of_windows(steps), unit_images, slots, actors=1))
 
 
 def tapered(steps: Integers, unit_images: int, slots: int, actors: int) -> tuple[Integers, Integers, Integers]:
     """What a run does: `equal_cost`, and smaller units at the end."""
-    return _dearest(steps, *pack(steps, steps, unit_images, slots, actors))
+    return _dearest(steps, *pack(Workload.of_windows(steps), unit_images, slots, actors))
 
 
 WAYS: dict[str, Way] = {
@@ -93,7 +92,7 @@ def compare(
         unit_images: mean number of images of a unit; default what a run would choose.
         step_seconds: of a batched step; what comes beside a chain counts as `ALONE` of an image's steps.
     """
-    size = unit_images or choose_unit_images(steps, pool.actors, slots)
+    size = unit_images or choose_unit_images(Workload.of_windows(steps), pool.actors, slots)
     order, unit, dispatch = way(steps, size, slots, pool.actors)
     nfe, first = steps[order], np.flatnonzero(np.diff(unit, prepend=-1))
     steps_US = slot_steps(nfe, first, slots)
@@ -128,4 +127,5 @@ def _in_order(order: Integers, unit_images: int) -> tuple[Integers, Integers, In
 
 
 def _dearest(steps: Integers, order: Integers, unit: Integers) -> tuple[Integers, Integers, Integers]:
-    return order, unit, dearest_first(unit_costs(steps[order], np.flatnonzero(np.diff(unit, prepend=-1))))
+    load = Workload.of_windows(steps[order])
+    return order, unit, dearest_first(unit_costs(load, np.flatnonzero(np.diff(unit, prepend=-1))))

@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flashray.pipeline.units import Integers, Packing, gather, index, unit_ids
+from flashray.pipeline.units import Packing, gather, index, unit_ids
+from flashray.pipeline.workload import Integers, Workload
 
 _WAVE = 10_000  # units whose rows are gathered at once, as for one Ray Data program
 
@@ -32,10 +33,12 @@ def pack_and_group(images: int) -> tuple[float, float]:
     """(seconds, CPU seconds) from start steps and keys to units with their keys, wave by wave, for 128 actors."""
     steps = mixed_steps(images)
     numbers = pc.utf8_lpad(pa.array(np.arange(images, dtype=np.int32)).cast(pa.string()), 9, "0")
-    listing = pa.table({"key": pc.binary_join_element_wise("photos/", numbers, ".png", ""), "nfe": steps})
-    del numbers
+    load = Workload.of_windows(steps, 128 * 128)
+    columns = {"nfe": pa.array(steps), "starts": load.as_maps(), "pixels": pa.array(load.pixels)}
+    listing = pa.table({"key": pc.binary_join_element_wise("photos/", numbers, ".png", "")} | columns)
+    del numbers, columns
     began, busy = time.perf_counter(), time.process_time()
-    order, unit = Packing(None, slots=8, actors=128)(steps)
+    order, unit = Packing(None, slots=8, actors=128)(load)
     plan = listing.take(pa.array(order)).append_column("unit_id", unit_ids(0, unit))
     units = index(plan)
     grouped = sum(

@@ -21,7 +21,8 @@ from benchmarks.packing import mixed_steps
 from benchmarks.pages.style import COLOURS, MARKERS, panels, with_legend
 from flashray.errors import ConfigError
 from flashray.pipeline.simulation import Pool
-from flashray.pipeline.units import Integers, choose_unit_images
+from flashray.pipeline.units import choose_unit_images
+from flashray.pipeline.workload import Integers, Workload
 
 POOLS = (1, 2, 4, 8, 16, 32, 64, 128)  # actors
 
@@ -108,7 +109,7 @@ def report(config: DispatchConfig, steps: Integers, many: Integers, by_pool: dic
         (f"{POOLS[-1]} actors, {len(steps):,} images", steps, POOLS[-1]),
         (f"{config.many:,} actors, {len(many):,} images", many, config.many),
     ):
-        chosen = choose_unit_images(archive, actors, config.slots)
+        chosen = choose_unit_images(Workload.of_windows(archive), actors, config.slots)
         sizes = {f"{size}": size for size in (8, 32, 128, 512)} | {f"{chosen} (chosen)": chosen}
         yield ""
         yield f"## {title}"

@@ -34,7 +34,7 @@ again does what is missing, and nothing else.
   --manifest FILE           CSV or Parquet: key, parameters of the images, noise_std
   --references URI          clean images of the same keys, to score against
   --measurement simulated   IN holds clean images: degrade each by its key, and score
-  --fit resize|crop|error   what to do with images of another size than the prior's
+  --fit whole|resize|crop|error   default: whole, every photo at its own size
   --format png|jpeg|webp|tiff   of the restored images; default: as in IN
   --quality N               of JPEG and WebP, 1 to 100; default: 95
   --strict                  fail images whose format cannot hold all that was in the file

@@ -34,6 +34,10 @@ class Frame:
         side, _ = degradation.measurement_size((size, size))
         return cls(side, fit, resizable=side == size)
 
+    def size_of(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) that an image of (H, W) pixels has in this form."""
+        return size if self.fit == "whole" else (self.side, self.side)
+
     def take(self, image_CHW: Tensor) -> Tensor:
         """The image in this form; ImageError if that is not possible."""
         height, width = image_CHW.shape[1:]

@@ -27,6 +27,7 @@ from flashray.severity import SeverityEncoder, error_std, estimate, load_severit
 from flashray.windows import LatentGrid, crop
 
 BATCH = 16  # images in one call of a network, outside the solver
+GRADIENT_MEGAPIXELS = 4.0  # of a photo whose solver keeps gradients; latent_dps takes 3 GB for so many
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,30 @@ class Restorer:
         size = self.prior.sample_size
         with torch.no_grad():
             return self.prior.encode(torch.zeros(1, 3, size, size, device=self.device)).shape[1]
+
+    def image_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) of the restored image of a given one of (H, W) pixels."""
+        taken = self.frame.size_of(size)
+        return taken if self.measurer.simulated else self.degradation.image_size(taken)
+
+    def check_photo(self, size: tuple[int, int]) -> None:
+        """Raise ImageError if the recipe cannot restore an image of (H, W) pixels."""
+        height, width = size
+        windows = len(self.grid.windows(size))
+        if self.start.formula == "paper" and self.start.uses_encoder and windows > 1:
+            raise ImageError(
+                f"the image has {width} x {height} pixels and {windows} windows, and start.formula paper is for images "
+                "of one window; take start.formula schedule, or fit: resize"
+            )
+        if self.solver.needs_gradient and height * width > GRADIENT_MEGAPIXELS * 1e6:
+            raise ImageError(
+                f"the image has {width} x {height} pixels, and solver {self.solver.name} keeps gradients, which takes "
+                f"too much memory beyond {GRADIENT_MEGAPIXELS:g} megapixels; take solver proximal, or fit: resize"
+            )
+
+    def batch_size(self, size: tuple[int, int], count: int = BATCH) -> int:
+        """How many images of (H, W) pixels have the pixels of `count` images of the prior's size; at least 1."""
+        return max(1, count * self.prior.sample_size**2 // (size[0] * size[1]))
 
     def measure(self, photos: Sequence[Photo]) -> Measurement:
         """The measurements of a batch, on the restorer's device."""
@@ -274,9 +299,9 @@ class Restorer:
         for name, one in zip(names, given, strict=True):
             try:
                 known_1HW = None if mask is None else self.frame.take_mask(as_image(mask))
-                photos.append(
-                    self.measurer.photo(name, self.frame.take(as_image(one)), parameters, noise_std, known_1HW)
-                )
+                image = as_image(one)
+                self.check_photo(self.image_size((image.shape[1], image.shape[2])))
+                photos.append(self.measurer.photo(name, self.frame.take(image), parameters, noise_std, known_1HW))
             except (ImageError, OSError) as error:
                 errors[name] = str(error)
         return self.restore_photos(photos, names, errors)
@@ -296,7 +321,7 @@ class Restorer:
         for photo in photos:
             by_size.setdefault(tuple(photo.x.shape), []).append(photo)
         for (_, height, width), some in by_size.items():
-            count = max(1, BATCH * self.prior.sample_size**2 // (height * width))
+            count = self.batch_size((height, width))
             yield from (some[first : first + count] for first in range(0, len(some), count))
 
     @torch.no_grad()

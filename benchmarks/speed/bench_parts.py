@@ -135,9 +135,10 @@ def _slot_utilization(setup: SpeedSetup) -> Measured:
     """512 images of mixed severity, an actor of 8 slots: in units as the job packs them, and as they are listed."""
     from benchmarks.packing import mixed_steps
     from flashray.pipeline.units import Packing
+    from flashray.pipeline.workload import Workload
 
     steps, slots = mixed_steps(UTILIZATION_IMAGES), 8
-    order, unit = Packing(None, slots=slots, actors=1)(steps)
+    order, unit = Packing(None, slots=slots, actors=1)(Workload.of_windows(steps))
     packed = [steps[order[unit == number]].tolist() for number in np.unique(unit)]
     listed = [steps[first : first + 32].tolist() for first in range(0, len(steps), 32)]
     rows: list[Row] = [

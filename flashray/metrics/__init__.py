@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flashray.metrics.bootstrap import mean_interval, paired_interval
 from flashray.metrics.lpips import LPIPS, MetricUnavailable, load_lpips
-from flashray.metrics.pixel import psnr, ssim
+from flashray.metrics.pixel import SSIM_SIDE, psnr, ssim
 
 __all__ = [
     "LPIPS",
@@ -28,7 +28,14 @@ def score(
     """The requested metrics (default: all) of a batch of images against their references.
 
     Both are [B, 3, H, W] in [-1, 1]; values outside are clamped, as writing the image would do.
-    Returns `{"psnr": [B], "ssim": [B], "lpips": [B]}`; without a network there is no `lpips`.
+    Returns `{"psnr": [B], "ssim": [B], "lpips": [B]}`; without a network there is no `lpips`, and what the images are
+    too small for is left out.
     """
-    known = {"psnr": psnr, "ssim": ssim} | ({} if lpips is None else {"lpips": lpips.score})
-    return {name: measure(x_BCHW, ref_BCHW) for name, measure in known.items() if metrics is None or name in metrics}
+    known = {"psnr": (psnr, 1), "ssim": (ssim, SSIM_SIDE)}
+    known |= {} if lpips is None else {"lpips": (lpips.score, lpips.min_side)}
+    side = min(x_BCHW.shape[-2:])
+    return {
+        name: measure(x_BCHW, ref_BCHW)
+        for name, (measure, least) in known.items()
+        if side >= least and (metrics is None or name in metrics)
+    }

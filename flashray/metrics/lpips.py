@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +31,8 @@ Net = Literal["vgg", "alex"]
 WEIGHTS_VARIABLE = "FLASHRAY_LPIPS_WEIGHTS"
 REMEDY = f"name a safetensors file, or a folder of such files, with {WEIGHTS_VARIABLE}"
 _CHECKPOINTS = "https://download.pytorch.org/models"
+_TILE = 512  # pixels to a side; like the halo a multiple of 16, VGG's pooling
+_HALO = 112  # pixels around a tile: VGG's last tap looks 98 far
 _NETWORK_TIMEOUT = 5.0  # seconds: a machine without the network must not wait for it
 
 
@@ -129,16 +131,37 @@ class LPIPS(nn.Module):
                 f" not {tuple(x_BCHW.shape)} with {tuple(ref_BCHW.shape)}"
             )
         distance = x_BCHW.new_zeros(len(x_BCHW), dtype=torch.float32)
-        pairs = zip(self._unit_features(x_BCHW), self._unit_features(ref_BCHW), strict=True)
-        for depth, (x_BDhw, ref_BDhw) in enumerate(pairs):
-            head_D = self.get_submodule(f"lin{depth}").get_parameter("weight").view(1, -1, 1, 1)
-            distance = distance + ((x_BDhw - ref_BDhw).square() * head_D).sum(dim=1).mean(dim=(1, 2))
+        for distance_Bhw in self._distances(x_BCHW, ref_BCHW):
+            distance = distance + distance_Bhw.mean(dim=(1, 2))
         return distance
 
     @torch.no_grad()
     def score(self, x_BCHW: Tensor, ref_BCHW: Tensor) -> Tensor:
-        """[B] distances of images clamped to [-1, 1], as when they are written; in float32, without gradients."""
-        return self(x_BCHW.float().clamp(-1, 1), ref_BCHW.float().clamp(-1, 1))
+        """[B] distances of images clamped to [-1, 1], as when they are written; in float32, without gradients.
+
+        VGG takes large images in tiles, for memory: up to rounding the distances are those of the whole.
+        """
+        x, ref = x_BCHW.float().clamp(-1, 1), ref_BCHW.float().clamp(-1, 1)
+        height, width = x.shape[2:]
+        if self.net != "vgg" or height * width <= _TILE**2:
+            return self(x, ref)
+        total = x.new_zeros(len(x), len(self.taps), dtype=torch.float64)
+        for top, left in product(range(0, height, _TILE), range(0, width, _TILE)):
+            above, before = max(top - _HALO, 0), max(left - _HALO, 0)
+            rows, columns = slice(above, top + _TILE + _HALO), slice(before, left + _TILE + _HALO)
+            for depth, distance_Bhw in enumerate(self._distances(x[:, :, rows, columns], ref[:, :, rows, columns])):
+                first, start, side = (top - above) >> depth, (left - before) >> depth, _TILE >> depth
+                inside = distance_Bhw[:, first : first + side, start : start + side]
+                total[:, depth] += inside.double().sum(dim=(1, 2))
+        counts = [(height >> depth) * (width >> depth) for depth in range(len(self.taps))]
+        return (total / total.new_tensor(counts)).sum(dim=1).float()
+
+    def _distances(self, x_BCHW: Tensor, ref_BCHW: Tensor) -> Iterator[Tensor]:
+        """[B, h, w] of each tap."""
+        pairs = zip(self._unit_features(x_BCHW), self._unit_features(ref_BCHW), strict=True)
+        for depth, (x_BDhw, ref_BDhw) in enumerate(pairs):
+            head_D = self.get_submodule(f"lin{depth}").get_parameter("weight").view(1, -1, 1, 1)
+            yield ((x_BDhw - ref_BDhw).square() * head_D).sum(dim=1)
 
     def _unit_features(self, x_BCHW: Tensor) -> Iterator[Tensor]:
         h = (x_BCHW - self.shift) / self.scale

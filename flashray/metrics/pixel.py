@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+SSIM_SIDE = 6  # pixels a side at least, for the window of 11 with a reflected border
+_AT_ONCE = 2**20  # pixels
 
 
 def psnr(x_BCHW: Tensor, ref_BCHW: Tensor) -> Tensor:
@@ -20,12 +24,25 @@ def ssim(x_BCHW: Tensor, ref_BCHW: Tensor) -> Tensor:
 
     Wang et al. 2004 as torchmetrics computes it: a Gaussian window of std 1.5 and 11 pixels, K1 = 0.01, K2 = 0.03,
     averaged over channels and all pixels, the border being reflected. (scikit-image leaves 5 pixels of border out.)
-    Both are [B, C, H, W] in [-1, 1]; values outside are clamped. ValueError when the shapes differ.
+    Both are [B, C, H, W] in [-1, 1], at least `SSIM_SIDE` pixels a side; values outside are clamped. Large images are
+    taken in strips, for memory. ValueError when the shapes differ.
     """
     x, ref = _comparable(x_BCHW, ref_BCHW)
-    value = structural_similarity_index_measure(x, ref, data_range=1.0, reduction="none")
-    assert isinstance(value, Tensor)  # a tuple only when the full map is asked for
-    return value.reshape(len(x))
+    height, width = x.shape[2:]
+    if height * width <= _AT_ONCE:
+        value = structural_similarity_index_measure(x, ref, data_range=1.0, reduction="none")
+        assert isinstance(value, Tensor)  # a tuple only when the full map is asked for
+        return value.reshape(len(x))
+    rows, halo = max(_AT_ONCE // width, 1), SSIM_SIDE - 1
+    total = x.new_zeros(len(x), dtype=torch.float64)
+    for top in range(0, height, rows):
+        above, below = max(top - halo, 0), min(top + rows + halo, height)
+        x_strip, ref_strip = x[:, :, above:below], ref[:, :, above:below]
+        _, similarity = structural_similarity_index_measure(
+            x_strip, ref_strip, data_range=1.0, reduction="none", return_full_image=True
+        )
+        total += similarity[:, :, top - above : top - above + rows].double().sum(dim=(1, 2, 3))
+    return (total / x[0].numel()).to(x)
 
 
 def _comparable(x: Tensor, ref: Tensor) -> tuple[Tensor, Tensor]:

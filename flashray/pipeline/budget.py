@@ -7,12 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from flashray.errors import ConfigError
-from flashray.pipeline.cost import CostModel, Prediction, predict
+from flashray.pipeline.cost import CostModel, Prediction, predict_packed
 from flashray.pipeline.run_config import RunConfig
-from flashray.pipeline.units import Integers, Packing
+from flashray.pipeline.units import Packing
+from flashray.pipeline.workload import Workload
 
 GRAIN = 1024  # factors are multiples of 1/GRAIN
 
@@ -24,7 +23,7 @@ class Fit:
     Attributes:
         scale: factor on σ̂, in (0, 1]; 1 if the budget is enough.
         whole, fitted: the plan's cost without and with the budget.
-        mean_nfe: mean NFE of an image, without and with the budget.
+        mean_nfe: of the images, without and with the budget.
         decoded: images that take no step because of the budget, so that ẑ alone is decoded.
     """
 
@@ -66,18 +65,19 @@ def scaled(config: RunConfig, scale: float) -> RunConfig:
     return config.replaced("recipe", start=start)
 
 
-def fit(chain_lengths: Callable[[float], Integers], cost: CostModel, packing: Packing, config: RunConfig) -> Fit | None:
+def fit(workload: Callable[[float], Workload], cost: CostModel, packing: Packing, config: RunConfig) -> Fit | None:
     """The largest factor on σ̂ with which the run fits its budget; None without a budget.
 
-    The start step is a monotone function of σ̂, so any factor keeps the order of difficulty, and the result is exactly
-    that of the recipe with this `start.sigma_scale`. A chain respaced to fewer steps would keep the order too, but
-    solvers' step sizes are tuned for the spacing, and images that take few steps already would lose the most.
+    The start step of a window is a monotone function of its σ̂, so any factor keeps the order of difficulty, and the
+    result is exactly that of the recipe with this `start.sigma_scale`. A chain respaced to fewer steps would keep the
+    order too, but solvers' step sizes are tuned for the spacing, and images that take few steps already would lose the
+    most.
 
     Bisection over `GRAIN` factors, each predicted with the packing and dispatch of a run. A larger budget never gives a
     smaller factor, because the bisections for two budgets agree until the larger one goes up and the other one down.
 
     Args:
-        chain_lengths: start steps [n] of a scale, in the order of the listing.
+        workload: of a scale, in the order of the listing.
 
     Raises:
         ConfigError: when decoding ẑ alone exceeds the budget; the message names the smallest possible one.
@@ -90,9 +90,7 @@ def fit(chain_lengths: Callable[[float], Integers], cost: CostModel, packing: Pa
         return prediction.wall_seconds if name == "budget_seconds" else prediction.device_hours
 
     def predicted(scale: int) -> Prediction:
-        nfe = chain_lengths(scale / GRAIN)
-        order, of_unit = packing(nfe)
-        return predict(nfe[order], np.flatnonzero(np.diff(of_unit, prepend=-1)), packing.slots, packing.actors, cost)
+        return predict_packed(workload(scale / GRAIN), packing, cost)
 
     whole = fitted = predicted(GRAIN)
     high, low = GRAIN, GRAIN
@@ -110,6 +108,6 @@ def fit(chain_lengths: Callable[[float], Integers], cost: CostModel, packing: Pa
             low, fitted = middle, prediction
         else:
             high = middle
-    before, after = chain_lengths(1.0), chain_lengths(low / GRAIN)
-    means = (float(before.mean()), float(after.mean()))
-    return Fit(low / GRAIN, whole, fitted, means, int(((after == 0) & (before > 0)).sum()))
+    before, after = workload(1.0), workload(low / GRAIN)
+    means = (before.mean_nfe, after.mean_nfe)
+    return Fit(low / GRAIN, whole, fitted, means, int(((after.start_step == 0) & (before.start_step > 0)).sum()))

@@ -13,18 +13,22 @@ import numpy as np
 import pyarrow as pa
 import ray
 import torch
+from torch import Tensor
 
 from flashray.errors import ImageError
+from flashray.images import encode_png, open_image
 from flashray.pipeline.cluster import Pools
 from flashray.pipeline.cost import CostModel
 from flashray.pipeline.load import load
 from flashray.pipeline.solve import SolverActor, rows_of
-from flashray.pipeline.units import Integers, index
+from flashray.pipeline.units import index
 from flashray.pipeline.worker_settings import WorkerSettings
+from flashray.pipeline.workload import Integers, workload_of
 from flashray.schedule import NoiseSchedule
 
 SECONDS = 2.0  # of trials for each number of filled slots; a trial that has begun is finished
 _TRIALS = (3, 16)  # trials, at least and at most
+LARGE = 3  # windows to a side of the cutting that says what a megapixel costs
 _TOGETHER = 16  # CPU actors that are timed, at most
 log = logging.getLogger(__name__)
 
@@ -74,36 +78,45 @@ def measure_cost(plan: pa.Table, work: WorkerSettings, pools: Pools, board: Any)
 def mean(measured: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The mean of each figure over the actors, for the same numbers of filled slots."""
     each = {name: [one[name] for one in measured] for name in measured[0]}
-    return {
-        "filled": each["filled"][0],
-        "step_seconds": tuple(np.mean(each["step_seconds"], axis=0).tolist()),
-        "decode_seconds": statistics.fmean(each["decode_seconds"]),
-        "other_seconds": statistics.fmean(each["other_seconds"]),
-    }
+    means: dict[str, Any] = {name: np.mean(values, axis=0).tolist() for name, values in each.items()}
+    return means | {"filled": each["filled"][0], "step_seconds": tuple(means["step_seconds"])}
 
 
 def sample(plan: pa.Table, work: WorkerSettings) -> pa.Table:
     """One unit that fills the slots with images from the whole plan, and the steps' `visits`, as a table.
 
-    `visits[i]` images of the plan are updated at step i.
+    `visits[i]` windows of the plan are updated at step i. The first image is the plan's largest.
     """
-    nfe, slots = plan["nfe"].to_numpy(), work.config.resources.slots
+    load, slots = workload_of(plan), work.config.resources.slots
     places = ((np.arange(slots) + 0.5) / slots * len(plan)).astype(np.int64)
+    places[0] = load.windows.argmax() if load.windows.max() > 1 else places[0]
     rows = plan.take(pa.array(places))
     rows = rows.set_column(rows.column_names.index("unit_id"), "unit_id", pa.array(["calibration"] * slots))
-    visits = np.cumsum(np.bincount(nfe)[::-1])[::-1][1:]
+    counts = np.bincount(load.steps, weights=load.counts).astype(np.int64)
+    visits = np.cumsum(counts[::-1])[::-1][1:]
     return rows_of(rows, index(rows), work).append_column("visits", pa.array([visits.tolist()], pa.list_(pa.int64())))
+
+
+class TrialActor(SolverActor):
+    """A solver actor whose images start at the unit's `start_step`, in all of their windows or in the first one."""
+
+    all_windows = True
+
+    def window_starts(self, unit: dict[str, Any], i: int, windows: int) -> Tensor:
+        active = torch.arange(windows) < (windows if self.all_windows else 1)
+        return torch.where(active, unit["start_step"][i], 0)
 
 
 class Calibrator:
     """A solver actor that runs parts of chains and times them.
 
     It gives units to the `SolverActor` of the solve pass, so that the figures include everything that is done to an
-    image: the engine's seconds are those of the commits, and the rest of a unit's time is counted separately.
+    image: the engine's seconds are those of the commits, and the rest of a unit's time is counted separately. Of large
+    photos it takes cuttings of one window, and one larger cutting that says what a megapixel costs.
     """
 
     def __init__(self, work: WorkerSettings, board: Any) -> None:
-        self.actor = SolverActor(work, board, durable=False)
+        self.actor = TrialActor(work, board, durable=False)
         self.work, self.board = work, board
         self.schedule = self.actor.restorer.schedule
 
@@ -121,15 +134,69 @@ class Calibrator:
         torch.set_num_threads(self.work.threads)  # in a run, loading is a separate task with its own threads
         slots = self.work.config.resources.slots
         filled = tuple(numbers_filled(slots))
+        large = self.cut(loaded, slice(1), LARGE)
+        loaded = self.cut(loaded, slice(None), 1)
         self.trial(loaded, slots, self.schedule, min(1, len(visits)))  # warm-up: the first call is slow
         decode, other = (seconds / slots for seconds in self.trial(loaded, slots, self.schedule, 0))
         steps = [self.step_seconds(loaded, count, visits, decode) if len(visits) else 0.0 for count in filled]
-        return {
+        found = {
             "filled": filled,
             "step_seconds": tuple(steps),
             "decode_seconds": decode,
             "other_seconds": other,
+            "window_pixels": self.pixels(loaded),
         }
+        return found | self.megapixel_seconds(large, visits, found)
+
+    def megapixel_seconds(self, large: dict[str, Any], visits: Integers, window: Mapping[str, Any]) -> dict[str, float]:
+        """What each million pixels beyond one window costs, from one large photo with one window that starts.
+
+        Args:
+            window: the figures of images of one window.
+        """
+        megapixels = (self.pixels(large) - window["window_pixels"]) / 1e6
+        if megapixels <= 0:
+            return {}
+        decode, other = self.trial(large, 1, self.schedule, 0)
+        step = 0.0
+        if len(visits):
+            self.actor.all_windows = False
+            step = self.step_seconds(large, 1, visits, decode) - window["step_seconds"][0]
+            self.actor.all_windows = True
+        beyond = {
+            "step_megapixel": step,
+            "decode_megapixel": decode - window["decode_seconds"],
+            "other_megapixel": other - window["other_seconds"],
+        }
+        return {name: max(seconds, 0.0) / megapixels for name, seconds in beyond.items()}
+
+    def cut(self, unit: dict[str, Any], images: slice, windows: int) -> dict[str, Any]:
+        """Some of the unit's images, each cut to at most so many windows to a side; smaller ones as they are."""
+        restorer = self.actor.restorer
+        unit = {name: value[images] if isinstance(value, list) else value for name, value in unit.items()}
+        most = windows * restorer.frame.side
+        for i, size in enumerate(zip(unit["height"], unit["width"], strict=True)):
+            if restorer.frame.fit != "whole" or max(size) <= most:
+                continue
+            for name, side in (("data", most), ("mask_data", most), ("reference_data", windows * self.side)):
+                if unit.get(name) and unit[name][i] is not None:
+                    unit[name] = [*unit[name][:i], centre(unit[name][i], side), *unit[name][i + 1 :]]
+            unit["height"], unit["width"] = (
+                [*unit[name][:i], min(length, most), *unit[name][i + 1 :]]
+                for name, length in zip(("height", "width"), size, strict=True)
+            )
+        return unit
+
+    @property
+    def side(self) -> int:
+        """Pixels to a side of a window."""
+        return self.actor.restorer.prior.sample_size
+
+    def pixels(self, unit: dict[str, Any]) -> int:
+        """Of the unit's first image, padded, as the networks see it."""
+        restorer = self.actor.restorer
+        height, width = restorer.grid.padded_size(restorer.image_size((unit["height"][0], unit["width"][0])))
+        return height * width
 
     def step_seconds(self, loaded: dict[str, Any], count: int, visits: Integers, decode: float) -> float:
         """A batched step's time with `count` slots filled: the median of trials over the parts that the plan visits.
@@ -163,6 +230,17 @@ class Calibrator:
             raise ImageError(solved["rows"][0]["error"])
         engine = sum(row["seconds"] for row in done) * count / len(done)
         return engine, max(wall - engine, 0.0)
+
+
+def centre(data: bytes, side: int) -> bytes:
+    """The middle of an image file, at most `side` pixels to a side, as PNG; a broken file as it is."""
+    try:
+        x = open_image(data).pixels
+    except ImageError:
+        return data
+    height, width = min(x.shape[1], side), min(x.shape[2], side)
+    top, left = (x.shape[1] - height) // 2, (x.shape[2] - width) // 2
+    return encode_png(x[:, top : top + height, left : left + width])
 
 
 def numbers_filled(slots: int) -> list[int]:

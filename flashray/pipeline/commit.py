@@ -22,7 +22,7 @@ COMMIT = pa.schema(
         ("status", pa.string()),  # ok or error
         ("error", pa.string()),
         ("start_step", pa.int32()),
-        ("nfe", pa.int32()),
+        ("nfe", pa.float64()),
         ("sigma_hat", pa.float64()),
         ("sigma_true", pa.float64()),
         ("sha256", pa.string()),  # of the restored image's bytes
@@ -55,7 +55,7 @@ def read_commits(output: str, unit_ids: Iterable[str]) -> pa.Table:
     def read(unit_id: str) -> pa.Table:
         data = storage.read_bytes(run_uri(output, "commits", f"{unit_id}.parquet"))
         # earlier versions wrote fewer columns
-        table = pa.concat_tables([COMMIT.empty_table(), pq.read_table(io.BytesIO(data))], promote_options="default")
+        table = pa.concat_tables([COMMIT.empty_table(), pq.read_table(io.BytesIO(data))], promote_options="permissive")
         return table.append_column("unit_id", pa.array([unit_id] * len(table), pa.string()))
 
     with ThreadPoolExecutor(_READERS) as readers:

@@ -12,20 +12,27 @@ import pyarrow as pa
 from flashray import storage
 from flashray.pipeline.run_folder import run_uri
 from flashray.pipeline.simulation import Pool, simulate
-from flashray.pipeline.slot_utilization import batch_seconds, slot_steps, slot_utilization
-from flashray.pipeline.units import Floats, Integers, Packing, dearest_first, unit_costs, unit_starts
+from flashray.pipeline.slot_utilization import in_flight
+from flashray.pipeline.units import Packing, dearest_first, unit_costs, unit_starts
+from flashray.pipeline.workload import Floats, Integers, Workload, workload_of
 
 
 @dataclass(frozen=True)
 class CostModel:
     """Seconds of a solver actor.
 
+    A photo of several windows takes, for each of its updates, the time of its windows in the denoiser's batches and
+    `step_megapixel` for each of its megapixels, which is what the solver does with the whole photo.
+
     Attributes:
-        filled: numbers of filled slots, ascending from 1, for which a batched step was timed.
-        step_seconds: seconds of one batched step with that many slots filled.
-        decode_seconds: seconds of an image after its last step (decoding); the engine counts them as the image's.
-        other_seconds: seconds of an image outside the engine: measuring, severity encoder, scoring.
+        filled: numbers of filled slots, ascending from 1, for which a batched step of one-window images was timed.
+        step_seconds: seconds of one such step with that many slots filled.
+        decode_seconds: of a one-window image after its last step (decoding); the engine counts them as the image's.
+        other_seconds: of a one-window image outside the engine: measuring, severity encoder, scoring.
         start_up_seconds: from requesting an actor until its models are loaded.
+        window_pixels: of a one-window image.
+        step_megapixel: of an update, beside its windows' evaluations, for each million pixels; part of `step_seconds`.
+        decode_megapixel, other_megapixel: what an image takes longer for each million pixels beyond one window's.
     """
 
     filled: tuple[int, ...]
@@ -33,10 +40,19 @@ class CostModel:
     decode_seconds: float
     other_seconds: float
     start_up_seconds: float
+    window_pixels: float = 0.0
+    step_megapixel: float = 0.0
+    decode_megapixel: float = 0.0
+    other_megapixel: float = 0.0
 
     def steps(self, slots: int) -> Floats:
         """[slots] seconds of a batched step with 1 … `slots` filled, interpolated linearly between measurements."""
         return np.interp(np.arange(1, slots + 1), self.filled, self.step_seconds)
+
+    def evaluations(self, slots: int) -> Floats:
+        """[slots] seconds of the denoiser's evaluation of 1 … `slots` windows."""
+        windows = np.arange(1, slots + 1)
+        return np.maximum(self.steps(slots) - windows * self.step_megapixel * self.window_pixels / 1e6, 0)
 
     @property
     def nfe_seconds(self) -> float:
@@ -68,26 +84,40 @@ class Prediction:
         return self.actors * self.wall_seconds / 3600
 
 
-def predict(nfe: Integers, first: Integers, slots: int, actors: int, cost: CostModel) -> Prediction:
-    """The cost of units: `nfe` in their order, and the index at which each begins (`units.unit_starts`)."""
-    steps_US = slot_steps(nfe, first, slots)
-    images_U = np.diff(np.append(first, len(nfe)))
-    solver_U = batch_seconds(steps_US, cost.steps(slots)) + cost.decode_seconds * images_U
-    dispatched = (solver_U + cost.other_seconds * images_U)[dearest_first(unit_costs(nfe, first))]
+def predict(load: Workload, first: Integers, slots: int, actors: int, cost: CostModel) -> Prediction:
+    """The cost of units: images in their order, and the index at which each unit begins (`units.unit_starts`)."""
+    evaluated_U, share = in_flight(load, first, slots, cost.evaluations(slots))
+    beyond = np.maximum(load.pixels - cost.window_pixels, 0) / 1e6
+    updates = load.start_step * load.pixels / 1e6 * cost.step_megapixel
+    decoded = cost.decode_seconds + beyond * cost.decode_megapixel
+    other = cost.other_seconds + beyond * cost.other_megapixel
+    solver_U = evaluated_U + _sums(updates + decoded, first)
+    dispatched = (solver_U + _sums(other, first))[dearest_first(unit_costs(load, first))]
     wall = simulate(dispatched, Pool(min(actors, max(len(first), 1)), start_up=cost.start_up_seconds)).makespan
-    return Prediction(len(first), slot_utilization(steps_US), float(solver_U.sum()), wall, actors)
+    return Prediction(len(first), share, float(solver_U.sum()), wall, actors)
+
+
+def _sums(values: Floats, first: Integers) -> Floats:
+    """[units] sums over each unit's images."""
+    return np.add.reduceat(values, first) if len(first) else np.zeros(0)
 
 
 def predict_plan(plan: pa.Table, slots: int, actors: int, cost: CostModel) -> Prediction:
     """The cost of a plan's rows that belong to units."""
-    return predict(plan["nfe"].to_numpy(), unit_starts(plan["unit_id"].combine_chunks()), slots, actors, cost)
+    return predict(workload_of(plan), unit_starts(plan["unit_id"].combine_chunks()), slots, actors, cost)
 
 
-def predict_full(images: int, chain: int, slots: int, actors: int, cost: CostModel) -> Prediction:
-    """The cost of the full chain for so many images."""
-    nfe = np.full(images, chain, np.int64)
-    _, unit = Packing(None, slots, actors)(nfe)
-    return predict(nfe, np.flatnonzero(np.diff(unit, prepend=-1)), slots, actors, cost)
+def predict_full(load: Workload, chain: int, slots: int, actors: int, cost: CostModel) -> Prediction:
+    """The cost of the full chain for these images."""
+    full = Workload(np.arange(len(load) + 1), np.full(len(load), chain, np.int64), load.windows, load.pixels)
+    return predict_packed(full, Packing(None, slots, actors), cost)
+
+
+def predict_packed(load: Workload, packing: Packing, cost: CostModel) -> Prediction:
+    """The cost of images in the units that a packing makes of them."""
+    order, unit = packing(load)
+    first = np.flatnonzero(np.diff(unit, prepend=-1))
+    return predict(load.take(order), first, packing.slots, packing.actors, cost)
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,83 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from flashray.errors import ImageError
-from flashray.images import MAX_MEGAPIXELS, open_image
+from flashray.images import MAX_MEGAPIXELS, open_image, read_header
 from flashray.measurement import Photo
 from flashray.pipeline.load import mask_uri_of
 from flashray.restorer import Restorer
+
+
+def batches(
+    restorer: Restorer,
+    unit: Mapping[str, Any],
+    rows: Sequence[dict[str, Any]],
+    indices: Iterable[int],
+    count: int,
+    max_megapixels: float,
+) -> Iterator[list[int]]:
+    """The indices of images that can be measured together: of one size, in batches bounded by their pixels.
+
+    Only headers are read, and so only as many pixels are decoded at once as a batch has. A row gets the size of its
+    file; an error where the file is no image, is not of the size that its plan says, or cannot be solved at its size.
+
+    Args:
+        unit: a loaded unit, or a chunk of the plan pass.
+        count: images of the prior's size in a batch.
+    """
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for i in indices:
+        row = rows[i]
+        try:
+            header = read_header(unit["data"][i], max_megapixels)
+            size, seen = (header.width, header.height), restorer.image_size((header.height, header.width))
+            planned = (row.get("width"), row.get("height"))
+            if None not in planned and planned != size:
+                raise ImageError(
+                    f"the file had {planned[0]} x {planned[1]} pixels when the run was planned, and has now "
+                    f"{size[0]} x {size[1]}; --retry-failed plans it again"
+                )
+            restorer.check_photo(seen)
+        except ImageError as error:
+            row["error"] = str(error)
+            continue
+        height, width = restorer.grid.padded_size(seen)
+        row |= {"width": size[0], "height": size[1], "pixels": height * width}
+        row["windows"] = len(restorer.grid.windows(seen))
+        by_size.setdefault(seen, []).append(i)
+    for size, some in by_size.items():
+        most = restorer.batch_size(size, count)
+        yield from (some[first : first + most] for first in range(0, len(some), most))
+
+
+def decode_photos(
+    restorer: Restorer,
+    unit: Mapping[str, Any],
+    rows: Sequence[dict[str, Any]],
+    indices: Iterable[int],
+    given: str,
+    max_megapixels: float,
+) -> tuple[list[Photo], list[int]]:
+    """(the photos of a batch, their indices); those that cannot be decoded or measured get an error in their rows.
+
+    Args:
+        given: the name of the column with the images' parameters.
+    """
+    photos: list[Photo] = []
+    sound: list[int] = []
+    for i in indices:
+        arguments = (unit[name][i] for name in ("key", "data", given, "noise_std", "mask_data"))
+        try:
+            photos.append(decode_photo(restorer, *arguments, max_megapixels=max_megapixels))
+            sound.append(i)
+        except ImageError as error:
+            rows[i]["error"] = str(error)
+    return photos, sound
 
 
 def decode_photo(
@@ -23,8 +91,8 @@ def decode_photo(
     mask_data: bytes | None,
     *,
     max_megapixels: float = MAX_MEGAPIXELS,
-) -> tuple[Photo, tuple[int, int]]:
-    """(the photo, (width, height) of the file, upright).
+) -> Photo:
+    """An image that can be measured, from its file's bytes.
 
     Args:
         given: JSON of the operator's parameters, or of its mask's URI, from the manifest or the plan.
@@ -34,7 +102,6 @@ def decode_photo(
         ImageError: with the reason, where it is not a valid image, does not fit, or its parameters are not known.
     """
     image = open_image(data, max_megapixels).pixels
-    height, width = image.shape[1:]
     values = json.loads(given or "{}")
     mask = None
     if "mask" in values:
@@ -42,11 +109,11 @@ def decode_photo(
             raise ImageError("the manifest does not give its mask")
         mask = _decode_mask(restorer, mask_data, values["mask"], image, max_megapixels)
         values = {}
-    return restorer.measurer.photo(key, restorer.frame.take(image), values, noise_std, mask), (width, height)
+    return restorer.measurer.photo(key, restorer.frame.take(image), values, noise_std, mask)
 
 
 def decode_reference(restorer: Restorer, data: bytes | None, max_megapixels: float = MAX_MEGAPIXELS) -> Tensor | None:
-    """The clean image as a square of the prior's size; None where it cannot be read."""
+    """The clean image in the form that restored ones have; None where it cannot be read."""
     if data is None:
         return None
     try:

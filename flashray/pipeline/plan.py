@@ -1,4 +1,4 @@
-"""The plan pass: the severity encoder runs once on each image; σ̂, start step and cost are stored as Parquet."""
+"""The plan pass: the severity encoder runs once on each image; σ̂, window starts and cost are stored as Parquet."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ import ray.data
 import torch
 
 from flashray import storage
-from flashray.errors import ImageError
-from flashray.measurement import Photo
+from flashray.errors import ConfigError
 from flashray.pipeline.cluster import Pools, blocks, waves
-from flashray.pipeline.decoding import decode_photo, kept_parameters
+from flashray.pipeline.decoding import batches, decode_photos, kept_parameters
 from flashray.pipeline.load import load
 from flashray.pipeline.progress import Progress
 from flashray.pipeline.quarantine import reason, watched
@@ -28,6 +27,7 @@ from flashray.pipeline.run_config import RunConfig
 from flashray.pipeline.run_folder import run_uri
 from flashray.pipeline.units import Packing, unit_ids
 from flashray.pipeline.worker_settings import WorkerSettings
+from flashray.pipeline.workload import STARTS, Workload
 from flashray.schedule import NoiseSchedule
 from flashray.severity import Start
 
@@ -38,10 +38,14 @@ PLAN = pa.schema(
         ("uri", pa.string()),
         ("width", pa.int32()),
         ("height", pa.int32()),
-        ("sigma_hat", pa.float64()),
+        ("pixels", pa.int64()),  # of the padded image, as the networks see it
+        ("windows", pa.int32()),
+        ("sigma_hat", pa.float64()),  # root mean square over the windows
+        ("window_sigma", pa.list_(pa.float32())),  # σ̂ of each window; null where no encoder is used
         ("sigma_true", pa.float64()),
-        ("start_step", pa.int32()),
-        ("nfe", pa.int32()),
+        ("start_step", pa.int32()),  # the latest of the windows': the number of updates
+        ("starts", STARTS),
+        ("nfe", pa.float64()),  # Σ_k s_k / K
         ("fallback", pa.bool_()),
         ("unit_id", pa.string()),
         ("noise_std", pa.float64()),
@@ -54,10 +58,11 @@ PLAN = pa.schema(
 SEVERITY = pa.schema(
     [
         ("index", pa.int64()),
-        *(PLAN.field(name) for name in ("key", "uri", "width", "height", "sigma_hat", "sigma_true", "noise_std")),
-        *(PLAN.field(name) for name in ("parameters", "status", "error")),
+        *(PLAN.field(name) for name in ("key", "uri", "width", "height", "pixels", "windows", "sigma_hat")),
+        *(PLAN.field(name) for name in ("window_sigma", "sigma_true", "noise_std", "parameters", "status", "error")),
     ]
 )
+CHUNK_BYTES = 64 * 2**20  # of the files of a chunk, unless one is larger: they travel together
 KEEP_EVERY = 60.0  # seconds between two shards of a severity pass under way
 log = logging.getLogger(__name__)
 
@@ -67,7 +72,7 @@ class SeverityActor:
 
     def __init__(self, work: WorkerSettings, board: Any) -> None:
         self.restorer, self.board = work.restorer(), board
-        self.max_megapixels = work.config.io.max_megapixels
+        self.max_megapixels, self.batch = work.config.io.max_megapixels, work.config.resources.severity_batch
 
     def __call__(self, table: pa.Table) -> pa.Table:
         (chunk,) = table.to_pylist()
@@ -93,36 +98,33 @@ class SeverityActor:
     @torch.no_grad()
     def estimate(self, chunk: dict[str, Any], rows: list[dict[str, Any]], indices: Sequence[int]) -> None:
         """Decode, measure and estimate these images of the chunk, and fill in their rows."""
-        restorer = self.restorer
-        photos: list[Photo] = []
-        sound: list[dict[str, Any]] = []
-        for i in indices:
-            arguments = (chunk[name][i] for name in ("key", "data", "given", "noise_std", "mask_data"))
-            try:
-                photo, (width, height) = decode_photo(restorer, *arguments, max_megapixels=self.max_megapixels)
-            except ImageError as error:
-                rows[i]["error"] = str(error)
+        restorer, most = self.restorer, self.max_megapixels
+        for part in batches(restorer, chunk, rows, indices, self.batch, most):
+            photos, sound = decode_photos(restorer, chunk, rows, part, "given", most)
+            for photo, i in zip(photos, sound, strict=True):
+                rows[i]["noise_std"] = photo.noise_std
+                rows[i]["parameters"] = kept_parameters(photo, chunk["given"][i])
+            if not photos or not restorer.start.uses_encoder:
                 continue
-            rows[i] |= {"width": width, "height": height, "noise_std": photo.noise_std}
-            rows[i]["parameters"] = kept_parameters(photo, chunk["given"][i])
-            photos.append(photo)
-            sound.append(rows[i])
-        if not photos or not restorer.start.uses_encoder:
-            return
-        measured = restorer.measure(photos)
-        found = restorer.estimate(measured)
-        for row, sigma in zip(sound, found.sigma_hat_B.tolist(), strict=True):
-            row["sigma_hat"] = sigma
-        if measured.x_BCHW is not None and found.z_hat_BCHW is not None:
-            true = restorer.true_sigma(found.z_hat_BCHW, measured.x_BCHW)
-            for row, sigma in zip(sound, true.double().tolist(), strict=True):
-                row["sigma_true"] = sigma
+            measured = restorer.measure(photos)
+            found = restorer.estimate(measured)
+            for i, sigma, sigma_K in zip(sound, found.sigma_hat_B.tolist(), found.sigma_BK.tolist(), strict=True):
+                rows[i] |= {"sigma_hat": sigma, "window_sigma": sigma_K}
+            if measured.x_BCHW is not None and found.z_hat_BCHW is not None:
+                true = restorer.true_sigma(found.z_hat_BCHW, measured.x_BCHW)
+                for i, sigma in zip(sound, true.double().tolist(), strict=True):
+                    rows[i]["sigma_true"] = sigma
 
 
 def chunks(listing: pa.Table, size: int) -> pa.Table:
-    """One row a chunk of `size` images. Chunks depend on the listing alone, so that σ̂ is the same in each pass."""
+    """One row a chunk of at most `size` images, fewer where their files are large.
+
+    Chunks depend on the listing alone, so that σ̂ is the same in each pass.
+    """
     listing = listing.combine_chunks()
-    offsets = pa.array(np.append(np.arange(0, len(listing), size), len(listing)), pa.int32())
+    place, bytes_before = np.arange(len(listing)), np.append(0, np.cumsum(listing["size"].to_numpy()))[:-1]
+    full = np.diff(bytes_before // CHUNK_BYTES, prepend=0) != 0
+    offsets = pa.array(np.append(np.flatnonzero((place % size == 0) | full), len(listing)), pa.int32())
     names = pa.array([f"chunk-{number:08d}" for number in range(len(offsets) - 1)], pa.string())
     lists = {
         name: pa.ListArray.from_arrays(offsets, listing[name].combine_chunks())
@@ -192,22 +194,31 @@ def finish_plan(found: pa.Table, schedule: NoiseSchedule, config: RunConfig, att
     """
     sound = found.filter(pc.equal(found["status"], "ok"))
     broken = found.filter(pc.equal(found["status"], "error"))
-    start_step, fallback = chain_lengths(sound, schedule, config.recipe.start)
-    order, unit = packing_of(config, actors)(start_step)
-    steps = pa.array(start_step.astype(np.int32))
-    planned = sound.append_column("start_step", steps).append_column("nfe", steps)
-    planned = planned.append_column("fallback", pa.array(fallback))
-    planned = planned.take(pa.array(order)).append_column("unit_id", unit_ids(attempt, unit))
+    load, fallback = workload(sound, schedule, config.recipe.start)
+    order, unit = packing_of(config, actors)(load)
+    columns = {
+        "start_step": pa.array(load.start_step, pa.int32()),
+        "starts": load.as_maps(),
+        "nfe": pa.array(load.evaluations / load.windows),
+        "fallback": pa.array(fallback),
+    }
+    for name, values in columns.items():
+        sound = sound.append_column(name, values)
+    planned = sound.take(pa.array(order)).append_column("unit_id", unit_ids(attempt, unit))
     return pa.concat_tables([_as_plan(planned), _as_plan(broken)])
 
 
-def chain_lengths(
-    sound: pa.Table, schedule: NoiseSchedule, start: Start
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """(start steps, whether the full chain is a fallback) of readable images, each [n] in their order."""
-    sigma_hat = torch.from_numpy(sound["sigma_hat"].cast(pa.float64()).to_numpy().copy())
-    step, fallback = start.start_step(sigma_hat, schedule)
-    return step.numpy(), fallback.numpy()
+def workload(sound: pa.Table, schedule: NoiseSchedule, start: Start) -> tuple[Workload, npt.NDArray[np.bool_]]:
+    """(the workload of readable images, [n] whether a window of them falls back to the full chain), in their order."""
+    windows, pixels = (sound[name].to_numpy().astype(np.int64) for name in ("windows", "pixels"))
+    if start.uses_encoder and len(sound):
+        sigma = pa.concat_arrays(sound["window_sigma"].chunks).flatten().cast(pa.float64()).to_numpy(False)
+    else:
+        sigma = np.full(windows.sum(), np.nan)
+    step, fallback = start.start_step(torch.from_numpy(sigma.copy()), schedule)
+    load = Workload.of_starts(step.numpy(), windows, pixels)
+    first = np.cumsum(windows) - windows
+    return load, np.logical_or.reduceat(fallback.numpy(), first) if len(first) else fallback.numpy()
 
 
 def packing_of(config: RunConfig, actors: int) -> Packing:
@@ -242,12 +253,14 @@ def write_plan(output: str, attempt: int, plan: pa.Table) -> None:
 
 
 def read_plan(output: str) -> tuple[pa.Table, int]:
-    """(the latest row of each image, number of attempts planned so far)."""
+    """(the latest row of each image, number of attempts planned so far); ConfigError for another version's plan."""
     entries = storage.list_files(run_uri(output, "plan"))
-    plans = [_read_parquet(run_uri(output, "plan", entry.key)).cast(PLAN) for entry in entries]
+    plans = [_read_parquet(run_uri(output, "plan", entry.key)) for entry in entries]
+    if any(plan.column_names != PLAN.names for plan in plans):
+        raise ConfigError(f"output {output} holds a plan of another version of flashray; choose another output")
     latest = PLAN.empty_table()
     for plan in plans:
-        latest = pa.concat_tables([without(latest, plan), plan])
+        latest = pa.concat_tables([without(latest, plan), plan.cast(PLAN)])
     return latest, len(plans)
 
 

@@ -14,46 +14,58 @@ _BAR = 24
 
 
 class Progress:
-    """Counts images, and NFE if there are any; prints from its own thread while it is open.
+    """Counts images, and their cost if there is any; prints from its own thread while it is open.
 
     Args:
         label: name of the work.
-        images, nfe: totals of the work, including earlier starts.
-        inside: returns the NFE of work that is under way and not counted yet.
+        images, cost: totals of the work, including earlier starts; the cost is in window evaluations (`units.index`).
+        inside: returns the cost of work that is under way and not counted yet.
+        expected: seconds of this start, where they were predicted: the time left until something is done.
     """
 
-    def __init__(self, label: str, images: int, nfe: int = 0, inside: Callable[[], int] = lambda: 0) -> None:
-        self.label, self.images, self.nfe, self.inside = label, images, nfe, inside
-        self.images_done = self.nfe_done = 0
-        self._images_before = self._nfe_before = 0
+    def __init__(
+        self,
+        label: str,
+        images: int,
+        cost: int = 0,
+        inside: Callable[[], int] = lambda: 0,
+        expected: float | None = None,
+    ) -> None:
+        self.expected = expected
+        self.label, self.images, self.cost, self.inside = label, images, cost, inside
+        self.images_done = self.cost_done = 0
+        self._images_before = self._cost_before = 0
         self._closed = threading.Event()
         self._started = time.monotonic()
         self._bar = sys.stdout.isatty()
         self._thread = threading.Thread(target=self._print, name="progress", daemon=True)
 
-    def skip(self, images: int, nfe: int = 0) -> None:
+    def skip(self, images: int, cost: int = 0) -> None:
         """Count the work of an earlier start, which does not count for this start's speed."""
         self._images_before += images
-        self._nfe_before += nfe
-        self.advance(images, nfe)
+        self._cost_before += cost
+        self.advance(images, cost)
 
-    def advance(self, images: int, nfe: int = 0) -> None:
+    def advance(self, images: int, cost: int = 0) -> None:
         self.images_done += images
-        self.nfe_done += nfe
+        self.cost_done += cost
 
     def line(self) -> str:
-        """`solve  12/64 images  NFE 1,200/6,000  0.8 images/s  1:05 left`."""
+        """`solve  12/64 images  cost 1,200/6,000  0.8 images/s  1:05 left`."""
         seconds = max(time.monotonic() - self._started, 1e-9)
-        images, nfe = self.images_done, self._nfe_now()
-        # NFE predict the time better than images do: the costs of images differ by two orders of magnitude
+        images, cost = self.images_done, self._cost_now()
+        # the cost predicts the time better than images do: theirs differ by two orders of magnitude
         done, total, before = (
-            (nfe, self.nfe, self._nfe_before) if self.nfe else (images, self.images, self._images_before)
+            (cost, self.cost, self._cost_before) if self.cost else (images, self.images, self._images_before)
         )
         parts = [f"{self.label}  {images:,}/{self.images:,} images"]
-        if self.nfe:
-            parts.append(f"NFE {nfe:,}/{self.nfe:,}")
+        if self.cost:
+            parts.append(f"cost {cost:,}/{self.cost:,}")
         parts.append(f"{(images - self._images_before) / seconds:.2f} images/s")
-        parts.append(f"{clock((total - done) * seconds / (done - before))} left" if done > before else "starting")
+        if done > before:
+            parts.append(f"{clock((total - done) * seconds / (done - before))} left")
+        else:
+            parts.append(f"{clock(max(self.expected - seconds, 0))} left" if self.expected else "starting")
         return "  ".join(parts)
 
     def __enter__(self) -> Progress:
@@ -70,7 +82,7 @@ class Progress:
     def _print(self) -> None:
         while not self._closed.wait(BAR_EVERY if self._bar else LINE_EVERY):
             if self._bar:
-                share = self._nfe_now() / self.nfe if self.nfe else self.images_done / max(self.images, 1)
+                share = self._cost_now() / self.cost if self.cost else self.images_done / max(self.images, 1)
                 full = int(_BAR * share)
                 print(f"\r\x1b[2K{'█' * full}{'░' * (_BAR - full)} {self.line()}", end="", flush=True)
             else:
@@ -78,8 +90,8 @@ class Progress:
         if self._bar:
             print("\r\x1b[2K", end="", flush=True)
 
-    def _nfe_now(self) -> int:
-        return min(self.nfe_done + self.inside(), self.nfe)
+    def _cost_now(self) -> int:
+        return min(self.cost_done + self.inside(), self.cost)
 
 
 def clock(seconds: float) -> str:

@@ -17,7 +17,7 @@ def note_of(row: Mapping[str, Any], work: WorkerSettings) -> dict[str, str] | No
     if not work.config.io.provenance:
         return None
     recipe = work.config.recipe
-    note = {"recipe": f"{recipe.degradation.name}_{recipe.start.mode}_{recipe.solver.name}", "nfe": str(row["nfe"])}
+    note = {"recipe": f"{recipe.degradation.name}_{recipe.start.mode}_{recipe.solver.name}", "nfe": f"{row['nfe']:g}"}
     if row["sigma_hat"] is not None:
         note["sigma_hat"] = f"{row['sigma_hat']:.4f}"
     return note | ({"run": work.run_id} if work.run_id else {})

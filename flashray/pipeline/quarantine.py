@@ -163,7 +163,7 @@ def close(board: Any) -> dict[str, int]:
 
 
 def nfe_under_way(board: Any, nfe_of: Mapping[str, int]) -> int:
-    """NFE done so far in the units of `nfe_of`, which are not committed yet."""
+    """Window evaluations done so far in the units of `nfe_of`, which are not committed yet; at most what it says."""
     units = _ask(board.reported, patience=2) or {}
     return sum(min(nfe, nfe_of.get(unit_id, 0)) for unit_id, nfe in units.items())
 

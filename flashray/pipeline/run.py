@@ -15,11 +15,11 @@ from flashray import storage
 from flashray.errors import ConfigError, FlashrayError
 from flashray.pipeline import attempt_markers, budget, run_record, summary
 from flashray.pipeline.calibrate import cost_key, measure_cost
-from flashray.pipeline.cost import CostModel, Quoted, write_quoted
+from flashray.pipeline.cost import CostModel, Quoted, predict_plan, write_quoted
 from flashray.pipeline.lease import held
 from flashray.pipeline.open_run import Run, open_run
 from flashray.pipeline.others import copy_others, read_others
-from flashray.pipeline.plan import chain_lengths, finish_plan, found_again, packing_of, severities, write_plan
+from flashray.pipeline.plan import finish_plan, found_again, packing_of, severities, workload, write_plan
 from flashray.pipeline.progress import Progress, clock
 from flashray.pipeline.quarantine import nfe_under_way
 from flashray.pipeline.ray_session import STOPPED, RaySession, ray_session
@@ -27,6 +27,8 @@ from flashray.pipeline.run_config import RunConfig
 from flashray.pipeline.run_folder import run_uri
 from flashray.pipeline.sample_sheet import make_sheet, to_png
 from flashray.pipeline.solve import solve_units
+from flashray.pipeline.storage_needed import storage_needed
+from flashray.pipeline.units import index
 
 log = logging.getLogger(__name__)
 _NAMED = 5  # failed images in the last message
@@ -87,7 +89,7 @@ def quote(run: Run, session: RaySession) -> None:
         price(run, session, run.status.planned)
     if len(run.unplanned) or run.rebudgeted or run.unpriced:
         run.read_status()
-        print(summary.quote(run.status, run.models.chain, run.slots, run.quoted, run.record.get("budget")), flush=True)
+        print(_quote(run), flush=True)
 
 
 def solve(run: Run, session: RaySession) -> None:
@@ -99,13 +101,17 @@ def solve(run: Run, session: RaySession) -> None:
         return
     if run.quoted is not None and run.quoted.key != cost_key(run.record["fingerprint"], session.pools):
         run.quoted = None  # measured on another machine
-    totals = pending.group_by("unit_id").aggregate([("nfe", "sum")])
-    nfe_of = dict(zip(totals["unit_id"].to_pylist(), totals["nfe_sum"].to_pylist(), strict=True))
+    units = index(pending)
+    cost_of = dict(zip(units["unit_id"].to_pylist(), units["cost"].to_pylist(), strict=True))
     planned, board = run.status.planned, session.board
-    with Progress("solve", len(planned), _nfe(planned), lambda: nfe_under_way(board, nfe_of)) as progress:
-        progress.skip(len(planned) - len(pending), _nfe(planned) - _nfe(pending))
+    total, left = (sum(index(rows)["cost"].to_pylist()) for rows in (planned, pending))
+    expected = None
+    if run.quoted is not None:
+        expected = predict_plan(pending, run.slots, run.quoted.actors, run.quoted.cost).wall_seconds
+    with Progress("solve", len(planned), total, lambda: nfe_under_way(board, cost_of), expected) as progress:
+        progress.skip(len(planned) - len(pending), total - left)
         for unit in solve_units(pending, run.worker_settings(session.pools), session.pools, board):
-            progress.advance(unit["images"], nfe_of.pop(unit["unit_id"], 0))
+            progress.advance(unit["images"], cost_of.pop(unit["unit_id"], 0))
     run.images_solved, run.seconds_solving = len(pending), time.monotonic() - began
     run.read_status()
 
@@ -159,6 +165,11 @@ def price(run: Run, session: RaySession, units: pa.Table) -> None:
         write_quoted(run.output, run.quoted)
 
 
+def _quote(run: Run) -> str:
+    needed = storage_needed(run.listing, run.status.planned, run.config.io.format)
+    return summary.quote(run.status, run.models.chain, run.slots, run.quoted, run.record.get("budget"), needed)
+
+
 def _write_plan(run: Run, session: RaySession, found: pa.Table, attempt: int) -> None:
     """Write the plan of an attempt; for a quote or a budget, its cost is measured first."""
     if attempt == 0:
@@ -177,7 +188,7 @@ def _write_plan(run: Run, session: RaySession, found: pa.Table, attempt: int) ->
     if len(units) and wanted and run.quoted:
         sound = found.filter(pc.equal(found["status"], "ok"))
         fitted = budget.fit(
-            lambda scale: chain_lengths(sound, run.schedule, budget.scaled(run.requested, scale).recipe.start)[0],
+            lambda scale: workload(sound, run.schedule, budget.scaled(run.requested, scale).recipe.start)[0],
             run.quoted.cost,
             packing_of(run.requested, actors),
             run.requested,
@@ -191,7 +202,7 @@ def _write_plan(run: Run, session: RaySession, found: pa.Table, attempt: int) ->
 
 def _nothing_to_do(run: Run) -> int:
     if run.requested.policy.plan_only:
-        print(summary.quote(run.status, run.models.chain, run.slots, run.quoted, run.record.get("budget")))
+        print(_quote(run))
         return 0
     print("nothing to do: every unit is committed")
     run.catch_up()
@@ -226,7 +237,3 @@ def _print_summary(run: Run, found: dict[str, Any]) -> None:
     if run.record.get("mlflow"):
         tracked = run.record["mlflow"]
         print(f"MLflow:          {tracked.get('serve') or tracked['url'] or 'not there yet'}", flush=True)
-
-
-def _nfe(rows: pa.Table) -> int:
-    return pc.sum(rows["nfe"]).as_py() or 0

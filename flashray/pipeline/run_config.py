@@ -34,7 +34,8 @@ class IoConfig:
             inpainting, a column mask may replace the parameters (the path of an image of the same size, white where
             pixels are known).
         references: folder or prefix of clean images with the archive's keys, to score observed measurements against.
-        fit: for photos of another size than the prior's; resize (shorter side, then centre crop), crop, or error.
+        fit: whole restores each photo at its own size; for experiments on squares of the prior's size: resize (shorter
+            side, then centre crop), crop, or error.
         format: of the restored images; same keeps each file's format, any other appends its suffix to the name.
         quality: 1 to 100, of JPEG, WebP and AVIF; default 95, and lossless where a WebP was.
         strict: an image whose format cannot hold what its file had (16 bits, alpha, a profile) fails instead of being
@@ -51,7 +52,7 @@ class IoConfig:
     measurement: Literal["observed", "simulated"] = "observed"
     manifest: str | None = None
     references: str | None = None
-    fit: Literal["resize", "crop", "error"] = "resize"
+    fit: Literal["whole", "resize", "crop", "error"] = "whole"
     format: Format = "same"
     quality: int | None = None
     strict: bool = False
@@ -76,8 +77,8 @@ class ResourcesConfig:
             where the device computes in it natively, else float32.
         solver_actors: default one a GPU; on CPUs one a core, or fewer with more threads where memory is short.
         severity_actors: default two a GPU; on CPUs as many as solver actors.
-        slots: images that one solver actor has in flight; 0 is automatic (as many as a GPU's memory allows, 8 on CPUs).
-        severity_batch: images in one call of the severity encoder.
+        slots: windows that one solver actor has in flight; 0 is automatic (what a GPU's memory allows, 8 on CPUs).
+        severity_batch: images of the prior's size in one call of the severity encoder; of larger ones as many pixels.
         unit_images: mean number of images of a unit, the grain of dispatch, retry and resume; the default depends on
             archive and pool.
         autoscale_seconds: request nodes for solver_actors from an autoscaling cluster, and wait this long for them.

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from flashray import storage
 from flashray.errors import ImageError
@@ -22,6 +23,8 @@ from flashray.pipeline.run_status import RunStatus
 from flashray.restorer import Restorer
 
 ROWS = 12
+SHOWN = 256  # pixels to a side of a picture in the sheet, or the prior's size; larger ones are shrunk
+_ESTIMATED = 2_000_000  # pixels of a photo whose ẑ is shown, because the driver computes it again
 
 
 @torch.no_grad()
@@ -63,16 +66,30 @@ def row_of_sheet(restorer: Restorer, io: IoConfig, row: dict[str, Any]) -> tuple
         if loaded.data is None:
             return None
         arguments = (row["key"], loaded.data, row["parameters"], row["noise_std"], mask.data)
-        photo, _ = decode_photo(restorer, *arguments, max_megapixels=io.max_megapixels)
+        photo = decode_photo(restorer, *arguments, max_megapixels=io.max_megapixels)
     except (OSError, ImageError):
         return None
     measured = restorer.measure([photo])
-    z_hat = restorer.estimate(measured).z_hat_BCHW
-    estimate = None if z_hat is None else restorer.decode(z_hat)[0].cpu()
+    height, width = measured.image_size
+    z_hat = restorer.estimate(measured).z_hat_BCHW if height * width <= _ESTIMATED else None
+    estimate = None if z_hat is None else restorer.decode(z_hat, (height, width))[0].cpu()
     reference = photo.x if restorer.measurer.simulated else None
     if io.references is not None:
         reference = decode_reference(
             restorer, read_file(storage.join(io.references, row["key"])).data, io.max_megapixels
         )
     sigma = "" if row["sigma_hat"] is None else f"σ̂ {row['sigma_hat']:.3f}, "
-    return f"{row['key']}\n{sigma}{row['nfe']} NFE", [measured.shown_BCHW[0].cpu(), estimate, restored, reference]
+    side = max(SHOWN, restorer.prior.sample_size)
+    images = [measured.shown_BCHW[0].cpu(), estimate, restored, reference]
+    return f"{row['key']}\n{sigma}{round(row['nfe'], 1):g} NFE", [
+        one if one is None else shrunk(one, side) for one in images
+    ]
+
+
+def shrunk(image_CHW: Tensor, side: int) -> Tensor:
+    """The image with at most `side` pixels to a side."""
+    longest = max(image_CHW.shape[1:])
+    if longest <= side:
+        return image_CHW
+    size = [max(1, round(length * side / longest)) for length in image_CHW.shape[1:]]
+    return interpolate(image_CHW[None], size=size, mode="area")[0]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flashray.pipeline.units import Floats
+from flashray.pipeline.workload import Floats
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,50 @@
-"""The use of slots by in-flight batching: how many steps each slot of a unit takes, computed from the start steps."""
+"""The use of slots by in-flight batching, computed from the windows' start steps."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
-from flashray.pipeline.units import Floats, Integers
+from flashray.pipeline.workload import Floats, Integers, Workload
+
+
+def in_flight(load: Workload, first: Integers, slots: int, seconds_S: Floats) -> tuple[Floats, float]:
+    """([units] seconds of the denoiser's batches, the share of slots that these fill).
+
+    Images whose windows fit the slots share batches, each window in a slot of its own. One with more windows is solved
+    alone: at every update its active windows go in batches of `slots`, the last of which is not full.
+
+    Args:
+        load: images in their units' order.
+        first: [units] indices of the images at which the units begin.
+        seconds_S: of a batch of 1 … `slots` windows.
+    """
+    small = load.windows <= slots
+    steps_US = slot_steps(*_windows_in_slots(load, first, small), slots)
+    useful, held = int(steps_US.sum()), int(steps_US[:, 0].sum()) * slots
+    seconds = batch_seconds(steps_US, seconds_S)
+    if not small.all():
+        of_image = np.repeat(np.arange(len(load)), np.diff(load.offsets))
+        entry = ~small[of_image]
+        unit = np.searchsorted(first, of_image[entry], side="right") - 1
+        # the updates during which so many windows are active: from one start down to the image's next
+        updates = (load.steps - np.append(load.steps[1:], 0) * (of_image == np.append(of_image[1:], -1)))[entry]
+        counted = np.cumsum(load.counts)
+        before = np.append(0, counted)[load.offsets[:-1]]
+        active = (counted - before[of_image])[entry]
+        batches, rest = np.divmod(active, slots)
+        each = batches * seconds_S[-1] + np.append(0.0, seconds_S)[rest]
+        seconds = seconds + np.bincount(unit, updates * each, minlength=len(first))
+        useful += int((updates * active).sum())
+        held += int((updates * (batches + (rest > 0))).sum()) * slots
+    return seconds, useful / held if held else 1.0
+
+
+def _windows_in_slots(load: Workload, first: Integers, small: npt.NDArray[np.bool_]) -> tuple[Integers, Integers]:
+    """(start steps of all windows of the small images, the index at which each unit's begin)."""
+    counts = np.where(np.repeat(small, np.diff(load.offsets)), load.counts, 0)
+    begins = np.append(0, np.cumsum(counts))[load.offsets[first]] if len(first) else first
+    return np.repeat(load.steps, counts), begins
 
 
 def slot_steps(nfe: npt.NDArray[np.integer], first: Integers, slots: int) -> Integers:
@@ -21,7 +60,7 @@ def slot_steps(nfe: npt.NDArray[np.integer], first: Integers, slots: int) -> Int
     Returns:
         [units, slots], each row descending: `[u, j]` of the unit's batched steps have more than j slots filled.
     """
-    images = np.diff(np.append(first, len(nfe)))
+    images = np.diff(np.append(first, len(nfe)))  # none in a unit of large photos
     steps = np.zeros((len(first), slots), np.int64)
     for place in range(images.max(initial=0)):
         units = np.flatnonzero(images > place)

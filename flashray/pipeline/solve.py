@@ -16,20 +16,20 @@ import torch
 from torch import Tensor
 
 from flashray.active_image import Job
-from flashray.errors import ImageError
 from flashray.images import to_uint16
 from flashray.metrics import MetricUnavailable, load_lpips
 from flashray.pipeline import attempt_markers as markers
 from flashray.pipeline.cluster import Pools, blocks, waves
 from flashray.pipeline.commit import COMMIT
-from flashray.pipeline.decoding import decode_photo, decode_reference
+from flashray.pipeline.decoding import batches, decode_photos, decode_reference
 from flashray.pipeline.load import load
 from flashray.pipeline.quarantine import close, reason, recall, unnoted, watched
 from flashray.pipeline.units import gather, index
 from flashray.pipeline.worker_settings import WorkerSettings
 from flashray.pipeline.write import write
 
-UNIT_COLUMNS = ["key", "uri", "sigma_hat", "sigma_true", "start_step", "noise_std", "parameters"]
+_PLANNED = ("key", "width", "height", "sigma_hat", "sigma_true", "start_step")  # of a row, before it is solved
+UNIT_COLUMNS = [*_PLANNED, "uri", "window_sigma", "noise_std", "parameters"]
 # A restored image as 16-bit RGB [H, W, 3], and the file that it was made from
 IMAGE = pa.struct(
     [
@@ -49,6 +49,7 @@ SOLVED = pa.schema(
 )
 ROWS_AT_ONCE = 256  # of an image that is rounded: bounds the memory beside it
 _REPORT_EVERY = 2.0  # seconds
+_REPORT_AFTER = 256  # evaluations of windows
 _WORK = "solving "  # followed by a unit's id: the name of a piece of work on the board
 log = logging.getLogger(__name__)
 
@@ -84,8 +85,7 @@ class SolverActor:
     def __call__(self, table: pa.Table) -> pa.Table:
         (unit,) = table.to_pylist()
         rows: list[dict[str, Any]] = [
-            {name: unit[name][i] for name in ("key", "sigma_hat", "sigma_true", "start_step", "error")}
-            for i in range(len(unit["key"]))
+            {name: unit[name][i] for name in (*_PLANNED, "error")} for i in range(len(unit["key"]))
         ]
         images: dict[int, Tensor] = {}
         note = partial(markers.put, self.work.config.io.output, unit["unit_id"]) if self.durable else unnoted
@@ -115,54 +115,61 @@ class SolverActor:
         self, unit: dict[str, Any], rows: list[dict[str, Any]], indices: Sequence[int], images: dict[int, Tensor]
     ) -> None:
         """Restore the sound images of the unit at these indices into `images`, and fill in their rows."""
-        restorer, batch = self.restorer, self.work.config.resources.severity_batch
+        restorer, io = self.restorer, self.work.config.io
         sound = [i for i in indices if rows[i]["error"] is None]
+        count = self.work.config.resources.severity_batch
         prepared: list[Prepared] = []
-        for first in range(0, len(sound), batch):
-            prepared += self.prepare(unit, rows, sound[first : first + batch])
+        for batch in batches(restorer, unit, rows, sound, count, io.max_megapixels):
+            prepared += self.prepare(unit, rows, batch)
+        prepared.sort(key=lambda one: one.position)  # the plan's order: dearest first
         index_of = {one.job.key: one.position for one in prepared}
         for solved in restorer.solve([one.job for one in prepared], on_step=self._reporter(unit["unit_id"])):
             i = index_of[solved.key]
             rows[i] |= {"nfe": solved.nfe, "seconds": solved.seconds, "error": solved.error}
             if solved.image is not None:
                 images[i] = solved.image
-        scored = [one for one in prepared if one.position in images and one.reference is not None]
-        for first in range(0, len(scored), restorer.slots):
-            self.score(scored[first : first + restorer.slots], images)
+        by_size: dict[tuple[int, ...], list[Prepared]] = {}
+        for one in prepared:
+            if one.position in images and one.reference is not None:
+                by_size.setdefault(tuple(images[one.position].shape[1:]), []).append(one)
+        for (height, width), scored in by_size.items():
+            most = restorer.batch_size((height, width), restorer.slots)
+            for first in range(0, len(scored), most):
+                self.score(scored[first : first + most], images)
 
     @torch.no_grad()
     def prepare(self, unit: dict[str, Any], rows: list[dict[str, Any]], batch: Sequence[int]) -> list[Prepared]:
-        """Decode, measure and estimate a batch of the unit's images, and make their start latents."""
+        """Decode, measure and estimate images of one size, and make their start latents."""
         restorer, most = self.restorer, self.work.config.io.max_megapixels
-        photos, references, indices = [], [], []
-        for i in batch:
-            arguments = (unit[name][i] for name in ("key", "data", "parameters", "noise_std", "mask_data"))
-            try:
-                photo, _ = decode_photo(restorer, *arguments, max_megapixels=most)
-            except ImageError as error:  # it has changed since the plan
-                rows[i]["error"] = str(error)
-                continue
-            reference = photo.x if restorer.measurer.simulated else None
-            if "reference_data" in unit:
-                reference = decode_reference(restorer, unit["reference_data"][i], most)
-            photos.append(photo)
-            references.append(reference)
-            indices.append(i)
+        photos, indices = decode_photos(restorer, unit, rows, batch, "parameters", most)
         if not photos:
             return []
+        references = [photo.x if restorer.measurer.simulated else None for photo in photos]
+        if "reference_data" in unit:
+            references = [decode_reference(restorer, unit["reference_data"][i], most) for i in indices]
         measured = restorer.measure(photos)
         z_hat = restorer.estimate(measured).z_hat_BCHW
         sigma_hat = torch.tensor([np.nan if rows[i]["sigma_hat"] is None else rows[i]["sigma_hat"] for i in indices])
-        jobs = restorer.begin(measured, z_hat, sigma_hat, torch.tensor([rows[i]["start_step"] for i in indices]))
+        start_BK = torch.stack([self.window_starts(unit, i, rows[i]["windows"]) for i in indices])
+        jobs = restorer.begin(measured, z_hat, sigma_hat, start_BK)
         shown = measured.shown_BCHW
         return [
-            Prepared(i, rows[i], jobs[b], shown[b], None if z_hat is None else z_hat[b], references[b])
+            Prepared(i, rows[i], jobs[b], shown[b], None if z_hat is None else z_hat[b], _alike(references[b], shown))
             for b, i in enumerate(indices)
         ]
 
+    def window_starts(self, unit: dict[str, Any], i: int, windows: int) -> Tensor:
+        """[K] where the windows of an image begin, by the σ̂ of the plan."""
+        sigma = unit["window_sigma"][i] or [np.nan] * windows
+        return self.restorer.start_steps(torch.tensor(sigma, dtype=torch.float64))[0]
+
     @torch.no_grad()
     def score(self, batch: Sequence[Prepared], images: dict[int, Tensor]) -> None:
-        """Metrics of restored images, measurements and decoded estimates against the references, into the rows."""
+        """Metrics of restored images, measurements and decoded estimates against the references, into the rows.
+
+        Args:
+            batch: images of one size.
+        """
         restorer, metrics = self.restorer, self.work.config.io.metrics
         # the plan has no σ̄ where the images are observed
         unknown = any(one.z_hat is not None and one.row["sigma_true"] is None for one in batch)
@@ -177,7 +184,7 @@ class SolverActor:
         if estimates:
             z_hat = torch.stack(estimates)
             if metrics:
-                candidates["estimate_"] = restorer.prior.decode(z_hat)
+                candidates["estimate_"] = restorer.decode(z_hat, (reference.shape[2], reference.shape[3]))
             if unknown:
                 for one, sigma in zip(batch, restorer.true_sigma(z_hat, reference).tolist(), strict=True):
                     one.row["sigma_true"] = sigma
@@ -186,17 +193,23 @@ class SolverActor:
                 one.row[name] = value
 
     def _reporter(self, unit_id: str) -> Callable[[int], None]:
-        """An engine callback that reports the unit's NFE so far to the board every few seconds."""
-        done, last = 0, time.monotonic()
+        """An engine callback that reports the unit's evaluations so far to the board every few seconds."""
+        done, reported, last = 0, 0, time.monotonic()
 
         def on_step(count: int) -> None:
-            nonlocal done, last
+            nonlocal done, reported, last
             done += count
-            if time.monotonic() - last > _REPORT_EVERY:
+            # an update of a large photo reports its many batches at once
+            if time.monotonic() - last > _REPORT_EVERY or done - reported > _REPORT_AFTER:
                 self.board.report.remote(unit_id, done)
-                last = time.monotonic()
+                reported, last = done, time.monotonic()
 
         return on_step
+
+
+def _alike(reference_CHW: Tensor | None, shown_BCHW: Tensor) -> Tensor | None:
+    """The reference; None where it has another size than the image, and cannot be compared."""
+    return reference_CHW if reference_CHW is not None and reference_CHW.shape == shown_BCHW.shape[1:] else None
 
 
 def as_pixels(image_CHW: Tensor) -> dict[str, Any]:

@@ -14,10 +14,11 @@ import pyarrow.compute as pc
 from flashray.metrics import mean_interval
 from flashray.pipeline.archive import Archive
 from flashray.pipeline.commit import SCORED
-from flashray.pipeline.cost import Quoted, predict_full, predict_plan
+from flashray.pipeline.cost import CostModel, Quoted, predict_full, predict_plan
 from flashray.pipeline.progress import clock
 from flashray.pipeline.run_config import METRICS
 from flashray.pipeline.run_status import RunStatus
+from flashray.pipeline.workload import workload_of
 
 _BINS = 10
 _FAILURES = 20  # listed in summary.json; the plan and the commits hold them all
@@ -143,32 +144,37 @@ def quote(
     slots: int = 1,
     quoted: Quoted | None = None,
     budget: Mapping[str, Any] | None = None,
+    storage: int | None = None,
 ) -> str:
-    """The plan's cost as text: images, histogram of NFE, total, share saved, and time if it was measured.
+    """The plan's cost as text: images, histogram of NFE, total, share saved, storage, and time if it was measured.
 
     Args:
         chain: length of the full chain in NFE.
         slots: images that a solver actor has in flight.
         quoted: the measured cost model.
         budget: the budget's entry in run.json.
+        storage: bytes that the restored images will take.
     """
     planned = state.planned
-    nfe = _numbers(planned, "nfe").astype(np.int64)
-    unreadable = len(state.plan) - len(nfe)
+    load = workload_of(planned)
+    unreadable = len(state.plan) - len(load)
     lines = [f"{len(state.plan):,} images, {unreadable:,} of them unreadable"]
-    if len(nfe):
-        lines += _histogram(nfe)
-        full = chain * len(nfe)
+    if len(load):
+        lines += _histogram(np.ceil(load.evaluations / load.windows).astype(np.int64))
+        windows, total = int(load.windows.sum()), int(load.evaluations.sum())
+        full = chain * windows
         lines.append(
-            f"total {nfe.sum():,} NFE, {nfe.mean():.1f} an image; the full chain takes {full:,}: "
-            f"{1 - nfe.sum() / full:.1%} saved"
+            f"{load.pixels.sum() / 1e6:,.1f} megapixels in {windows:,} windows; total {total:,} window evaluations, "
+            f"{load.mean_nfe:.1f} NFE an image; the full chain takes {full:,}: {1 - total / full:.1%} saved"
         )
         fallbacks = pc.sum(planned["fallback"]).as_py() or 0
         if fallbacks:
             lines.append(f"{fallbacks:,} images fall back to the full chain: σ̂ is beyond what the start can express")
     if budget:
         lines.append(_coverage(budget))
-    if quoted and len(nfe):
+    if storage is not None and len(load):
+        lines.append(f"about {storage / 1e9:.3g} GB of storage for the restored images")
+    if quoted and len(load):
         lines += _price(planned, chain, slots, quoted)
     return "\n".join(lines)
 
@@ -198,19 +204,26 @@ def _price(planned: pa.Table, chain: int, slots: int, quoted: Quoted) -> list[st
     """Time, device hours, and the figures they come from."""
     cost, actors = quoted.cost, quoted.actors
     found = predict_plan(planned, slots, actors, cost)
-    full = predict_full(len(planned), chain, slots, actors, cost)
+    full = predict_full(workload_of(planned), chain, slots, actors, cost)
     if quoted.device == "cuda":
         hours, pool = f"{found.device_hours:.3g} GPU-hours", f"{actors:,} GPU{'s' * (actors > 1)}"
     else:
         hours = f"{found.device_hours * quoted.threads:.3g} core-hours"
         pool = f"{actors:,} CPU actor{'s' * (actors > 1)} of {quoted.threads} thread{'s' * (quoted.threads > 1)}"
-    besides = cost.decode_seconds + cost.other_seconds
     return [
         f"about {clock(found.wall_seconds)} on {pool} with {slots} slots, {clock(cost.start_up_seconds)} of it to "
         f"start, and {hours}; the full chain: {clock(full.wall_seconds)}",
         f"{found.units:,} units, {found.slot_utilization:.1%} of the slots filled; measured: "
-        f"{cost.nfe_seconds:.3g} s an NFE with all slots filled, {besides:.3g} s an image besides",
+        f"{cost.nfe_seconds:.3g} s an NFE with all slots filled, {_besides(cost)} besides",
     ]
+
+
+def _besides(cost: CostModel) -> str:
+    each = f"{cost.decode_seconds + cost.other_seconds:.3g} s an image"
+    megapixel = cost.decode_megapixel + cost.other_megapixel
+    if not megapixel:
+        return each
+    return f"{each} and {megapixel:.3g} s a megapixel, {cost.step_megapixel:.3g} s a megapixel and update"
 
 
 def table(summary: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Units: fixed lists of images with similar start steps and about equal cost, the grain of dispatch and resume."""
+"""Units: fixed lists of images of like size and cost, the grain of dispatch and resume."""
 
 from __future__ import annotations
 
@@ -9,69 +9,85 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-Integers = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
-ALONE = 1  # cost of an image besides its NFE (encoder pass, decoding, writing), in NFE
+from flashray.pipeline.workload import Floats, Integers, Workload, workload_of
+
+ALONE = 1  # cost of a window besides its evaluations (encoder pass, decoding, writing), in evaluations
 MOST = 4  # a unit holds at most about this many times the mean number of images, even if they are very easy
 TAPER = 8  # the last units are up to this many times smaller than the others
+PIXELS = 16 * 2**20  # of a unit, because its images are in memory together; a larger photo is a unit alone
 # The size of units where the configuration does not give it:
 PER_ACTOR = 16  # units of full share for each of several actors
 ALL_ALONE = 4  # units of full share for a single actor
 FILLINGS = 4  # times that a unit fills the slots, unless some actor would get no unit
 LARGEST = 128  # images of a mean unit at most, because a unit is one row
-DEAREST = 32_000  # NFE of a unit at most, because this is lost with an actor or by an interruption
+DEAREST = 32_000  # evaluations of a unit at most, because this is lost with an actor or by an interruption
 
 
-def choose_unit_images(nfe: Integers, actors: int, slots: int) -> int:
-    """The mean number of images of a unit that suits an archive and a pool, a multiple of the number of slots.
+def choose_unit_images(load: Workload, actors: int, slots: int) -> int:
+    """The mean number of images of a unit that suits an archive and a pool; of one-window images, whole slotfuls.
 
     Large units lose little time to slots that idle while the last images of a unit finish. Small units lose little to
     actors that idle while the last units finish, and to interruptions. `pack` makes the last units smaller, so large
     units are preferred.
     """
-    fair = len(nfe) / actors
-    dearest = DEAREST / max(nfe.mean(), 1.0) if len(nfe) else LARGEST
-    wished = max(fair / (PER_ACTOR if actors > 1 else ALL_ALONE), FILLINGS * slots)
+    evaluations, fair = load.evaluations, len(load) / actors
+    slotful = max(1, round(slots / load.windows.mean())) if len(load) else slots  # images that fill the slots
+    dearest = DEAREST / max(evaluations.mean(), 1.0) if len(load) else LARGEST
+    wished = max(fair / (PER_ACTOR if actors > 1 else ALL_ALONE), FILLINGS * slotful)
     wished = min(wished, fair, dearest, LARGEST)
-    return slots * max(1, round(wished / slots))
+    return slotful * max(1, round(wished / slotful))
 
 
-def image_costs(nfe: Integers) -> Floats:
-    """The cost of each image for packing, in NFE. The lower limit bounds the size of units of very easy images."""
-    cost = nfe.astype(np.float64) + ALONE
+def image_costs(load: Workload) -> Floats:
+    """The cost of each image for packing, in evaluations. The lower limit bounds the size of units of easy images."""
+    cost = (load.evaluations + ALONE * load.windows).astype(np.float64)
     return np.maximum(cost, cost.mean() / MOST) if len(cost) else cost
 
 
-def pack(
-    start_step: Integers, nfe: Integers, unit_images: int, slots: int = 1, actors: int = 1
-) -> tuple[Integers, Integers]:
-    """Pack images into units: sorted by start step, hardest first, and cut where the cost reaches an equal share.
+def pack(load: Workload, unit_images: int, slots: int = 1, actors: int = 1) -> tuple[Integers, Integers]:
+    """Pack images into units: most windows first, then hardest first, cut where the cost reaches an equal share.
 
     Units are cut at multiples of the number of slots, so that a unit of similar images ends without idle slots. When
     fewer than two units of full share are left for each of several actors, a unit takes a fixed part of the rest, down
     to 1/`TAPER` of a share, so that the actors end at about the same time (guided self-scheduling, Polychronopoulos &
-    Kuck 1987). Vectorised: ten million images take seconds and a few arrays.
+    Kuck 1987). A unit of more than `PIXELS` is cut again, so that memory does not depend on what the archive holds.
+    Vectorised: ten million images take seconds and a few arrays.
 
     Args:
-        start_step, nfe: [n], in the order of the listing; images of equal start step keep that order.
+        load: in the order of the listing; images of equal windows and start step keep that order.
         unit_images: the mean number of images of a unit of full share.
-        slots: images that an actor has in flight.
+        slots: windows that an actor has in flight.
         actors: number of actors that will share the work.
 
     Returns:
         (order [n], unit [n]): `order` holds the images' indices in their units' order, and `unit[i]`, ascending from 0
         without gaps, is the unit of image `order[i]`. The same input gives the same units.
     """
-    order = hardest_first(start_step)
+    order = hardest_first(load.start_step)
+    order = order[hardest_first(load.windows[order])]
     if not len(order):
         return order, order.copy()
-    slotfuls = np.arange(0, len(order), slots)
-    cost = np.add.reduceat(image_costs(nfe)[order], slotfuls)
+    slotfuls = _firsts((np.cumsum(load.windows[order]) - load.windows[order]) // slots)
+    cost = np.add.reduceat(image_costs(load)[order], slotfuls)
     share = cost.sum() / -(-len(order) // unit_images)
     left = cost[::-1].cumsum()[::-1] - cost / 2  # a slotful belongs to the unit that contains its middle
     cut = np.floor(_units_in(cost.sum(), share, actors) - _units_in(left, share, actors))
-    unit = np.cumsum(np.diff(cut, prepend=cut[0]) > 0)
-    return order, np.repeat(unit, np.diff(np.append(slotfuls, len(order))))
+    unit = np.repeat(cut, np.diff(np.append(slotfuls, len(order))))
+    unit = _numbered(np.diff(unit, prepend=unit[0]) != 0)
+    pixels = load.pixels[order]
+    before = np.cumsum(pixels) - pixels
+    filled = (before - before[_firsts(unit)][unit]) // PIXELS
+    return order, _numbered((np.diff(unit, prepend=0) != 0) | (np.diff(filled, prepend=0) != 0))
+
+
+def _firsts(values: npt.NDArray[np.number]) -> Integers:
+    """Where runs of equal values begin."""
+    return np.append(0, 1 + np.flatnonzero(np.diff(values)))
+
+
+def _numbered(begins: npt.NDArray[np.bool_]) -> Integers:
+    """[n] numbers from 0 of the runs whose first elements are marked; the very first needs no mark."""
+    return np.cumsum(np.append(False, begins[1:]))
 
 
 @dataclass(frozen=True)
@@ -87,14 +103,14 @@ class Packing:
     slots: int
     actors: int = 1
 
-    def __call__(self, start_step: Integers) -> tuple[Integers, Integers]:
-        """`pack`, of start steps that are the NFE too."""
-        size = self.unit_images or choose_unit_images(start_step, self.actors, self.slots)
-        return pack(start_step, start_step, size, self.slots, self.actors)
+    def __call__(self, load: Workload) -> tuple[Integers, Integers]:
+        """`pack`."""
+        size = self.unit_images or choose_unit_images(load, self.actors, self.slots)
+        return pack(load, size, self.slots, self.actors)
 
 
 def hardest_first(start_step: Integers) -> Integers:
-    """The order of descending start step; stable. Sixteen bits are enough for every chain, and sort by radix."""
+    """The order of descending numbers; stable. Sixteen bits are enough for every chain, and sort by radix."""
     most = start_step.max(initial=0)
     return np.argsort((most - start_step).astype(np.min_scalar_type(most)), kind="stable")
 
@@ -129,21 +145,22 @@ def unit_starts(ids: pa.Array | pa.ChunkedArray) -> Integers:
 def index(plan: pa.Table) -> pa.Table:
     """One row a unit, in the order of dispatch (most expensive first): unit_id, first row in the plan, images, cost.
 
-    The cost is in NFE. `plan` holds rows of units in their order, each unit's rows together. No Python object is made
-    for an image.
+    The cost is in window evaluations. `plan` holds rows of units in their order, each unit's rows together. No Python
+    object is made for an image.
     """
     ids = plan["unit_id"].combine_chunks() if len(plan) else pa.array([], pa.string())
     first = unit_starts(ids)
     images = np.diff(np.append(first, len(plan)))
-    cost = unit_costs(plan["nfe"].to_numpy(), first)
+    cost = unit_costs(workload_of(plan), first)
     units = pa.table({"unit_id": ids.take(pa.array(first)), "first": first, "images": images, "cost": cost})
     return units.take(pa.array(dearest_first(cost)))
 
 
-def unit_costs(nfe: npt.NDArray[np.integer], first: Integers) -> Integers:
-    """Each unit's cost in NFE, from images in their units' order and the indices at which the units begin."""
-    total = np.add.reduceat(nfe, first, dtype=np.int64) if len(first) else np.array([], np.int64)
-    return total + ALONE * np.diff(np.append(first, len(nfe)))
+def unit_costs(load: Workload, first: Integers) -> Integers:
+    """Each unit's cost in evaluations, from images in their units' order and the indices at which the units begin."""
+    if not len(first):
+        return np.array([], np.int64)
+    return np.add.reduceat(load.evaluations + ALONE * load.windows, first, dtype=np.int64)
 
 
 def dearest_first(cost: Integers) -> Integers:

@@ -17,7 +17,7 @@ from flashray.pipeline.commit import write_commit
 from flashray.pipeline.provenance import note_of
 from flashray.pipeline.worker_settings import WorkerSettings
 
-WRITTEN = pa.schema([("unit_id", pa.string()), ("images", pa.int64()), ("failed", pa.int64()), ("nfe", pa.int64())])
+WRITTEN = pa.schema([("unit_id", pa.string()), ("images", pa.int64()), ("failed", pa.int64())])
 _WRITERS = 8
 _LARGE = 2_000_000  # pixels, or bytes of a file; larger images are encoded one after the other to save memory
 
@@ -53,6 +53,5 @@ def write(table: pa.Table, work: WorkerSettings) -> pa.Table:
         list(writers.map(put, unit["rows"], unit["images"]))
     write_commit(io.output, unit["unit_id"], unit["rows"])
     failed = sum(row["status"] != "ok" for row in unit["rows"])
-    nfe = sum(row["nfe"] or 0 for row in unit["rows"])
-    written = {"unit_id": unit["unit_id"], "images": len(unit["rows"]), "failed": failed, "nfe": nfe}
+    written = {"unit_id": unit["unit_id"], "images": len(unit["rows"]), "failed": failed}
     return pa.Table.from_pylist([written], schema=WRITTEN)

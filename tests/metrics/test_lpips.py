@@ -200,3 +200,18 @@ def test_named_weights_that_are_missing_or_wrong_say_so(
     assert load_lpips("alex").net == "alex"
     with pytest.raises(MetricUnavailable, match=r"alex\.safetensors does not hold the weights of VGG16"):
         load_lpips("vgg")
+
+
+def test_large_images_in_tiles_are_scored_as_the_whole(photo: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With random weights of the usual size: what a tile sees beyond its halo would show."""
+    torch.manual_seed(0)
+    distance = LPIPS("vgg")
+    for depth in range(5):
+        distance.get_submodule(f"lin{depth}").get_parameter("weight").abs_()
+    x = photo[None, :, :283, :203]
+    ref = (x + 0.2 * torch.randn(x.shape)).clamp(-1, 1)
+    whole = distance(x, ref)
+    monkeypatch.setattr(lpips, "_TILE", 128)
+    torch.testing.assert_close(distance.score(x, ref), whole, rtol=1e-4, atol=0)
+    monkeypatch.setattr(lpips, "_HALO", 0)
+    assert (distance.score(x, ref) - whole).abs() > 1e-3 * whole

@@ -12,7 +12,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
 from flashray.images import from_uint8
-from flashray.metrics import psnr, ssim
+from flashray.metrics import pixel, psnr, score, ssim
 
 
 @pytest.fixture
@@ -72,3 +72,18 @@ def test_values_outside_the_range_count_as_written(metric, photos_BCHW: Tensor, 
 def test_shapes_must_agree(metric) -> None:
     with pytest.raises(ValueError, match="differ in shape"):
         metric(torch.zeros(1, 3, 16, 16), torch.zeros(2, 3, 16, 16))
+
+
+def test_ssim_in_strips_is_that_of_the_whole(photo: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.stack([photo[:, :203, :90], photo[:, 200:403, 100:190]])
+    ref = (x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))).clamp(-1, 1)
+    whole = ssim(x, ref)
+    monkeypatch.setattr(pixel, "_AT_ONCE", 90 * 40)
+    torch.testing.assert_close(ssim(x, ref), whole, rtol=0, atol=1e-6)
+
+
+def test_scores_leave_out_what_an_image_is_too_small_for() -> None:
+    x = torch.zeros(1, 3, 5, 40)
+    assert set(score(x, x)) == {"psnr"}
+    assert set(score(x[:, :, :, :3], x[:, :, :, :3], metrics=["ssim"])) == set()
+    assert set(score(torch.zeros(1, 3, 6, 6), torch.zeros(1, 3, 6, 6))) == {"psnr", "ssim"}

@@ -10,7 +10,8 @@ from flashray.errors import ConfigError
 from flashray.pipeline import budget
 from flashray.pipeline.cost import CostModel, predict
 from flashray.pipeline.run_config import RunConfig
-from flashray.pipeline.units import Integers, Packing
+from flashray.pipeline.units import Packing
+from flashray.pipeline.workload import Integers, Workload
 from flashray.schedule import NoiseSchedule
 from flashray.severity import Start
 from tests.support.runs import config_of
@@ -30,13 +31,13 @@ def lengths(scale: float) -> Integers:
 
 
 def fit(**values: float) -> budget.Fit:
-    found = budget.fit(lengths, COST, PACKING, config(**values))
+    found = budget.fit(lambda scale: Workload.of_windows(lengths(scale)), COST, PACKING, config(**values))
     assert found is not None
     return found
 
 
 def test_without_a_budget_there_is_nothing_to_fit() -> None:
-    assert budget.fit(lengths, COST, PACKING, config()) is None
+    assert budget.fit(lambda scale: Workload.of_windows(lengths(scale)), COST, PACKING, config()) is None
     assert budget.entry(config(), None) == {}
     assert budget.effective(config(), None) == budget.effective(config(), {}) == config()
 
@@ -53,7 +54,7 @@ def test_a_budget_that_is_enough_changes_nothing() -> None:
 def test_budgets_are_kept_and_more_money_never_buys_less(name: str, of: str) -> None:
     whole = getattr(fit(budget_seconds=1e9).whole, of)
     none = np.zeros(len(SIGMA), np.int64)
-    least = getattr(predict(none, np.arange(0, len(none), 8), 8, 3, COST), of)
+    least = getattr(predict(Workload.of_windows(none), np.arange(0, len(none), 8), 8, 3, COST), of)
     budgets = np.linspace(1.05 * least, 1.1 * whole, 25)
     fits = [fit(**{name: value}) for value in budgets]
     scales = [one.scale for one in fits]

@@ -20,6 +20,7 @@ from flashray.pipeline.quarantine import start_board
 from flashray.pipeline.run_folder import RUN_FOLDER
 from flashray.pipeline.units import unit_ids
 from flashray.pipeline.worker_settings import WorkerSettings
+from flashray.pipeline.workload import Workload
 from flashray.recipe import SolverConfig
 from flashray.schedule import NoiseSchedule
 from tests.pipeline.conftest import planned
@@ -36,7 +37,7 @@ def test_steps_between_what_was_timed_lie_on_a_line() -> None:
 
 def test_a_prediction_is_the_sum_of_its_parts() -> None:
     nfe = np.array([6, 6, 5, 4, 2, 1])  # two units on four slots: 6 6 5 4, then 2 1
-    found = predict(nfe, np.array([0, 4]), 4, 1, COST)
+    found = predict(Workload.of_windows(nfe), np.array([0, 4]), 4, 1, COST)
     chains = (4 * 2.5 + 1 * 2.0 + 1 * 1.5) + (1 * 1.5 + 1 * 1.0)
     assert found.solver_seconds == pytest.approx(chains + 6 * 0.1)
     assert found.wall_seconds == pytest.approx(7.0 + chains + 6 * 0.35)
@@ -47,23 +48,24 @@ def test_a_prediction_is_the_sum_of_its_parts() -> None:
 
 def test_two_actors_take_a_unit_each() -> None:
     nfe, first = np.array([8, 8, 8, 8]), np.array([0, 2])
-    alone, together = (predict(nfe, first, 2, actors, COST) for actors in (1, 2))
+    alone, together = (predict(Workload.of_windows(nfe), first, 2, actors, COST) for actors in (1, 2))
     assert together.solver_seconds == alone.solver_seconds
     assert together.wall_seconds - 7 == pytest.approx((alone.wall_seconds - 7) / 2)
     assert together.device_hours == pytest.approx(2 * together.wall_seconds / 3600)
-    idle = predict(nfe, first, 2, 10, COST)  # more actors than units: the rest is not started
+    idle = predict(Workload.of_windows(nfe), first, 2, 10, COST)  # more actors than units: the rest is not started
     assert idle.wall_seconds == together.wall_seconds
 
 
 def test_a_plan_is_read_in_its_units() -> None:
     nfe, unit = np.array([6, 6, 5, 4, 2, 1]), np.array([0, 0, 0, 0, 1, 1])
-    plan = pa.table({"unit_id": unit_ids(0, unit), "nfe": pa.array(nfe, pa.int32())})
-    assert predict_plan(plan, 4, 3, COST) == predict(nfe, np.array([0, 4]), 4, 3, COST)
+    load = Workload.of_windows(nfe)
+    plan = pa.table({"unit_id": unit_ids(0, unit), "starts": load.as_maps(), "pixels": load.pixels})
+    assert predict_plan(plan, 4, 3, COST) == predict(Workload.of_windows(nfe), np.array([0, 4]), 4, 3, COST)
     assert predict_plan(plan.slice(0, 0), 4, 3, COST).solver_seconds == 0
 
 
 def test_the_full_chain_costs_every_step_of_every_image() -> None:
-    found = predict_full(64, 1000, 4, 2, COST)
+    found = predict_full(Workload.of_windows(np.full(64, 3)), 1000, 4, 2, COST)
     assert found.solver_seconds == pytest.approx(64 * (1000 * 2.5 / 4 + 0.1))
     assert found.slot_utilization == 1
 
@@ -118,7 +120,7 @@ def plan(work: WorkerSettings, ray_cluster: None) -> pa.Table:
 def test_a_sample_fills_the_slots_and_knows_the_steps_that_are_visited(plan: pa.Table, work: WorkerSettings) -> None:
     unit = sample(plan, work)
     assert unit["images"].to_pylist() == [3]
-    nfe = plan["nfe"].to_numpy()
+    nfe = plan["start_step"].to_numpy()
     (visits,) = unit["visits"].to_pylist()
     assert visits == [int((nfe > step).sum()) for step in range(nfe.max())]
     few = sample(plan.slice(0, 1), work)  # an archive smaller than the slots fills them with its images again

@@ -196,6 +196,7 @@ def test_smaller_measurements_are_not_resized(
         measurement="observed",
         references=str(archive),
         degradation=DegradationConfig("super_resolution", {"scale": 2}),
+        fit="resize",
         limit=3,
     )
     done = through_the_stages(asked)

@@ -8,9 +8,10 @@ import pyarrow as pa
 import pytest
 import torch
 
+from flashray.errors import ConfigError
 from flashray.pipeline.archive import LISTING
 from flashray.pipeline.commit import write_commit
-from flashray.pipeline.plan import PLAN, SEVERITY, chunks, finish_plan, read_plan, write_plan
+from flashray.pipeline.plan import PLAN, chunks, finish_plan, read_plan, write_plan
 from flashray.pipeline.run_status import RunStatus
 from flashray.pipeline.units import gather, index
 from flashray.severity import Start
@@ -43,7 +44,7 @@ def test_start_steps_follow_severity_and_failures_stay_rows() -> None:
 
 
 def test_full_chains_need_no_severity() -> None:
-    table = found([0.1, 0.1]).set_column(5, SEVERITY.field("sigma_hat"), pa.nulls(2, pa.float64()))
+    table = found([0.1, 0.1]).drop_columns(["window_sigma"])
     plan = finish_plan(table, schedule(), work(start=Start(mode="full")).config, attempt=0)
     assert plan["nfe"].to_pylist() == [100, 100]
     assert plan["fallback"].to_pylist() == [False, False]
@@ -68,6 +69,13 @@ def test_the_latest_attempt_counts(tmp_path: Path) -> None:
     assert len(plan) == len(rows) == 3
     assert rows["key 1"]["unit_id"] == "01-00000000"
     assert rows["key 0"]["unit_id"].startswith("00-")
+
+
+def test_a_plan_of_another_version_is_refused(tmp_path: Path) -> None:
+    plan = finish_plan(found([0.1]), schedule(), work().config, attempt=0)
+    write_plan(str(tmp_path), 0, plan.drop_columns(["windows"]))
+    with pytest.raises(ConfigError, match="another version"):
+        read_plan(str(tmp_path))
 
 
 def test_state_tells_pending_from_done_and_old_from_new(tmp_path: Path) -> None:

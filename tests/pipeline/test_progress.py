@@ -19,11 +19,12 @@ def test_the_line_counts_what_is_under_way(monkeypatch: pytest.MonkeyPatch) -> N
     one.skip(14, 1400)
     one.advance(10, 800)
     now[0] = 110.0
-    assert one.line() == "solve  24/64 images  NFE 2,400/6,400  1.00 images/s  0:40 left"
+    assert one.line() == "solve  24/64 images  cost 2,400/6,400  1.00 images/s  0:40 left"
 
 
 def test_nothing_done_yet() -> None:
     assert "starting" in Progress("plan", 10).line()
+    assert "1:30 left" in Progress("solve", 10, 50, expected=90.2).line()
 
 
 def test_it_prints_lines_while_it_is_open(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

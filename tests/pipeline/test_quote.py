@@ -48,7 +48,8 @@ def test_a_quote_without_a_clock_counts(planned: RunStatus) -> None:
     total = sum(planned.planned["nfe"].to_pylist())
     assert text.startswith("6 images, 1 of them unreadable\n")
     assert (
-        f"total {total:,} NFE, {total / 5:.1f} an image; the full chain takes 500: {1 - total / 500:.1%} saved" in text
+        f"total {total:,.0f} window evaluations, {total / 5:.1f} NFE an image; the full chain takes 500: "
+        f"{1 - total / 500:.1%} saved" in text
     )
     assert "1 images fall back to the full chain" in text
     assert sum(int(line.split()[4].replace(",", "")) for line in text.splitlines() if line.startswith("  NFE")) == 5

@@ -146,7 +146,7 @@ def test_a_quote_then_the_run_gives_the_same_bytes(
     state = RunStatus.read(config.io.output)
     total = sum(state.plan["nfe"].to_pylist())
     assert "10 images, 0 of them unreadable" in quote
-    assert f"total {total:,} NFE" in quote
+    assert f"total {total:,.0f} window evaluations" in quote
     assert f"{1 - total / 200:.1%} saved" in quote
     assert not restored(config.io.output)
     assert not (record(config.io.output) / "commits").exists()

@@ -20,7 +20,9 @@ def found(sigmas: list[float | None]) -> pa.Table:
     """Severity rows; None is an image that could not be read."""
     rows: list[dict[str, Any]] = []
     for i, sigma in enumerate(sigmas):
-        status = {"status": "ok", "sigma_hat": sigma} if sigma is not None else {"status": "error", "error": "torn"}
+        status: dict[str, Any] = {"status": "error", "error": "torn"}
+        if sigma is not None:
+            status = {"status": "ok", "sigma_hat": sigma, "window_sigma": [sigma], "windows": 1, "pixels": 32 * 32}
         rows.append({"index": i, "key": f"key {i}", "uri": f"/a/key {i}", "width": 32, "height": 32} | status)
     return pa.Table.from_pylist(rows, schema=SEVERITY)
 

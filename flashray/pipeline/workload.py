@@ -1,0 +1,93 @@
+"""What images ask of a solver: where each of their windows starts, and how many pixels they have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+Integers = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+STARTS = pa.map_(pa.int32(), pa.int32())  # start step → number of windows that start there, latest step first
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The histograms of n images' window starts, one after the other, and their sizes.
+
+    Attributes:
+        offsets: [n + 1], image i's entries are those from offsets[i] to offsets[i + 1]; at least one each.
+        steps: [m] start steps, those of an image descending.
+        counts: [m] numbers of windows that start there.
+        pixels: [n] of the padded images, as the networks see them.
+    """
+
+    offsets: Integers
+    steps: Integers
+    counts: Integers
+    pixels: Integers
+
+    @classmethod
+    def of_windows(cls, steps: Integers, pixels: int = 0) -> Workload:
+        """Images of one window each, of so many pixels."""
+        steps = np.asarray(steps, np.int64)
+        return cls(np.arange(len(steps) + 1), steps, np.ones_like(steps), np.full_like(steps, pixels))
+
+    @classmethod
+    def of_starts(cls, starts: Integers, windows: Integers, pixels: Integers) -> Workload:
+        """Images of these windows: `starts` holds all windows' start steps, image by image."""
+        if not len(windows):
+            return cls.of_windows(starts)
+        image = np.repeat(np.arange(len(windows)), windows)
+        base = int(starts.max(initial=0)) + 1
+        found, counts = np.unique(image * base + (base - 1 - starts), return_counts=True)
+        offsets = np.searchsorted(found, np.arange(len(windows) + 1) * base)
+        return cls(offsets, base - 1 - found % base, counts, pixels)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @cached_property
+    def start_step(self) -> Integers:
+        """[n] the latest start: the number of updates."""
+        return self.steps[self.offsets[:-1]]
+
+    @cached_property
+    def windows(self) -> Integers:
+        """[n] K."""
+        return np.add.reduceat(self.counts, self.offsets[:-1]) if len(self) else self.counts
+
+    @cached_property
+    def evaluations(self) -> Integers:
+        """[n] Σ_k s_k: the denoiser's evaluations of windows."""
+        return np.add.reduceat(self.steps * self.counts, self.offsets[:-1]) if len(self) else self.counts
+
+    @property
+    def mean_nfe(self) -> float:
+        """Σ_k s_k / K, the mean over the images."""
+        return float((self.evaluations / self.windows).mean())
+
+    def take(self, order: Integers) -> Workload:
+        """The images at these places, in this order."""
+        lengths = np.diff(self.offsets)[order]
+        offsets = np.append(0, np.cumsum(lengths))
+        rows = np.repeat(self.offsets[:-1][order] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        return Workload(offsets, self.steps[rows], self.counts[rows], self.pixels[order])
+
+    def as_maps(self) -> pa.Array:
+        """[n] of `STARTS`."""
+        steps, counts = pa.array(self.steps, pa.int32()), pa.array(self.counts, pa.int32())
+        return pa.MapArray.from_arrays(pa.array(self.offsets, pa.int32()), steps, counts)
+
+
+def workload_of(plan: pa.Table) -> Workload:
+    """The workload of a plan's rows that belong to units."""
+    maps = pa.concat_arrays(plan["starts"].chunks) if len(plan) else pa.array([], STARTS)
+    first = maps.offsets[0].as_py() if len(plan) else 0
+    offsets = maps.offsets.to_numpy().astype(np.int64) - first
+    entries = slice(first, first + int(offsets[-1]))
+    steps, counts = (values.to_numpy()[entries].astype(np.int64) for values in (maps.keys, maps.items))
+    return Workload(offsets if len(plan) else np.zeros(1, np.int64), steps, counts, plan["pixels"].to_numpy())
