@@ -85,7 +85,7 @@ def make_page(restorer: Restorer, config: RunConfig, status: RunStatus, found: M
         scores=_scores(found),
         images=_images(status, done, set(rows)),
         failures=[(row["key"], row["error"]) for row in failures.slice(0, FAILURES).to_pylist()],
-        failures_note=f"{len(failures):,} images failed"
+        failures_note=f"{len(failures):,} image{'s' * (len(failures) != 1)} failed"
         + (
             f"; these are the first {FAILURES}, the plan and the commits hold all." if len(failures) > FAILURES else "."
         ),

@@ -17,6 +17,7 @@ from importlib import resources
 
 from flashray.report.pictures import View
 
+NARROW = 320  # pixels; the frame of a wider photo takes two columns
 LONGEST = 160  # characters of a text in the table or below a picture
 
 
@@ -192,7 +193,7 @@ def _picture(picture: Picture, number: int) -> str:
     switches = f'<div class="switches">{switches}</div>' if switches else ""
     facts = "".join(f"<span>{text(what)} <b>{text(value)}</b></span>" for what, value in picture.facts)
     return (
-        f'<figure id="{name}" class="picture{" large" if len(picture.views) > 1 else ""}">{shown}'
+        f'<figure id="{name}" class="picture{" large" if picture.views[0].width > NARROW else ""}">{shown}'
         f'<figcaption>{_name(picture.key)}<div class="facts">{facts}</div>{switches}</figcaption></figure>'
     )
 
@@ -304,7 +305,8 @@ def _cells(columns: Sequence[Column], row: Sequence[str | float | None], number:
         elif isinstance(value, str):
             cells.append(f"<td>{text(value)}</td>")
         elif value is None or math.isnan(value):
-            cells.append('<td class="n" data-v="">–</td>')
+            kind = "" if column.digits is None else ' class="n"'
+            cells.append(f'<td{kind} data-v="">–</td>')
         else:
             shown = f"{value:{'+' if column.signed else ''},.{column.digits or 0}f}".replace("inf", "∞")
             cells.append(f'<td class="n" data-v="{str(float(value)).replace("inf", "Infinity")}">{shown}</td>')

@@ -96,6 +96,13 @@ def test_switches_show_the_crop_and_the_map(tab: Browser) -> None:
     assert tab.run(seen) == "hidden"
 
 
+def test_a_crop_is_shown_pixel_by_pixel(tab: Browser) -> None:
+    tab.click("#p1 [data-view='1']")
+    sizes = tab.run("[...document.querySelectorAll('#p1 .compare')].map(one => [one.clientWidth, one.clientHeight])")
+    natural = tab.run("[...document.querySelectorAll('#p1 .after')].map(one => [one.naturalWidth, one.naturalHeight])")
+    assert sizes[1] == natural[1] == [400, 400]
+
+
 def test_headers_sort_the_table(tab: Browser) -> None:
     assert heads(tab) == ["none"] * 4
     tab.click(".sortable thead th:nth-child(3) button")
