@@ -68,9 +68,7 @@ def make_page(restorer: Restorer, config: RunConfig, status: RunStatus, found: M
         if (chosen := [picture for key in keys if (picture := pictures[key]) is not None])
     ]
     recipe, pending = config.recipe, len(status.pending)
-    said = (
-        [f"The run is not finished: {pending:,} images are pending, and the same command continues."] if pending else []
-    )
+    said = [f"Not finished: {pending:,} images are pending, and the same command continues."] if pending else []
     said += remarks(found) if "other_files" in found else []
     said += [f"{metric} is empty: {why}" for metric, why in found["unavailable"].items()]
     failures = status.failures
@@ -83,12 +81,9 @@ def make_page(restorer: Restorer, config: RunConfig, status: RunStatus, found: M
         galleries=galleries,
         histogram=_starts(status.planned, recipe.solver.steps),
         scores=_scores(found),
-        images=_images(status, done, set(rows)),
+        images=_images(status, set(rows)),
         failures=[(row["key"], row["error"]) for row in failures.slice(0, FAILURES).to_pylist()],
-        failures_note=f"{len(failures):,} image{'s' * (len(failures) != 1)} failed"
-        + (
-            f"; these are the first {FAILURES}, the plan and the commits hold all." if len(failures) > FAILURES else "."
-        ),
+        failures_note=f"{len(failures):,} in all; the plan and the commits hold every one.",
         facts=[
             (name, f"{value:g}" if isinstance(value, float) else str(value))
             for name, value in flatten(to_dict(config)).items()
@@ -211,7 +206,7 @@ def _scores(found: Mapping[str, Any]) -> Table | None:
     return Table(columns, rows, note) if rows else None
 
 
-def _images(status: RunStatus, done: pa.Table, pictured: Collection[str]) -> Table:
+def _images(status: RunStatus, pictured: Collection[str]) -> Table:
     """A row an image, in the order of σ̂; of a large run those with pictures, and others evenly over that order."""
     plan = status.plan.sort_by([("sigma_hat", "ascending"), ("key", "ascending")])
     total = len(plan)

@@ -10,7 +10,7 @@ import math
 import re
 from base64 import b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from html import escape
 from importlib import resources
@@ -105,7 +105,7 @@ class Page:
     images: Table | None = None
     failures: Sequence[tuple[str, str]] = ()
     failures_note: str = ""
-    facts: Sequence[tuple[str, str]] = field(default_factory=tuple)
+    facts: Sequence[tuple[str, str]] = ()
 
 
 def render(page: Page) -> bytes:

@@ -89,7 +89,7 @@ def test_the_table_says_what_became_of_each_image(tmp_path: Path) -> None:
     ]
     write_commit(output, "u0", made)
     status = RunStatus.read(output)
-    table = _images(status, status.results, set())
+    table = _images(status, set())
     named = [dict(zip([column.name for column in table.columns], row, strict=True)) for row in table.rows]
     assert [(row["File"], row["Result"]) for row in named] == [
         *(("b", "unchanged"), ("c", "pending"), ("a", "restored"), ("e", "failed"), ("d", "failed")),
@@ -114,7 +114,7 @@ def test_the_table_of_a_large_run_is_a_sample(tmp_path: Path) -> None:
     write_plan(output, 0, plan_of(rows))
     status = RunStatus.read(output)
     pictured = {f"{n:05d}" for n in (1, 2, 3, 777)}
-    table = _images(status, status.results, pictured)
+    table = _images(status, pictured)
     keys = [str(row[0]) for row in table.rows]
     assert ROWS - len(pictured) <= len(keys) <= ROWS
     assert pictured <= set(keys)
