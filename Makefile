@@ -1,10 +1,11 @@
-# make demo: see it work. make test: what CI runs. make test-faults: kills processes and servers. Everything is installed into .venv; nothing else is touched.
+# make demo: see it work. make test: what CI runs. make test-faults: kills processes and servers. Everything is installed into .venv; nothing else is touched, but that
+# the tests need a Chromium: where there is none, `make browser` takes Debian's.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: venv demo test test-faults lint bench clean
+.PHONY: venv browser demo test test-faults lint bench clean
 
 venv: $(STAMP)
 
@@ -16,7 +17,12 @@ $(STAMP): pyproject.toml constraints.txt
 demo: venv
 	$(BIN)/python -m benchmarks.demo
 
-test: lint
+browser:
+	for name in chromium-headless-shell chromium chromium-browser google-chrome; do \
+	  command -v $$name >/dev/null && exit 0; done; \
+	apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends chromium-headless-shell
+
+test: lint browser
 	$(BIN)/python -m pytest
 
 test-faults: venv

@@ -13,7 +13,7 @@ usage: flashray VERB …
   restore IN OUT    restore the images of a folder, a file or an s3:// prefix
   plan IN OUT       print what a restoration will cost, and stop
   verify OUT        check every restored image against the run's records
-  report OUT        make the contact sheet again, and print the summary
+  report OUT        make report.html again, and print the summary
   compare OUT …     print a table of runs
   replay OUT        send to MLflow what it lacks of a run
   train WHAT …      train a prior or a severity encoder on photos
@@ -78,8 +78,8 @@ example:
     "report": """\
 usage: flashray report OUT
 
-Makes the contact sheet of a finished run again, from its records, and prints the
-run's summary.
+Makes OUT/report.html and the contact sheet of a run again, from its records, and
+prints the run's summary. Of a run that is not finished they show what is there.
 
 example:
   flashray report restored

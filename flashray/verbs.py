@@ -109,8 +109,8 @@ class CompareConfig:
 def compare(argv: Sequence[str]) -> int:
     """`flashray compare OUT OUT …`"""
     config = parse_as(CompareConfig, "flashray compare", argv, rest="outputs")
-    from flashray.report.compare_runs import SHOWN, Row, by_metric, row_of_output
-    from flashray.report.compare_runs import compare as compared
+    from flashray.pipeline.compare_runs import SHOWN, Row, by_metric, row_of_output
+    from flashray.pipeline.compare_runs import compare as compared
     from flashray.tracking import default_uri
     from flashray.tracking.runs import find_runs
 

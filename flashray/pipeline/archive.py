@@ -18,7 +18,7 @@ from flashray.images import IMAGE_SUFFIXES, is_photo_name
 from flashray.pipeline.manifest import manifest_columns
 from flashray.pipeline.outputs import refuse_clashes
 from flashray.pipeline.run_config import RunConfig
-from flashray.pipeline.run_folder import is_run_file
+from flashray.pipeline.run_folder import run_files
 
 LISTING = pa.schema(
     [
@@ -68,7 +68,8 @@ def read_archive(config: RunConfig) -> Archive:
         size = storage.file_size(archive)
         if size is None:
             listed = storage.list_everything(archive)
-            entries = [entry for entry in listed.entries if not is_run_file(entry.key)]
+            own = run_files([entry.key for entry in listed.entries])
+            entries = [entry for entry in listed.entries if entry.key not in own]
         else:
             entries, listed = [storage.Entry(posixpath.basename(archive), size)], storage.Listing([], [])
     except OSError as error:
@@ -90,7 +91,7 @@ def read_archive(config: RunConfig) -> Archive:
         )
     images = images[: config.policy.limit]
     keys = _keys(images)
-    refuse_clashes(keys, config.io.format)
+    refuse_clashes(keys, config.io.format, [entry.key for entry in others] if config.io.copy_others else [])
     table = pa.table(
         {
             "index": pa.array(range(len(keys)), pa.int64()),

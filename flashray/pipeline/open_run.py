@@ -24,7 +24,7 @@ from flashray.pipeline.models import Models, load_models
 from flashray.pipeline.others import others_copied, read_others
 from flashray.pipeline.plan import read_plan
 from flashray.pipeline.run_config import RunConfig, flatten, to_dict, to_yaml
-from flashray.pipeline.run_folder import refuse_old_layout, run_uri
+from flashray.pipeline.run_folder import PAGE, refuse_old_layout, run_uri
 from flashray.pipeline.run_status import RunStatus
 from flashray.pipeline.worker_settings import WorkerSettings
 from flashray.restorer import Restorer
@@ -32,7 +32,7 @@ from flashray.schedule import NoiseSchedule
 from flashray.tracking import Tracker, TrackingConfig
 
 log = logging.getLogger(__name__)
-_TRACKED_FILES = ("contact_sheet.png", "summary.json")  # files of the run folder that are artifacts in tracking
+_TRACKED_FILES = ("contact_sheet.png", "summary.json", f"../{PAGE}")  # artifacts in tracking, from the run folder
 
 
 def open_run(config: RunConfig) -> Run:

@@ -1,4 +1,4 @@
-"""The contact sheet of a finished run, made again from its records, and its summary as text."""
+"""The page and the contact sheet of a run, made again from its records, and its summary as text."""
 
 from __future__ import annotations
 
@@ -8,42 +8,46 @@ from typing import Any
 
 from flashray import storage
 from flashray.build import strict
-from flashray.errors import ConfigError
 from flashray.pipeline import budget
 from flashray.pipeline.run_config import RunConfig
-from flashray.pipeline.run_folder import run_uri
+from flashray.pipeline.run_folder import page_uri, run_uri
+from flashray.pipeline.run_page import make_page
 from flashray.pipeline.run_record import with_choices
 from flashray.pipeline.sample_sheet import make_sheet, to_png
-from flashray.pipeline.summary import table
+from flashray.pipeline.summary import summarise, table
 from flashray.pipeline.verify import read_run
 from flashray.pipeline.worker_settings import WorkerSettings
 
 
 def report_output(output: str) -> str:
-    """Make the contact sheet again; returns the content of summary.json as text.
+    """Make the page and the contact sheet again; returns the summary as text.
+
+    Of a run that is not finished they show what is there.
 
     Raises:
-        ConfigError: when the output holds no finished run, or its models are no longer there.
+        ConfigError: when the output holds no run with a plan, or its models are no longer there.
     """
     record, status = read_run(output)
     output = status.output
-    try:
-        found: dict[str, Any] = json.loads(storage.read_bytes(run_uri(output, "summary.json")))
-    except FileNotFoundError as error:
-        raise ConfigError(f"the run in {output} is not finished; run the same command again") from error
     written = strict(RunConfig, record["config"], f"{run_uri(output, 'run.json')}, config")
     config = budget.effective(with_choices(written, record), record.get("budget"))
+    config = config.replaced("io", output=output)  # it may have been moved
     if "registered" in record:  # the run folder has a copy of what the registry gave
         start = dataclasses.replace(config.recipe.start, severity_encoder=run_uri(output, "severity_encoder"))
         config = config.replaced("recipe", start=start)
     restorer = WorkerSettings.of(config, "cpu", record.get("threads", 1), lpips=False).restorer()
+    try:
+        found: dict[str, Any] = json.loads(storage.read_bytes(run_uri(output, "summary.json")))
+    except FileNotFoundError:
+        found = summarise(status, config.recipe.solver.steps, {})
     sheet = make_sheet(restorer, config.io, status)
     if sheet is not None:
         storage.put_bytes(run_uri(output, "contact_sheet.png"), to_png(sheet))
+    storage.put_bytes(page_uri(output), make_page(restorer, config, status, found))
     lines = [
         f"{found['restored']:,} of {found['images']:,} images restored, {found['failed']:,} failed, "
         f"{found['mean_nfe'] or 0:.1f} NFE an image",
         table(found),
-        f"contact sheet: {run_uri(output, 'contact_sheet.png')}",
+        f"page: {page_uri(output)}",
     ]
     return "\n".join(line for line in lines if line)

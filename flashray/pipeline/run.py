@@ -24,7 +24,8 @@ from flashray.pipeline.progress import Progress, clock
 from flashray.pipeline.quarantine import nfe_under_way
 from flashray.pipeline.ray_session import STOPPED, RaySession, ray_session
 from flashray.pipeline.run_config import RunConfig
-from flashray.pipeline.run_folder import run_uri
+from flashray.pipeline.run_folder import page_uri, run_uri
+from flashray.pipeline.run_page import make_page
 from flashray.pipeline.sample_sheet import make_sheet, to_png
 from flashray.pipeline.solve import solve_units
 from flashray.pipeline.storage_needed import storage_needed
@@ -117,7 +118,7 @@ def solve(run: Run, session: RaySession) -> None:
 
 
 def finish(run: Run) -> None:
-    """Write the contact sheet and summary.json, and send the same numbers to tracking."""
+    """Write the contact sheet, the page and summary.json, and send the same numbers to tracking."""
     status = run.status
     if len(status.pending):
         raise FlashrayError(f"{len(status.pending)} images are not committed; run the same command again")
@@ -129,9 +130,11 @@ def finish(run: Run) -> None:
     speed = run.images_solved / run.seconds_solving if run.images_solved else None
     found["images_per_second"] = speed and round(speed, 4)  # of this start's solve pass
     found["wall_seconds"] = round(time.monotonic() - run.started, 3)
-    sheet = make_sheet(run.local_restorer(), run.config.io, status)
+    restorer = run.local_restorer()
+    sheet = make_sheet(restorer, run.config.io, status)
     if sheet is not None:
         storage.put_bytes(run_uri(run.output, "contact_sheet.png"), to_png(sheet))
+    storage.put_bytes(page_uri(run.output), make_page(restorer, run.config, status, found))
     run.tracker.metrics(summary.numbers(found))  # first, because a run with a summary counts as tracked
     storage.put_bytes(run_uri(run.output, "summary.json"), run_record.dump(found))
     run.settle_tracking()
@@ -233,7 +236,7 @@ def _print_summary(run: Run, found: dict[str, Any]) -> None:
     for line in summary.remarks(found):
         print(line)
     print(f"restored images: {run.output}")
-    print(f"contact sheet:   {run_uri(run.output, 'contact_sheet.png')}")
+    print(f"page:            {page_uri(run.output)}")
     if run.record.get("mlflow"):
         tracked = run.record["mlflow"]
         print(f"MLflow:          {tracked.get('serve') or tracked['url'] or 'not there yet'}", flush=True)

@@ -1,11 +1,15 @@
-"""The folder of a run's own files: `<output>/_flashray`, next to the restored images."""
+"""The places of a run's own files: `<output>/_flashray` and `<output>/report.html`, next to the restored images."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from flashray import storage
 from flashray.errors import ConfigError
 
 RUN_FOLDER = "_flashray"
+PAGE = "report.html"  # the one file of a run that lies beside the restored images
+_RECORD = f"{RUN_FOLDER}/run.json"
 _OLD_LAYOUT = ("run.json", "archive.parquet")  # what a run of version 0.1 has at the top of its output
 
 
@@ -14,9 +18,18 @@ def run_uri(output: str, *parts: str) -> str:
     return storage.join(output, RUN_FOLDER, *parts)
 
 
-def is_run_file(key: str) -> bool:
-    """Whether a key of an archive belongs to the run that wrote the archive, and is no image of it."""
-    return RUN_FOLDER in key.split("/")[:-1]
+def page_uri(output: str) -> str:
+    """The URI of a run's page."""
+    return storage.join(output, PAGE)
+
+
+def run_files(keys: Iterable[str]) -> set[str]:
+    """Those of the keys of an archive or output that runs wrote for themselves: their folders, and their pages."""
+    own = {key for key in keys if RUN_FOLDER in key.split("/")[:-1]}
+    runs = [
+        key.removesuffix(_RECORD) for key in own if key.endswith(_RECORD) and key[: -len(_RECORD)][-1:] in ("", "/")
+    ]
+    return own | {run + PAGE for run in runs}
 
 
 def refuse_old_layout(output: str) -> None:

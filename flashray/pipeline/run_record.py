@@ -20,7 +20,7 @@ from flashray import storage
 from flashray.errors import ConfigError
 from flashray.pipeline.archive import differences, listing_hash
 from flashray.pipeline.run_config import RunConfig, flatten, to_dict
-from flashray.pipeline.run_folder import is_run_file, refuse_old_layout, run_uri
+from flashray.pipeline.run_folder import page_uri, refuse_old_layout, run_files, run_uri
 
 # Settings that a restored image's bytes do not depend on: which images fail or are left out, the output, the number of
 # actors, the weights' folders (their hashes count instead), and the manifest's path (the listing holds its values for
@@ -70,7 +70,9 @@ def examine(
     old = read_record(output)
     if old is None:
         refuse_old_layout(output)
-        other = next((entry.key for entry in storage.list_files(output) if not is_run_file(entry.key)), None)
+        keys = [entry.key for entry in storage.list_files(output)]
+        own = run_files(keys)
+        other = next((key for key in keys if key not in own), None)
         if other is not None:
             raise ConfigError(
                 f"output {output} is not empty ({other!r} is there) and holds no run of flashray; choose a new folder, "
@@ -130,6 +132,7 @@ def erase(output: str, names: Iterable[str], *others: str) -> None:
         return
     with ThreadPoolExecutor(_DELETERS) as deleters:
         list(deleters.map(lambda name: storage.delete(storage.join(output, name)), names))
+    storage.delete(page_uri(output))
     for name in (*_PARTS, *others, "run.json"):
         storage.delete(run_uri(output, name))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from io import BytesIO
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.nn.functional import interpolate
 from flashray import storage
 from flashray.errors import ImageError
 from flashray.images import contact_sheet, open_image, output_name
+from flashray.measurement import Measurement, Photo
 from flashray.pipeline.decoding import decode_photo, decode_reference
 from flashray.pipeline.load import mask_uri_of, read_file, read_files
 from flashray.pipeline.run_config import IoConfig
@@ -30,7 +32,7 @@ _ESTIMATED = 2_000_000  # pixels of a photo whose ẑ is shown, because the driv
 @torch.no_grad()
 def make_sheet(restorer: Restorer, io: IoConfig, status: RunStatus) -> Image.Image | None:
     """Degraded, ẑ decoded, restored and reference of up to a dozen images spread over σ̂; None without any."""
-    rows = [row for row in (row_of_sheet(restorer, io, one) for one in _spread(status)) if row is not None]
+    rows = [row for row in (row_of_sheet(restorer, io, one) for one in spread(status, ROWS)) if row is not None]
     if not rows:
         return None
     titles = ["degraded", "ẑ decoded", f"{restorer.start.mode}({restorer.recipe.solver.name})", "reference"]
@@ -48,17 +50,22 @@ def to_png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _spread(status: RunStatus) -> list[dict[str, Any]]:
-    """Plan rows of restored images, evenly over their order by σ̂ (by key where there is none)."""
+def spread(status: RunStatus, most: int, without: Collection[str] = ()) -> list[dict[str, Any]]:
+    """Plan rows of restored images, evenly over their order by σ̂ (by key where there is none).
+
+    Args:
+        without: keys that are left out.
+    """
     results = status.results.filter(pc.equal(status.results["status"], "ok"))
     plan = status.planned.filter(pc.is_in(status.planned["key"], results["key"]))
+    plan = plan.filter(pc.invert(pc.is_in(plan["key"], pa.array(list(without), pa.string()))))
     plan = plan.sort_by([("sigma_hat", "ascending"), ("key", "ascending")])
-    indices = np.unique(np.linspace(0, len(plan) - 1, min(ROWS, len(plan))).round().astype(np.int64))
+    indices = np.unique(np.linspace(0, len(plan) - 1, min(most, len(plan))).round().astype(np.int64))
     return plan.take(pa.array(indices)).to_pylist()
 
 
-def row_of_sheet(restorer: Restorer, io: IoConfig, row: dict[str, Any]) -> tuple[str, list[Tensor | None]] | None:
-    """(title, images) of a plan row; None where its image or its restored image cannot be read."""
+def read_sample(restorer: Restorer, io: IoConfig, row: dict[str, Any]) -> tuple[Photo, Measurement, Tensor] | None:
+    """(photo, its measurement, the restored pixels) of a plan row; None where one of its files cannot be read."""
     loaded, mask = read_files([row["uri"], mask_uri_of(row["parameters"])])
     try:
         name = storage.join(io.output, output_name(row["key"], io.format))
@@ -69,7 +76,15 @@ def row_of_sheet(restorer: Restorer, io: IoConfig, row: dict[str, Any]) -> tuple
         photo = decode_photo(restorer, *arguments, max_megapixels=io.max_megapixels)
     except (OSError, ImageError):
         return None
-    measured = restorer.measure([photo])
+    return photo, restorer.measure([photo]), restored
+
+
+def row_of_sheet(restorer: Restorer, io: IoConfig, row: dict[str, Any]) -> tuple[str, list[Tensor | None]] | None:
+    """(title, images) of a plan row; None where its image or its restored image cannot be read."""
+    found = read_sample(restorer, io, row)
+    if found is None:
+        return None
+    photo, measured, restored = found
     height, width = measured.image_size
     z_hat = restorer.estimate(measured).z_hat_BCHW if height * width <= _ESTIMATED else None
     estimate = None if z_hat is None else restorer.decode(z_hat, (height, width))[0].cpu()

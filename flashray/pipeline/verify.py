@@ -14,7 +14,7 @@ from flashray import storage
 from flashray.errors import ConfigError
 from flashray.images import output_name
 from flashray.pipeline.others import read_others
-from flashray.pipeline.run_folder import is_run_file, refuse_old_layout
+from flashray.pipeline.run_folder import refuse_old_layout, run_files
 from flashray.pipeline.run_record import read_record
 from flashray.pipeline.run_status import RunStatus
 
@@ -119,7 +119,9 @@ def verify(output: str) -> Verified:
 
 def restored_files(output: str) -> dict[str, int]:
     """Name → size of the files below an output that are not the run's own records."""
-    return {entry.key: entry.size for entry in storage.list_files(output) if not is_run_file(entry.key)}
+    entries = storage.list_files(output)
+    own = run_files([entry.key for entry in entries])
+    return {entry.key: entry.size for entry in entries if entry.key not in own}
 
 
 def read_run(output: str) -> tuple[dict[str, Any], RunStatus]:

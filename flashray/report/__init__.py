@@ -1,1 +1,1 @@
-"""Runs put side by side, as tables."""
+"""What people read: the HTML page of a run, and Markdown tables."""

@@ -125,11 +125,14 @@ class Sender:
         self._client.log_text(self._sent.run_id, event["text"], event["name"])
 
     def _send_file(self, event: Event) -> None:
+        place, path_there = self._spool.folder, event["name"]
+        if path_there.startswith("../"):
+            place, path_there = posixpath.dirname(place), path_there.removeprefix("../")
         try:
-            data = storage.read_bytes(storage.join(self._spool.folder, event["name"]))
+            data = storage.read_bytes(storage.join(place, path_there))
         except FileNotFoundError:  # a later start deletes it until it is true again, and records it again
             return
-        folder, name = posixpath.split(event["name"])
+        folder, name = posixpath.split(path_there)
         with tempfile.TemporaryDirectory() as local:
             path = Path(local, name)
             path.write_bytes(data)

@@ -81,7 +81,7 @@ class Tracker:
 
     @_harmless
     def file(self, name: str) -> None:
-        """Keep a file of the run's folder as an artifact, under the same name."""
+        """Keep a file of the run's folder, or with `../` one beside it, as an artifact under the same name."""
         self._append("file", name=name)
 
     @_harmless

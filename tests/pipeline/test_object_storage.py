@@ -57,6 +57,7 @@ def test_a_run_on_s3(s3: str, archive: Path, tiny_models: TinyModels, tmp_path: 
     assert hashes == {row["key"]: row["sha256"] for row in rows}
     assert summary_of(output)["restored"] == 10
     assert storage.exists(run_uri(output, "contact_sheet.png"))
+    assert b"10 of 10" in storage.read_bytes(storage.join(output, "report.html"))
     files = storage.list_files(output)
     assert "_flashray/run.json" in {entry.key for entry in files}
     for entry in files:

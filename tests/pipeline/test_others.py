@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from flashray import storage
+from flashray.errors import ConfigError
 from flashray.pipeline.archive import Archive, read_archive
 from flashray.pipeline.others import copy_others, others_copied, read_others
 from flashray.pipeline.plan import write_plan
@@ -49,6 +50,19 @@ def test_they_are_copied_once(archive: Path, tmp_path: Path) -> None:
     found = beside_the_images(read(archive), read_others(run.output))
     assert (found["other_files"], found["copied_files"], found["not_copied"]) == (3, 3, [])
     assert remarks(found | COUNTS) == []
+
+
+def test_what_would_be_written_where_the_page_is_is_refused(archive: Path) -> None:
+    (archive / "report.html").write_text("mine")
+    assert "report.html" in [entry.key for entry in read(archive).others], "it is no run's"
+    config = config_of(str(archive), measurement="simulated", copy_others=True)
+    with pytest.raises(ConfigError, match=r"'report.html' of the archive .* leave out --copy-others"):
+        read_archive(config)
+    (archive / "report.html").unlink()
+    (archive / "report.html").mkdir()
+    (archive / "report.html" / "b.png").write_bytes(b"b")
+    with pytest.raises(ConfigError, match=r"'report.html/b.png' of the archive .* rename it$"):
+        read(archive)
 
 
 def test_an_interrupted_copy_begins_anew(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,10 @@ def test_a_second_start_tells_what_tracking_lacks(done: RunConfig, tmp_path: Pat
     assert run.info.status == "FINISHED"
     assert run.data.metrics == flat_numbers(summary_of(output))
     kept = {file.path for file in MlflowClient(tracking_uri=there).list_artifacts(tracked["run_id"])}
-    assert kept == {"config.yaml", "contact_sheet.png", "summary.json"}
+    assert kept == {"config.yaml", "contact_sheet.png", "report.html", "summary.json"}
+    with tempfile.TemporaryDirectory() as folder:
+        page = MlflowClient(tracking_uri=there).download_artifacts(tracked["run_id"], "report.html", folder)
+        assert Path(page).read_bytes() == (output / "report.html").read_bytes()
 
 
 def test_a_quote_then_the_run_gives_the_same_bytes(
@@ -366,14 +370,54 @@ def test_the_same_kinds_of_files_and_all_others(
     assert "nothing to do" in capsys.readouterr().out
     assert restore_archive(changed(config, overwrite="run", plan_only=True)) == 0
     assert restored(output) == {}
+    assert not (output / "report.html").exists()
+
+
+def test_the_page_shows_the_run(done: RunConfig, make: MakeConfig, tmp_path: Path) -> None:
+    from flashray.pipeline.archive import read_archive
+
+    page = (Path(done.io.output) / "report.html").read_text()
+    for key in restored(done.io.output):
+        assert key in page
+    assert page.count('<figure id="p') == 10
+    assert "10 of 10" in page
+    assert "× noise" in page
+    assert verify(done.io.output).complete, "the page is the run's own"
+    assert not read_archive(make(Path(done.io.output), tmp_path / "again")).others
 
 
 def test_a_report_is_made_anew(done: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "reported"
     shutil.copytree(done.io.output, output)
     (record(output) / "contact_sheet.png").unlink()
+    page = (output / "report.html").read_text()
+    (output / "report.html").unlink()
     assert main(["report", str(output)]) == 0
     assert "10 of 10 images restored" in capsys.readouterr().out
     assert (record(output) / "contact_sheet.png").read_bytes() == (
         record(done.io.output) / "contact_sheet.png"
     ).read_bytes()
+    assert (output / "report.html").read_text() == page.replace(done.io.output, str(output)).replace(
+        "Restored: done", "Restored: reported"
+    )
+
+
+def test_a_report_of_a_run_under_way_shows_what_is_there(
+    done: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "reported"
+    shutil.copytree(done.io.output, output)
+    (record(output) / "summary.json").unlink()
+    gone = sorted((record(output) / "commits").iterdir())[0]
+    left = 10 - pq.read_table(gone).num_rows
+    gone.unlink()
+    assert main(["report", str(output)]) == 0
+    assert f"{left} of 10 images restored" in capsys.readouterr().out
+    page = (output / "report.html").read_text()
+    assert f"{10 - left} images are pending" in page
+    assert page.count('<figure id="p') == left
+    assert page.count("<td>pending</td>") == 10 - left
+    for path in (record(output) / "commits").iterdir():
+        path.unlink()
+    assert main(["report", str(output)]) == 0
+    assert "<figure" not in (output / "report.html").read_text()

@@ -10,7 +10,7 @@ from typing import Any
 
 from flashray import storage
 from flashray.pipeline.run_config import IoConfig, PolicyConfig, ResourcesConfig, RunConfig
-from flashray.pipeline.run_folder import is_run_file, run_uri
+from flashray.pipeline.run_folder import run_files, run_uri
 from flashray.recipe import Recipe
 
 MakeConfig = Callable[..., RunConfig]  # (archive, output, **fields)
@@ -35,9 +35,8 @@ def changed(config: RunConfig, **values: Any) -> RunConfig:
 
 def restored(output: str | Path) -> dict[str, bytes]:
     """The restored images by their names."""
-    entries = storage.list_files(str(output))
-    names = [entry.key for entry in entries if not is_run_file(entry.key)]
-    return {name: storage.read_bytes(storage.join(str(output), name)) for name in names}
+    names = {entry.key for entry in storage.list_files(str(output))}
+    return {name: storage.read_bytes(storage.join(str(output), name)) for name in sorted(names - run_files(names))}
 
 
 def record(output: str | Path) -> Path:

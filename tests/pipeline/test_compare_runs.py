@@ -10,7 +10,7 @@ import pytest
 
 from flashray.cli import main
 from flashray.errors import ConfigError
-from flashray.report.compare_runs import Row, by_metric, compare, row_of_output
+from flashray.pipeline.compare_runs import Row, by_metric, compare, row_of_output
 from flashray.tracking import Tracker
 from flashray.tracking.runs import find_runs
 from flashray.tracking.tracking_config import TrackingConfig

@@ -1,0 +1,239 @@
+"""The page of a run, report.html: what its records say, and a sample of its photos before and after."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from flashray import storage
+from flashray.pipeline.run_config import METRICS, RunConfig, flatten, to_dict
+from flashray.pipeline.run_status import RunStatus
+from flashray.pipeline.sample_sheet import read_sample, spread
+from flashray.pipeline.summary import remarks
+from flashray.report.page import Card, Column, Gallery, Histogram, Page, Picture, Table, render
+from flashray.report.pictures import views
+from flashray.restorer import Restorer
+
+BY_SEVERITY, MOVERS = 8, 3  # pictures: over the range of σ̂, and at each end of the gain
+ROWS = 400  # images in the table
+FAILURES = 100
+_BINS = 12
+_DIGITS = {"psnr": 2, "ssim": 3, "lpips": 3}
+_STAGES = {"measurement_": "degraded", "estimate_": "ẑ decoded", "": "restored"}
+_COLUMNS = {
+    "key": Column("File"),
+    "result": Column("Result"),
+    "size": Column("Pixels"),
+    "sigma_hat": Column("σ̂", 3, "predicted error of the latent: the severity"),
+    "nfe": Column("NFE", 0, "denoiser evaluations"),
+    "seconds": Column("Seconds", 2, "share of the solver's time"),
+    "measurement_psnr": Column("PSNR before", 2, "dB, degraded against the reference"),
+    "psnr": Column("PSNR after", 2, "dB, restored against the reference"),
+    "gain": Column("Gain", 2, "dB of PSNR that the restoration adds", signed=True),
+    "measurement_lpips": Column("LPIPS before", 3, "degraded against the reference; lower is better"),
+    "lpips": Column("LPIPS after", 3, "restored against the reference; lower is better"),
+    "remarks": Column("Remarks"),
+}
+
+
+def make_page(restorer: Restorer, config: RunConfig, status: RunStatus, found: Mapping[str, Any]) -> bytes:
+    """The page of a run that is finished, or of what is there of it.
+
+    Args:
+        restorer: of the run, on the CPU; it measures the sample again.
+        found: the content of summary.json.
+
+    Equal records give equal bytes.
+    """
+    done = status.results.filter(pc.equal(status.results["status"], "ok"))
+    best, worst = _movers(done)
+    sample = [row["key"] for row in spread(status, BY_SEVERITY, {*best, *worst})]
+    rows = {row["key"]: row for row in done.filter(pc.is_in(done["key"], _keys([*sample, *best, *worst]))).to_pylist()}
+    plan = {row["key"]: row for row in status.plan.filter(pc.is_in(status.plan["key"], _keys(rows))).to_pylist()}
+    residuals: list[float] = []
+    pictures = {key: _picture(restorer, config, plan[key], rows[key], residuals) for key in rows}
+    galleries = [
+        Gallery(title, note, chosen)
+        for title, note, keys in (
+            ("From the easiest to the hardest", "Evenly over the images in the order of σ̂.", sample),
+            ("Most improved", "The largest gains in PSNR of all images.", best),
+            ("Least improved", "The smallest gains in PSNR of all images; a loss is negative.", worst),
+        )
+        if (chosen := [picture for key in keys if (picture := pictures[key]) is not None])
+    ]
+    recipe, pending = config.recipe, len(status.pending)
+    said = [f"Not finished: {pending:,} images are pending, and the same command continues."] if pending else []
+    said += remarks(found) if "other_files" in found else []
+    said += [f"{metric} is empty: {why}" for metric, why in found["unavailable"].items()]
+    failures = status.failures
+    output = storage.redact(status.output)
+    page = Page(
+        title=f"Restored: {output.rstrip('/').rpartition('/')[2]}",
+        subtitle=f"{recipe.degradation.name}, {recipe.start.mode}({recipe.solver.name}), {output}",
+        cards=_cards(found, done, residuals, pending),
+        remarks=said,
+        galleries=galleries,
+        histogram=_starts(status.planned, recipe.solver.steps),
+        scores=_scores(found),
+        images=_images(status, set(rows)),
+        failures=[(row["key"], row["error"]) for row in failures.slice(0, FAILURES).to_pylist()],
+        failures_note=f"{len(failures):,} in all; the plan and the commits hold every one.",
+        facts=[
+            (name, f"{value:g}" if isinstance(value, float) else str(value))
+            for name, value in flatten(to_dict(config)).items()
+            if value is not None and not name.startswith("tracking.")
+        ],
+    )
+    return render(page)
+
+
+def _keys(keys: Collection[str]) -> pa.Array:
+    return pa.array(list(keys), pa.string())
+
+
+def _movers(done: pa.Table) -> tuple[list[str], list[str]]:
+    """Keys with the largest gains in PSNR, the largest first, and with the smallest, the smallest first."""
+    scored = done.append_column("gain", pc.subtract(done["psnr"], done["measurement_psnr"]))
+    scored = scored.filter(pc.fill_null(pc.is_finite(scored["gain"]), False))
+    keys = scored.sort_by([("gain", "descending"), ("key", "ascending")])["key"].to_pylist()
+    count = min(MOVERS, len(keys) // 4)
+    return keys[:count], keys[len(keys) - count :][::-1]
+
+
+@torch.no_grad()
+def _picture(
+    restorer: Restorer, config: RunConfig, planned: dict[str, Any], row: dict[str, Any], residuals: list[float]
+) -> Picture | None:
+    """One photo of the sample, and its residual into `residuals`; None where it cannot be read any more."""
+    found = read_sample(restorer, config.io, planned)
+    if found is None:
+        return None
+    photo, measured, restored = found
+    shown = measured.shown_BCHW[0].cpu()
+    if shown.shape != restored.shape:
+        return None
+    facts = [] if row["sigma_hat"] is None else [("σ̂", f"{row['sigma_hat']:.3f}")]
+    facts.append(("NFE", f"{row['nfe']:,}"))
+    for metric, unit in (("psnr", " dB"), ("lpips", "")):
+        before, after, digits = row[f"measurement_{metric}"], row[metric], _DIGITS[metric]
+        if before is not None and after is not None:
+            facts.append((metric.upper(), f"{before:.{digits}f} → {after:.{digits}f}{unit}"))
+    if photo.noise_std > 0:
+        error = measured.y_BCHW - measured.operator.A(restored[None].to(measured.y_BCHW))
+        residuals.append(error.double().square().mean().sqrt().item() / (2 * photo.noise_std))
+        facts.append(("residual", f"{residuals[-1]:.2f} × noise"))
+    return Picture(planned["key"], views(shown, restored), facts)
+
+
+def _cards(found: Mapping[str, Any], done: pa.Table, residuals: Sequence[float], pending: int) -> list[Card]:
+    missing = [f"{count:,} {what}" for count, what in ((found["failed"], "failed"), (pending, "pending")) if count]
+    unchanged = f"{found['unchanged']:,} needed no change" if found["unchanged"] else ""
+    cards = [
+        Card(
+            "Images restored",
+            f"{found['restored']:,} of {found['images']:,}",
+            ", ".join(missing) or unchanged or "none failed",
+        )
+    ]
+    if found["mean_nfe"] is not None:
+        detail = f"of {found['full_chain_nfe']:,} in the full chain: {found['nfe_saved']:.1%} saved"
+        cards.append(Card("Denoiser evaluations an image", f"{found['mean_nfe']:,.1f}", detail))
+    if found["solver_seconds"]:
+        full = _full_chain_seconds(done, found["full_chain_nfe"])
+        detail = (
+            ""
+            if full is None
+            else f"the full chain: about {_duration(full)}, {1 - found['solver_seconds'] / full:.1%} saved"
+        )
+        cards.append(Card("Solver time", _duration(found["solver_seconds"]), detail))
+    if found["psnr"] is not None and found["measurement_psnr"] is not None:
+        gain = found["psnr"] - found["measurement_psnr"]
+        cards.append(Card("Mean PSNR", f"{found['psnr']:.2f} dB", f"{gain:+.2f} dB against the degraded images"))
+    elif found["mean_sigma_hat"] is not None:
+        cards.append(Card("Mean severity σ̂", f"{found['mean_sigma_hat']:.3f}", "0 is a clean image, 1 a lost one"))
+    if residuals:
+        detail = "‖y - A(x̂)‖, median of the pictures below; 1 is the noise alone"
+        cards.append(Card("Residual", f"{np.median(residuals):.2f} × noise", detail))
+    return cards
+
+
+def _full_chain_seconds(done: pa.Table, chain: int) -> float | None:
+    """What the full chain would have taken these images, from a line through (NFE, seconds); None without one."""
+    known = done.filter(pc.and_(pc.is_valid(done["nfe"]), pc.is_valid(done["seconds"])))
+    nfe, seconds = (known[name].cast(pa.float64()).to_numpy() for name in ("nfe", "seconds"))
+    if len(nfe) == 0 or nfe.min() == nfe.max():
+        return None
+    slope, besides = np.polyfit(nfe, seconds, 1)
+    return float(len(nfe) * (slope * chain + max(besides, 0.0))) if slope > 0 else None
+
+
+def _duration(seconds: float) -> str:
+    """Such as 38 s, 12 min 5 s, 1 h 55 min."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60} min"
+
+
+def _starts(planned: pa.Table, chain: int) -> Histogram | None:
+    """How many images start at which step."""
+    steps = planned["start_step"].drop_null().to_numpy()
+    if not len(steps):
+        return None
+    width = -(-(steps.max() + 1 - steps.min()) // _BINS)  # whole steps, the same for all bars
+    edges = np.arange(steps.min(), steps.max() + 1 + width, width)
+    counts, _ = np.histogram(steps, bins=edges)
+    note = f"Images by the step at which their reverse diffusion starts; the full chain starts at {chain:,}."
+    return Histogram("Start steps", note, "steps", edges.tolist(), counts.tolist())
+
+
+def _scores(found: Mapping[str, Any]) -> Table | None:
+    """Means against the references, a row a stage."""
+    used = [metric for metric in METRICS if any(found[prefix + metric] is not None for prefix in _STAGES)]
+    rows = [
+        [name, *(found[prefix + metric] for metric in used)]
+        for prefix, name in _STAGES.items()
+        if any(found[prefix + metric] is not None for metric in used)
+    ]
+    columns = [Column("Mean of"), *(Column(metric.upper(), _DIGITS[metric]) for metric in used)]
+    note = "Means against the references. PSNR in dB and SSIM: higher is better; LPIPS: lower is better."
+    return Table(columns, rows, note) if rows else None
+
+
+def _images(status: RunStatus, pictured: Collection[str]) -> Table:
+    """A row an image, in the order of σ̂; of a large run those with pictures, and others evenly over that order."""
+    plan = status.plan.sort_by([("sigma_hat", "ascending"), ("key", "ascending")])
+    total = len(plan)
+    if total > ROWS:
+        chosen = set(np.linspace(0, total - 1, ROWS - len(pictured)).round().astype(int).tolist())
+        chosen |= set(np.flatnonzero(pc.is_in(plan["key"], _keys(pictured)).to_numpy()).tolist())
+        plan = plan.take(pa.array(sorted(chosen)))
+    results = {
+        row["key"]: row for row in status.results.filter(pc.is_in(status.results["key"], plan["key"])).to_pylist()
+    }
+    pending = set(status.pending["key"].to_pylist()) if len(status.pending) else set()
+    rows = [_row(row, results.get(row["key"]), row["key"] in pending) for row in plan.to_pylist()]
+    used = [name for name in _COLUMNS if any(row.get(name) is not None for row in rows)]
+    note = "" if total <= ROWS else f"{len(rows):,} of {total:,}; the plan and the commits in _flashray hold all."
+    return Table([_COLUMNS[name] for name in used], [[row.get(name) for name in used] for row in rows], note)
+
+
+def _row(planned: dict[str, Any], result: dict[str, Any] | None, pending: bool) -> dict[str, Any]:
+    """The values of `_COLUMNS` of an image."""
+    row = {"key": planned["key"], "sigma_hat": planned["sigma_hat"]}
+    if planned["width"]:
+        row["size"] = f"{planned['width']} × {planned['height']}"
+    if pending or result is None:
+        return row | {"result": "pending" if pending else "failed"}
+    row |= {name: result[name] for name in ("nfe", "seconds", "measurement_psnr", "psnr", "measurement_lpips", "lpips")}
+    if row["psnr"] is not None and row["measurement_psnr"] is not None and math.isfinite(row["measurement_psnr"]):
+        row["gain"] = row["psnr"] - row["measurement_psnr"]
+    row["result"] = "failed" if result["status"] != "ok" else "unchanged" if result["unchanged"] else "restored"
+    notes = [result["warnings"] or "", f"lost: {result['lost']}" if result["lost"] else ""]
+    return row | {"remarks": "; ".join(note for note in notes if note) or None}
