@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,6 +44,8 @@ class Job:
         z_start: [C, h, w] start latent of the padded photo.
         start_step: 0 … N; the number of updates.
         regions: where windows begin; None where all do at `start_step`.
+        sigma_hat: σ̂ of the image; NaN without an encoder.
+        weight: [h, w] fusion weights of the padded photo; None where they are not learned.
     """
 
     key: str
@@ -53,6 +56,8 @@ class Job:
     z_start: Tensor
     start_step: int
     regions: Regions | None = None
+    sigma_hat: float = math.nan
+    weight: Tensor | None = None
 
 
 @dataclass(frozen=True)

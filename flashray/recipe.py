@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
@@ -86,6 +87,33 @@ class SolverConfig:
 
 
 @dataclass(frozen=True)
+class FusionConfig:
+    """The last word in pixels, after decoding.
+
+    Args:
+        name: none is D(z) alone. operator weighs D(z) against y by the known operator and the predicted errors. learned
+            takes the severity encoder's weights, for an unknown operator.
+        decoder_std: of x - D(E(x)), on the [0, 1] scale, for operator.
+        gain: change of D(z) on the [0, 1] scale for a unit of z, for operator.
+
+    Raises:
+        ConfigError: for an unknown name or a number that is not positive and finite.
+    """
+
+    name: Literal["none", "operator", "learned"] = "none"
+    decoder_std: float = 0.03
+    gain: float = 0.15
+
+    def __post_init__(self) -> None:
+        if self.name not in ("none", "operator", "learned"):
+            raise ConfigError(f"fusion.name is {self.name!r}; give none, operator or learned")
+        if not (0 < self.decoder_std < math.inf and 0 < self.gain < math.inf):
+            raise ConfigError(
+                f"fusion.decoder_std and fusion.gain are {self.decoder_std} and {self.gain}; give positive numbers"
+            )
+
+
+@dataclass(frozen=True)
 class Recipe:
     """What is done to every image, independent of the archive and the machine.
 
@@ -93,6 +121,7 @@ class Recipe:
         degradation: the forward operator and the noise.
         start: where the reverse diffusion starts.
         solver: the update rule and its chain.
+        fusion: the last word in pixels.
         prior: bundled, a folder in diffusers' layout, or a hub id.
         seed: all random numbers follow from it and the images' keys.
     """
@@ -100,6 +129,7 @@ class Recipe:
     degradation: DegradationConfig = field(default_factory=DegradationConfig)
     start: Start = field(default_factory=Start)
     solver: SolverConfig = field(default_factory=SolverConfig)
+    fusion: FusionConfig = field(default_factory=FusionConfig)
     prior: str = "bundled"
     seed: int = 0
 

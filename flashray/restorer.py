@@ -5,6 +5,8 @@ Notebooks, Ray actors, the quote, the contact sheet and the experiments all call
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flashray.active_image import Job, Regions, Solved, grid_of
+from flashray.active_image import Job, Regions, Solved, grid_of, make_problem
 from flashray.engine import solve
 from flashray.errors import ConfigError, ImageError
 from flashray.images import Fit, ImageLike, as_image, as_list, name_of, to_pil
@@ -23,7 +25,10 @@ from flashray.metrics import LPIPS, score
 from flashray.precision import native_precision
 from flashray.prior import LatentPrior, load_prior
 from flashray.recipe import Recipe, load_recipe
-from flashray.severity import SeverityEncoder, error_std, estimate, load_severity_encoder
+from flashray.severity import Severity, SeverityEncoder, estimate, load_severity_encoder
+from flashray.severity.fusion import agree_with_measurement, fuse
+from flashray.severity.loss import position_error
+from flashray.severity.regions import window_sigma
 from flashray.windows import LatentGrid, crop
 
 BATCH = 16  # images in one call of a network, outside the solver
@@ -37,10 +42,17 @@ class Estimate:
     Attributes:
         z_hat_BCHW: ẑ, latents of unit variance of the padded images, on their device; None where no encoder is used.
         sigma_BK: σ̂ of every window, float64 on the CPU; NaN where no encoder is used.
+        severity: all that the encoder says, of the padded images; None where no encoder is used.
     """
 
     z_hat_BCHW: Tensor | None
     sigma_BK: Tensor
+    severity: Severity | None = None
+
+    @property
+    def weight_Bhw(self) -> Tensor | None:
+        """The learned fusion weights."""
+        return None if self.severity is None else self.severity.weight_Bhw
 
     @property
     def sigma_hat_B(self) -> Tensor:
@@ -171,21 +183,10 @@ class Restorer:
         windows = self.grid.windows(measured.image_size)
         if self.encoder is None:
             return Estimate(None, torch.full((len(measured), len(windows)), torch.nan, dtype=torch.float64))
-        seen_BCHW = self.grid.pad(measured.seen_BCHW)
-        if len(windows) == 1:
-            z_hat, sigma_hat = estimate(self.encoder, self.prior, seen_BCHW)
-            return Estimate(z_hat, sigma_hat.double().cpu()[:, None])
-        side, factor = self.grid.side * self.grid.factor, self.grid.factor
-        with torch.no_grad(), self.prior.autocast():
-            z_hat = self.encoder.latents(seen_BCHW).float()
-        corners = [(factor * row, factor * column) for row, column in windows.corners]
-        sigma = []
-        for image in seen_BCHW:
-            views = [image[:, top : top + side, left : left + side] for top, left in corners]
-            for first in range(0, len(views), BATCH):
-                _, sigma_hat = estimate(self.encoder, self.prior, torch.stack(views[first : first + BATCH]))
-                sigma.append(sigma_hat.double().cpu())
-        return Estimate(z_hat, torch.cat(sigma).reshape(len(measured), len(windows)))
+        severity = estimate(self.encoder, self.prior, self.grid.pad(measured.seen_BCHW))
+        valid = self.grid.valid_size(measured.image_size)
+        sigma_BK = torch.stack([window_sigma(sigma_hw, windows, valid) for sigma_hw in severity.sigma_Bhw.cpu()])
+        return Estimate(severity.z_hat_BCHW, sigma_BK, severity)
 
     def start_steps(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """(long start steps, bool fall-backs to the full chain) of σ̂ of any shape, such as [B, K]."""
@@ -193,7 +194,12 @@ class Restorer:
         return step.reshape(sigma.shape), fallback.reshape(sigma.shape)
 
     def begin(
-        self, measured: Measurement, z_hat_BCHW: Tensor | None, sigma_hat_B: Tensor, start_step: Tensor
+        self,
+        measured: Measurement,
+        z_hat_BCHW: Tensor | None,
+        sigma_hat_B: Tensor,
+        start_step: Tensor,
+        weight_Bhw: Tensor | None = None,
     ) -> list[Job]:
         """The engine's jobs: each image with its start latent at its latest start step.
 
@@ -201,6 +207,7 @@ class Restorer:
             z_hat_BCHW: ẑ; None where no encoder is used.
             sigma_hat_B: σ̂ of the images.
             start_step: [B] of the images, or [B, K] of their windows.
+            weight_Bhw: fusion weights, where the recipe's fusion is learned.
 
         Raises:
             ConfigError: for the start formula `paper` and windows that start at different steps.
@@ -224,6 +231,8 @@ class Restorer:
                 z_start=z_start[b],
                 start_step=int(start_B[b]),
                 regions=Regions(start_BK[b], z_hat_BCHW[b]) if adaptive_B[b] else None,
+                sigma_hat=float(sigma_hat_B[b]),
+                weight=None if weight_Bhw is None else weight_Bhw[b],
             )
             for b in range(len(measured))
         ]
@@ -231,7 +240,31 @@ class Restorer:
     def solve(self, jobs: Sequence[Job], on_step: Callable[[int], None] | None = None) -> Iterator[Solved]:
         """Solve the images, `slots` at a time; yields each as it finishes. Give the images with most steps first."""
         eta = self.recipe.solver.eta
-        return solve(self.prior, self.degradation, self.solver, self.schedule, jobs, self.slots, eta, on_step)
+        job_of = {job.key: job for job in jobs}
+        for one in solve(self.prior, self.degradation, self.solver, self.schedule, jobs, self.slots, eta, on_step):
+            if one.image is None or self.recipe.fusion.name == "none":
+                yield one
+                continue
+            started = time.perf_counter()
+            image = self.fuse(one.image[None], [job_of[one.key]])[0]
+            yield dataclasses.replace(one, image=image, seconds=one.seconds + time.perf_counter() - started)
+
+    @torch.no_grad()
+    def fuse(self, decoded_BCHW: Tensor, jobs: Sequence[Job]) -> Tensor:
+        """The recipe's last word in pixels on decoded images of one size, [B, 3, H, W] in [-1, 1] on the CPU."""
+        _, problem = make_problem(self.prior, self.degradation, list(jobs), self.grid)
+        decoded = decoded_BCHW.to(self.device)
+        fusion = self.recipe.fusion
+        if fusion.name == "operator":
+            sigma_hat_B = torch.tensor([job.sigma_hat for job in jobs], device=self.device).nan_to_num(nan=1.0)
+            fused = agree_with_measurement(decoded, problem, sigma_hat_B, fusion.decoder_std, fusion.gain)
+        elif fusion.name == "learned":
+            size = (decoded.shape[2], decoded.shape[3])
+            weight = torch.stack([job.weight for job in jobs if job.weight is not None]).to(self.device)
+            fused = fuse(problem.operator.picture(problem.y_BCHW), decoded, weight, self.grid.factor, size)
+        else:
+            fused = decoded
+        return fused.clamp(-1, 1).cpu()
 
     @torch.no_grad()
     def decode(self, z_BCHW: Tensor, size: tuple[int, int] | None = None) -> Tensor:
@@ -241,10 +274,10 @@ class Restorer:
 
     @torch.no_grad()
     def true_sigma(self, z_hat_BCHW: Tensor, x_BCHW: Tensor) -> Tensor:
-        """σ̄: [B] true standard deviation of the latent error without the padding, given clean images in [-1, 1]."""
+        """σ̄: [B] root mean square of the latent error over positions without the padding, given clean images."""
         valid = self.grid.valid_size((x_BCHW.shape[2], x_BCHW.shape[3]))
         z = self.prior.encode(self.grid.pad(x_BCHW.to(self.device)))
-        return error_std(crop(z_hat_BCHW, valid), crop(z, valid))
+        return position_error(crop(z_hat_BCHW, valid), crop(z, valid)).mean(dim=(1, 2)).sqrt()
 
     @torch.no_grad()
     def score(
@@ -339,7 +372,7 @@ class Restorer:
         fallback: dict[str, bool] = {}
         for measured, found in parts:
             step_BK, fallback_BK = self.start_steps(found.sigma_BK)
-            jobs += self.begin(measured, found.z_hat_BCHW, found.sigma_hat_B, step_BK)
+            jobs += self.begin(measured, found.z_hat_BCHW, found.sigma_hat_B, step_BK, found.weight_Bhw)
             sigma |= dict(zip(measured.keys, found.sigma_hat_B.tolist(), strict=True))
             fallback |= dict(zip(measured.keys, fallback_BK.any(dim=1).tolist(), strict=True))
         jobs.sort(key=lambda job: -job.start_step)

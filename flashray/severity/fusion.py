@@ -1,19 +1,43 @@
-"""The last word in pixels where no operator is known: how much of D(z) replaces the measurement."""
+"""The last word in pixels: the decoder cannot express everything, and what y knows well is kept (docs/architecture.md)."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flashray.solvers.base import Problem
+from flashray.solvers.proximal import Proximal
 
-def fuse(y_BCHW: Tensor, decoded_BCHW: Tensor, weight_Bhw: Tensor) -> Tensor:
-    """y + w (D(z) - y), the weight interpolated between the latents' positions; w = 0 is y, 1 is D(z).
+GREY_LEVEL = 1 / 255  # a measurement is never trusted to more
+
+
+def fuse(y_BCHW: Tensor, decoded_BCHW: Tensor, weight_Bhw: Tensor, factor: int, size: tuple[int, int]) -> Tensor:
+    """y + w (D(z) - y), for an unknown operator; w = 0 is y, 1 is D(z).
 
     The errors of y and of D(z) are correlated, so w is learnt and not computed from their variances.
 
     Args:
-        weight_Bhw: 0 … 1, one a latent position; images are larger by a whole factor.
+        weight_Bhw: 0 … 1, one a latent position of the padded image, interpolated between positions.
+        factor: pixels to a side of a position.
+        size: (H, W) of the images without padding.
     """
-    size = (y_BCHW.shape[2], y_BCHW.shape[3])
-    weight = F.interpolate(weight_Bhw[:, None].to(y_BCHW), size=size, mode="bilinear", align_corners=False)
-    return y_BCHW + weight * (decoded_BCHW - y_BCHW)
+    weight = F.interpolate(weight_Bhw[:, None].to(y_BCHW), scale_factor=factor, mode="bilinear", align_corners=False)
+    return y_BCHW + weight[..., : size[0], : size[1]] * (decoded_BCHW - y_BCHW)
+
+
+def agree_with_measurement(
+    decoded_BCHW: Tensor, problem: Problem, sigma_hat_B: Tensor, decoder_std: float, gain: float
+) -> Tensor:
+    """argmin_x ‖y - A(x)‖²/σ_y² + ‖x - D(z)‖²/σ_x², for a known operator; σ_x² = σ_D² + g² σ̂², σ_y ≥ a grey level.
+
+    Args:
+        sigma_hat_B: σ̂ of the images.
+        decoder_std: σ_D, the standard deviation of x - D(E(x)) on the [0, 1] scale.
+        gain: g, of D(z) on the [0, 1] scale for a unit of error in z.
+    """
+    sigma_y_B = problem.noise_std_B.clamp(min=GREY_LEVEL)
+    variance_B = decoder_std**2 + (gain * sigma_hat_B).square()
+    rho_B = sigma_y_B.square() / variance_B
+    agreed = Proximal().agree(decoded_BCHW, problem, rho_B[:, None, None, None].to(decoded_BCHW))
+    return torch.where(torch.isfinite(agreed), agreed, decoded_BCHW)

@@ -11,8 +11,9 @@ from flashray.solvers.latent_dps import LatentDPS
 from flashray.solvers.proximal import Proximal
 from flashray.solvers.psld import PSLD
 from flashray.solvers.resample import ReSample
+from flashray.solvers.unguided import Unguided
 
-SOLVERS: dict[str, type[Solver]] = {rule.name: rule for rule in (LatentDPS, GMLDPS, PSLD, ReSample, Proximal)}
+SOLVERS: dict[str, type[Solver]] = {rule.name: rule for rule in (LatentDPS, GMLDPS, PSLD, ReSample, Proximal, Unguided)}
 
 __all__ = ["SOLVERS", "Problem", "Solver", "Step", "make_solver"]
 
