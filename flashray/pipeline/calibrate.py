@@ -28,7 +28,7 @@ from flashray.schedule import NoiseSchedule
 
 SECONDS = 2.0  # of trials for each number of filled slots; a trial that has begun is finished
 _TRIALS = (3, 16)  # trials, at least and at most
-LARGE = 3  # windows to a side of the cutting that says what a megapixel costs
+LARGE = 4  # windows to a side of the cutting that says what a megapixel costs
 _TOGETHER = 16  # CPU actors that are timed, at most
 log = logging.getLogger(__name__)
 
