@@ -28,7 +28,7 @@ from flashray.schedule import NoiseSchedule
 
 SECONDS = 2.0  # of trials for each number of filled slots; a trial that has begun is finished
 _TRIALS = (3, 16)  # trials, at least and at most
-LARGE = 3  # windows to a side of the cutting that says what a megapixel costs
+LARGE = 6  # windows to a side of the cutting that says what a megapixel costs
 _TOGETHER = 16  # CPU actors that are timed, at most
 log = logging.getLogger(__name__)
 
@@ -161,7 +161,7 @@ class Calibrator:
         step = 0.0
         if len(visits):
             self.actor.all_windows = False
-            step = self.step_seconds(large, 1, visits, decode) - window["step_seconds"][0]
+            step = self.step_seconds(large, 1, visits, decode, least=1) - window["step_seconds"][0]
             self.actor.all_windows = True
         beyond = {
             "step_megapixel": step,
@@ -198,7 +198,9 @@ class Calibrator:
         height, width = restorer.grid.padded_size(restorer.image_size((unit["height"][0], unit["width"][0])))
         return height * width
 
-    def step_seconds(self, loaded: dict[str, Any], count: int, visits: Integers, decode: float) -> float:
+    def step_seconds(
+        self, loaded: dict[str, Any], count: int, visits: Integers, decode: float, least: int = _TRIALS[0]
+    ) -> float:
         """A batched step's time with `count` slots filled: the median of trials over the parts that the plan visits.
 
         It is the median because the machine has just ended one pool and started another, which disturbs single trials.
@@ -212,7 +214,7 @@ class Calibrator:
             seconds = max(self.trial(loaded, count, schedule, steps)[0] - count * decode, 0.0)
             spent, taken = spent + seconds, taken + steps
             means.append(seconds / steps)
-            if spent > SECONDS and number + 1 >= _TRIALS[0]:
+            if spent > SECONDS and number + 1 >= least:
                 break
             # longer trials, because each has a cost besides its steps
             length = min(period * max(1, int(SECONDS / 2 * taken / max(spent, 1e-9) / period)), len(visits))

@@ -11,6 +11,7 @@ from types import TracebackType
 LINE_EVERY = 15.0  # seconds
 BAR_EVERY = 0.5
 _BAR = 24
+_TELLING = 0.05  # share of the cost from which on its speed tells the time left, if no image is done
 
 
 class Progress:
@@ -62,7 +63,8 @@ class Progress:
         if self.cost:
             parts.append(f"cost {cost:,}/{self.cost:,}")
         parts.append(f"{(images - self._images_before) / seconds:.2f} images/s")
-        if done > before:
+        # the first updates of a large photo say little: they look at few of its windows
+        if images > self._images_before or done - before > _TELLING * total:
             parts.append(f"{clock((total - done) * seconds / (done - before))} left")
         else:
             parts.append(f"{clock(max(self.expected - seconds, 0))} left" if self.expected else "starting")

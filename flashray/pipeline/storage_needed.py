@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from flashray.images import OutputFormat
 
 # Bytes a pixel of photos, measured on restored ones (docs/results/any-size.md): JPEG and WebP at quality 95
-LOSSY = {"jpeg": 0.75, "webp": 0.45}
+LOSSY = {"jpeg": 0.55, "webp": 0.4}
 LOSSLESS = {"png": 1.6, "tiff": 3.0}
 _SUFFIXES = {"jpeg": (".jpg", ".jpeg", ".jpe", ".mpo"), "webp": (".webp", ".avif", ".heic", ".heif")}
 

@@ -164,7 +164,7 @@ def quote(
         windows, total = int(load.windows.sum()), int(load.evaluations.sum())
         full = chain * windows
         lines.append(
-            f"{load.pixels.sum() / 1e6:,.1f} megapixels in {windows:,} windows; total {total:,} window evaluations, "
+            f"{load.pixels.sum() / 1e6:,.2f} megapixels in {windows:,} windows; total {total:,} window evaluations, "
             f"{load.mean_nfe:.1f} NFE an image; the full chain takes {full:,}: {1 - total / full:.1%} saved"
         )
         fallbacks = pc.sum(planned["fallback"]).as_py() or 0
@@ -173,7 +173,8 @@ def quote(
     if budget:
         lines.append(_coverage(budget))
     if storage is not None and len(load):
-        lines.append(f"about {storage / 1e9:.3g} GB of storage for the restored images")
+        size = f"{storage / 1e9:,.1f} GB" if storage > 1e9 else f"{storage / 1e6:,.1f} MB"
+        lines.append(f"about {size} of storage for the restored images")
     if quoted and len(load):
         lines += _price(planned, chain, slots, quoted)
     return "\n".join(lines)

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from flashray.pipeline.freed_memory import keep_freed_memory
 from flashray.pipeline.run_config import RunConfig
 from flashray.tracking.tracking_config import TrackingConfig
 
@@ -35,7 +36,7 @@ class WorkerSettings:
         return cls(dataclasses.replace(config, tracking=TrackingConfig()), device, threads, lpips, run_id)
 
     def restorer(self, prior: LatentPrior | None = None, encoder: SeverityEncoder | None = None) -> Restorer:
-        """The run's restorer in this process, which computes with `threads` threads from now on.
+        """The run's restorer in this process, which computes with `threads` threads and keeps freed memory from now on.
 
         Args:
             prior, encoder: the models, if they are loaded already.
@@ -45,6 +46,7 @@ class WorkerSettings:
         from flashray.restorer import Restorer, load_models
 
         torch.set_num_threads(self.threads)
+        keep_freed_memory()
         config = self.config
         if prior is None:
             prior, encoder = load_models(config.recipe, self.device)

@@ -25,6 +25,8 @@ def test_the_line_counts_what_is_under_way(monkeypatch: pytest.MonkeyPatch) -> N
 def test_nothing_done_yet() -> None:
     assert "starting" in Progress("plan", 10).line()
     assert "1:30 left" in Progress("solve", 10, 50, expected=90.2).line()
+    assert "1:30 left" in Progress("solve", 10, 50, inside=lambda: 2, expected=90.2).line()
+    assert "1:30 left" not in Progress("solve", 10, 50, inside=lambda: 3, expected=90.2).line()
 
 
 def test_it_prints_lines_while_it_is_open(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -44,7 +44,9 @@ def planned(tmp_path: Path) -> RunStatus:
 
 
 def test_a_quote_without_a_clock_counts(planned: RunStatus) -> None:
-    text = summary.quote(planned, 100)
+    text = summary.quote(planned, 100, storage=2_340_000)
+    assert "about 2.3 MB of storage" in text
+    assert "about 2.3 GB" in summary.quote(planned, 100, storage=2_340_000_000)
     total = sum(planned.planned["nfe"].to_pylist())
     assert text.startswith("6 images, 1 of them unreadable\n")
     assert (
