@@ -1,4 +1,4 @@
-"""The demo: real photos degraded with mixed severity, restored by `flashray restore` with Flash(Latent-DPS).
+"""The demo: real photos degraded with mixed severity, restored by `flashray restore`.
 
 Everything it makes is under demo-run/: the archive, the restored images, a contact sheet, the MLflow store.
 """
@@ -14,7 +14,7 @@ from flashray.cli import main as flashray
 from flashray.recipe import load_recipe
 
 FOLDER = Path("demo-run")
-RECIPE = "gaussian_blur_flash_latent_dps"
+RECIPE = "gaussian_blur_flash_proximal"
 IMAGES = 64
 
 

@@ -104,10 +104,12 @@ def fields_of(section: type[Any], prefix: str = "") -> Iterator[tuple[str, Any]]
     hints = get_type_hints(section)
     for field in dataclasses.fields(section):
         name = f"{prefix}.{field.name}" if prefix else field.name
-        if dataclasses.is_dataclass(hints[field.name]):
-            yield from fields_of(hints[field.name], name)
-        else:
-            yield name, hints[field.name]
+        hint = hints[field.name]
+        nested = [one for one in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(one)]
+        if hint not in nested:
+            yield name, hint
+        for one in nested:  # of `AutoencoderConfig | Literal["none"]` too
+            yield from fields_of(typing.cast(type[Any], one), name)
 
 
 def make_parser(prog: str, sections: Mapping[str, type[Any]], description: str = "") -> Any:

@@ -93,6 +93,8 @@ class FusionConfig:
     Args:
         name: none is D(z) alone. operator weighs D(z) against y by the known operator and the predicted errors. learned
             takes the severity encoder's weights, for an unknown operator.
+        threshold: a learned weight up to it counts as 0, and what is above is stretched over 0 … 1: an undamaged image
+            stays as it is.
         decoder_std: of x - D(E(x)), on the [0, 1] scale, for operator.
         gain: change of D(z) on the [0, 1] scale for a unit of z, for operator.
 
@@ -101,12 +103,15 @@ class FusionConfig:
     """
 
     name: Literal["none", "operator", "learned"] = "none"
+    threshold: float = 0.2
     decoder_std: float = 0.03
     gain: float = 0.15
 
     def __post_init__(self) -> None:
         if self.name not in ("none", "operator", "learned"):
             raise ConfigError(f"fusion.name is {self.name!r}; give none, operator or learned")
+        if not 0 <= self.threshold < 1:
+            raise ConfigError(f"fusion.threshold is {self.threshold}; give a number from 0 to below 1")
         if not (0 < self.decoder_std < math.inf and 0 < self.gain < math.inf):
             raise ConfigError(
                 f"fusion.decoder_std and fusion.gain are {self.decoder_std} and {self.gain}; give positive numbers"

@@ -260,7 +260,8 @@ class Restorer:
             fused = agree_with_measurement(decoded, problem, sigma_hat_B, fusion.decoder_std, fusion.gain)
         elif fusion.name == "learned":
             size = (decoded.shape[2], decoded.shape[3])
-            weight = torch.stack([job.weight for job in jobs if job.weight is not None]).to(self.device)
+            said = torch.stack([job.weight for job in jobs if job.weight is not None]).to(self.device)
+            weight = (said - fusion.threshold).clamp(min=0) / (1 - fusion.threshold)
             fused = fuse(problem.operator.picture(problem.y_BCHW), decoded, weight, self.grid.factor, size)
         else:
             fused = decoded

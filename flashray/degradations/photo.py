@@ -163,8 +163,10 @@ def convolve(x_BCHW: Tensor, kernel_BKK: Tensor) -> Tensor:
         x_BCHW = x_BCHW.index_select(dim, source.abs() % max(1, x_BCHW.shape[dim]))
     batch, channels = x_BCHW.shape[:2]
     padded = x_BCHW.transpose(0, 1)  # one group an image
-    return F.conv2d(padded, kernel_BKK[:, None].to(x_BCHW), groups=batch).transpose(0, 1).reshape(
-        batch, channels, *(side - 2 * radius for side in x_BCHW.shape[2:])
+    return (
+        F.conv2d(padded, kernel_BKK[:, None].to(x_BCHW), groups=batch)
+        .transpose(0, 1)
+        .reshape(batch, channels, *(side - 2 * radius for side in x_BCHW.shape[2:]))
     )
 
 

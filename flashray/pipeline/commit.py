@@ -15,7 +15,7 @@ from flashray.pipeline.run_config import METRICS
 from flashray.pipeline.run_folder import run_uri
 
 # of the reconstruction, of the measurement itself, and of the decoded estimate ẑ alone
-SCORED = ("", "measurement_", "estimate_")
+SCORED = ("", "measurement_", "estimate_", "decoded_")
 COMMIT = pa.schema(
     [
         ("key", pa.string()),

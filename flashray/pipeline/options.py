@@ -9,11 +9,11 @@ from typing import Any
 from flashray.errors import ConfigError
 from flashray.options import Options, make_parser, parse
 from flashray.pipeline.run_config import IoConfig, PolicyConfig, ResourcesConfig, RunConfig, check
-from flashray.recipe import DegradationConfig, Recipe, SolverConfig, read_recipe, recipe_names
+from flashray.recipe import DegradationConfig, FusionConfig, Recipe, SolverConfig, read_recipe
 from flashray.severity.start import Start
 from flashray.tracking.tracking_config import TrackingConfig
 
-_RECIPE = {"degradation": DegradationConfig, "start": Start, "solver": SolverConfig}
+_RECIPE = {"degradation": DegradationConfig, "start": Start, "solver": SolverConfig, "fusion": FusionConfig}
 _RUN = {"io": IoConfig, "resources": ResourcesConfig, "policy": PolicyConfig, "tracking": TrackingConfig}
 _SHORT = [
     *(
@@ -22,7 +22,9 @@ _SHORT = [
         for field in dataclasses.fields(_RUN[section])
     ),
     "tracking.tracking_uri",
+    "start.strength",
 ]
+DEFAULT_RECIPE = "photo"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +32,7 @@ class _Top:
     """The options of the top level.
 
     Args:
-        recipe: a shipped recipe's name, or the path of a recipe file.
+        recipe: a shipped recipe's name, or the path of a recipe file; photo, for unknown damage, by default.
         prior: bundled, a folder in diffusers' layout, or a hub id.
         seed: all random numbers follow from it and the images' keys.
     """
@@ -72,16 +74,13 @@ def _run_config(argv: Sequence[str], prog: str) -> RunConfig:
     if "--print_config" not in argv and "config" not in given:
         for name, what in (("io.archive", "the archive (IN)"), ("io.output", "the output (OUT)")):
             if name not in given:
-                raise ConfigError(f"{what} is missing: {prog} IN OUT --recipe NAME")
-        if "recipe" not in given:
-            raise ConfigError(
-                f"--recipe is missing; shipped recipes: {', '.join(recipe_names())}; or give the path of a YAML file"
-            )
+                raise ConfigError(f"{what} is missing: {prog} IN OUT")
+        given.setdefault("recipe", DEFAULT_RECIPE)
     parser = parser_of(prog)
     if "recipe" in given:
         parser.set_defaults(dict(_leaves(read_recipe(given["recipe"]))))
     values = parser.instantiate(parse(parser, argv))
-    recipe = Recipe(**{name: getattr(values, name) for name in ("degradation", "start", "solver", "prior", "seed")})
+    recipe = Recipe(**{name: getattr(values, name) for name in (*_RECIPE, "prior", "seed")})
     return check(RunConfig(recipe=recipe, **{name: getattr(values, name) for name in _RUN}))
 
 

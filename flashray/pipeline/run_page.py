@@ -25,7 +25,7 @@ ROWS = 400  # images in the table
 FAILURES = 100
 _BINS = 12
 _DIGITS = {"psnr": 2, "ssim": 3, "lpips": 3}
-_STAGES = {"measurement_": "degraded", "estimate_": "ẑ decoded", "": "restored"}
+_STAGES = {"measurement_": "degraded", "decoded_": "D(ẑ)", "estimate_": "0 NFE", "": "restored"}
 _COLUMNS = {
     "key": Column("File"),
     "result": Column("Result"),

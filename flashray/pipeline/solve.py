@@ -148,10 +148,11 @@ class SolverActor:
         if "reference_data" in unit:
             references = [decode_reference(restorer, unit["reference_data"][i], most) for i in indices]
         measured = restorer.measure(photos)
-        z_hat = restorer.estimate(measured).z_hat_BCHW
+        found = restorer.estimate(measured)
+        z_hat = found.z_hat_BCHW
         sigma_hat = torch.tensor([np.nan if rows[i]["sigma_hat"] is None else rows[i]["sigma_hat"] for i in indices])
         start_BK = torch.stack([self.window_starts(unit, i, rows[i]["windows"]) for i in indices])
-        jobs = restorer.begin(measured, z_hat, sigma_hat, start_BK)
+        jobs = restorer.begin(measured, z_hat, sigma_hat, start_BK, found.weight_Bhw)
         shown = measured.shown_BCHW
         return [
             Prepared(i, rows[i], jobs[b], shown[b], None if z_hat is None else z_hat[b], _alike(references[b], shown))
@@ -184,7 +185,10 @@ class SolverActor:
         if estimates:
             z_hat = torch.stack(estimates)
             if metrics:
-                candidates["estimate_"] = restorer.decode(z_hat, (reference.shape[2], reference.shape[3]))
+                decoded = restorer.decode(z_hat, (reference.shape[2], reference.shape[3]))
+                candidates["estimate_"] = restorer.fuse(decoded, [one.job for one in batch if one.z_hat is not None])
+                if restorer.recipe.fusion.name != "none":
+                    candidates["decoded_"] = decoded
             if unknown:
                 for one, sigma in zip(batch, restorer.true_sigma(z_hat, reference).tolist(), strict=True):
                     one.row["sigma_true"] = sigma

@@ -230,7 +230,8 @@ def _besides(cost: CostModel) -> str:
 def table(summary: Mapping[str, Any]) -> str:
     """The quality table of a summary as text; empty if nothing was scored."""
     lines = []
-    for prefix, name in (("measurement_", "degraded"), ("estimate_", "ẑ decoded"), ("", "restored")):
+    stages = (("measurement_", "degraded"), ("decoded_", "D(ẑ)"), ("estimate_", "0 NFE"), ("", "restored"))
+    for prefix, name in stages:
         values = {metric: summary[prefix + metric] for metric in METRICS}
         if any(value is not None for value in values.values()):
             lines.append(f"  {name:<10}" + "".join(f"{_cell(metric, value):>9}" for metric, value in values.items()))

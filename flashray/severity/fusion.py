@@ -1,4 +1,4 @@
-"""The last word in pixels: the decoder cannot express everything, and what y knows well is kept (docs/architecture.md)."""
+"""The last word in pixels: the decoder cannot express everything, and what y knows well is kept."""
 
 from __future__ import annotations
 

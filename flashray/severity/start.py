@@ -27,6 +27,8 @@ class Start:
             trained on there.
         c: the paper formula's noise correction; the formula schedule does not use it.
         sigma_scale: σ̂ is multiplied by it first (its square is the reference code's `var_mult`).
+        strength: σ̂ is multiplied by it too, whatever the recipe's sigma_scale: 1 is the recipe as it is, less changes
+            images less, and with 0 the denoiser is not used.
         step: the start step of the mode fixed.
     """
 
@@ -35,6 +37,7 @@ class Start:
     formula: Literal["paper", "schedule"] = "schedule"
     c: float = 1.0
     sigma_scale: float = 1.0
+    strength: float = 1.0
     step: int | None = None
 
     def __post_init__(self) -> None:
@@ -46,6 +49,8 @@ class Start:
             raise ConfigError(
                 f"start.c and start.sigma_scale are {self.c} and {self.sigma_scale}; give positive, finite numbers"
             )
+        if not 0 <= self.strength < math.inf:
+            raise ConfigError(f"start.strength is {self.strength}; give a finite number ≥ 0")
         if self.step is not None and (self.mode != "fixed" or self.step < 0):
             raise ConfigError(f"start.step is {self.step} and start.mode {self.mode}; give a step ≥ 0, with mode fixed")
 
@@ -54,9 +59,14 @@ class Start:
         """Whether the severity encoder is needed; a full chain starts from noise alone."""
         return self.mode != "full"
 
+    @property
+    def scale(self) -> float:
+        """What σ̂ is multiplied by."""
+        return self.sigma_scale * self.strength
+
     def falls_back(self, sigma_hat_B: Tensor) -> Tensor:
         """[B] bool: σ̂ is too large for the formula (cσ̂² ≥ 1, or not finite), and the image takes the full chain."""
-        variance_B = (self.sigma_scale * sigma_hat_B).square()
+        variance_B = (self.scale * sigma_hat_B).square()
         limit = self.c if self.formula == "paper" else 1.0
         return ~(limit * variance_B < 1)
 
@@ -73,7 +83,9 @@ class Start:
             step_B = torch.full_like(full, min(self.step, len(schedule)))
             return step_B, torch.zeros_like(full, dtype=torch.bool)
         fallback_B = self.falls_back(sigma_hat_B).cpu()
-        step_B = schedule.start_step((self.sigma_scale * sigma_hat_B).nan_to_num(nan=torch.inf))
+        if self.scale == 0:
+            return torch.where(fallback_B, full, 0), fallback_B
+        step_B = schedule.start_step((self.scale * sigma_hat_B).nan_to_num(nan=torch.inf))
         return torch.where(fallback_B, full, step_B), fallback_B
 
     def latent(
@@ -90,7 +102,7 @@ class Start:
         noise = normal(seed_B, seed_B.new_zeros(len(seed_B)), tuple(z_hat_BCHW.shape[1:]), STREAM_START).to(z_hat_BCHW)
         start_step_B = start_step_B.cpu()
         if self.formula == "paper":
-            variance_B = self.c * (self.sigma_scale * sigma_hat_B.double().cpu()).square()
+            variance_B = self.c * (self.scale * sigma_hat_B.double().cpu()).square()
         else:  # the first update is at step s-1, so the latent has that step's noise
             variance_B = 1 - schedule.alphas_cumprod[(start_step_B - 1).clamp(min=0)]
         variance_B = torch.where(start_step_B == 0, 0.0, variance_B.nan_to_num(nan=1.0).clamp(0, 1))

@@ -159,7 +159,10 @@ def fit(
     trained = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
     beside = list(task.companion.parameters()) if task.companion is not None else []
     optimizer = torch.optim.AdamW(
-        [*trained, *beside], lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99),
+        [*trained, *beside],
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        betas=(0.9, 0.99),
         fused=torch.device(device).type == "cuda" or None,
     )
     ema = EMAModel(trained, decay=config.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)

@@ -90,7 +90,16 @@ class SeverityTask(Task):
         """Mean (y + w (D(ẑ) - y) - x)²."""
         with torch.no_grad():
             decoded = self.prior.decode(severity.z_hat_BCHW.float())
-        return (fuse(y_BCHW, decoded, severity.weight_Bhw.float(), self.model.factor, (x_BCHW.shape[2], x_BCHW.shape[3])) - x_BCHW).square().mean()
+        return (
+            (
+                fuse(
+                    y_BCHW, decoded, severity.weight_Bhw.float(), self.model.factor, (x_BCHW.shape[2], x_BCHW.shape[3])
+                )
+                - x_BCHW
+            )
+            .square()
+            .mean()
+        )
 
     def parts(self) -> list[nn.Module]:
         return [self.model.net, self.prior.autoencoder.encoder]
@@ -130,7 +139,10 @@ def severity_figures(
             error = position_error(severity.z_hat_BCHW, z0)
             predicted.append(severity.log_variance_Bhw.exp().mean(dim=(1, 2)).sqrt().cpu())
             true.append(error.mean(dim=(1, 2)).sqrt().cpu())
-            maps += [spearman_corrcoef(one.flatten(), other.flatten()) for one, other in zip(severity.log_variance_Bhw, error, strict=True)]
+            maps += [
+                spearman_corrcoef(one.flatten(), other.flatten())
+                for one, other in zip(severity.log_variance_Bhw, error, strict=True)
+            ]
             decoded = prior.decode(severity.z_hat_BCHW).clamp(-1, 1)
             fused = fuse(y, decoded, severity.weight_Bhw, encoder.factor, (x.shape[2], x.shape[3])).clamp(-1, 1)
             squares = [(image - x).square().mean(dim=(1, 2, 3)) for image in (y, decoded, fused)]
