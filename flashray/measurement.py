@@ -67,12 +67,14 @@ class Photo:
         x: its pixels [3, H, W] in [-1, 1].
         parameters: the degradation's parameters, [1, …] each.
         noise_std: on the [0, 1] scale.
+        estimated: whether some of these numbers are a severity encoder's estimates.
     """
 
     key: str
     x: Tensor
     parameters: Parameters
     noise_std: float
+    estimated: bool = False
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,8 @@ class Measurer:
     ) -> None:
         self.degradation, self.noise_range = degradation, noise_range
         self.simulated, self.seed = simulated, seed
-        self.fixed = degradation.fixed_parameters()
+        # the unknown mixture stands for what the image is: as it was observed, nothing was done to it
+        self.fixed = degradation.fixed_parameters() if degradation.known else degradation.parameters_at(torch.zeros(1))
 
     def photo(
         self,
@@ -189,6 +192,14 @@ class Measurer:
         else:
             parameters = self._parameters(key, given or {}, severity)
         return Photo(key, x_CHW, parameters, self._noise_std(key, noise_std))
+
+    def missing(self, given: Mapping[str, float], noise_std: float | None, mask_1HW: Tensor | None) -> list[str]:
+        """The numbers that an observed image lacks; empty where it can be measured."""
+        if self.simulated:
+            return []
+        lacking = [] if self.fixed is not None or mask_1HW is not None else list(self.degradation.parameter_names)
+        low, high = self.noise_range
+        return [name for name in lacking if name not in given] + ["noise_std"] * (noise_std is None and low < high)
 
     def measure(self, photos: Sequence[Photo], device: torch.device | str = "cpu") -> Measurement:
         """The measurements of a batch of images of one size."""

@@ -174,6 +174,36 @@ class Restorer:
         """How many images of (H, W) pixels have the pixels of `count` images of the prior's size; at least 1."""
         return max(1, count * self.prior.sample_size**2 // (size[0] * size[1]))
 
+    def photo(
+        self,
+        key: str,
+        image_CHW: Tensor,
+        given: Mapping[str, float] | None = None,
+        noise_std: float | None = None,
+        mask_1HW: Tensor | None = None,
+    ) -> Photo:
+        """An image that can be measured, in the restorer's frame.
+
+        Parameters that are not given are the severity encoder's estimates, where it predicts all that are missing.
+
+        Raises:
+            ImageError: as `Measurer.photo` does.
+        """
+        x, values = self.frame.take(image_CHW), dict(given or {})
+        missing = self.measurer.missing(values, noise_std, mask_1HW)
+        guessed = self.predicted(x, missing)
+        noise_std = guessed.pop("noise_std", noise_std)
+        photo = self.measurer.photo(key, x, values | guessed, noise_std, mask_1HW)
+        return dataclasses.replace(photo, estimated=bool(missing) and bool(guessed or noise_std is not None))
+
+    @torch.no_grad()
+    def predicted(self, x_CHW: Tensor, names: Sequence[str]) -> dict[str, float]:
+        """The severity encoder's estimates of these parameters of an observed image; {} unless it predicts them all."""
+        if not names or self.encoder is None or not set(names) <= set(self.encoder.parameter_names):
+            return {}
+        severity = estimate(self.encoder, self.prior, self.grid.pad(x_CHW[None].to(self.device)))
+        return {name: value for name, value in self.encoder.values(severity).items() if name in names}
+
     def measure(self, photos: Sequence[Photo]) -> Measurement:
         """The measurements of a batch, on the restorer's device."""
         return self.measurer.measure(photos, self.device)
@@ -335,7 +365,7 @@ class Restorer:
                 known_1HW = None if mask is None else self.frame.take_mask(as_image(mask))
                 image = as_image(one)
                 self.check_photo(self.image_size((image.shape[1], image.shape[2])))
-                photos.append(self.measurer.photo(name, self.frame.take(image), parameters, noise_std, known_1HW))
+                photos.append(self.photo(name, image, parameters, noise_std, known_1HW))
             except (ImageError, OSError) as error:
                 errors[name] = str(error)
         return self.restore_photos(photos, names, errors)

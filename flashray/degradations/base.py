@@ -80,6 +80,8 @@ class Degradation(ABC):
     linear: ClassVar[bool]
     # Scalar parameters of one image, by the names that a manifest's columns use; the first one is the severity
     parameter_names: ClassVar[tuple[str, ...]]
+    # Whether a solver may use the operator: false where nobody knows what an observed image went through
+    known: ClassVar[bool] = True
     # Whether a parameter `mask`, [B, 1, H, W] with 1 where a pixel is known, may replace them
     takes_mask: ClassVar[bool] = False
 

@@ -15,13 +15,13 @@ from flashray.degradations.base import Degradation, Operator, Parameters, betwee
 from flashray.errors import ConfigError
 
 # Quantisation tables of ITU-T T.81, Annex K, at quality 50
-_LUMA = (
+LUMA = (
     *(16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55),
     *(14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62),
     *(18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92),
     *(49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99),
 )
-_CHROMA = (
+CHROMA = (
     *(17, 18, 24, 47, 99, 99, 99, 99, 18, 21, 26, 66, 99, 99, 99, 99),
     *(24, 26, 56, 99, 99, 99, 99, 99, 47, 66, 99, 99, 99, 99, 99, 99),
     *(99,) * 32,
@@ -65,7 +65,7 @@ class Jpeg(Degradation):
 
     def bind(self, parameters: Parameters, size: tuple[int, int]) -> Codec:
         quality_B = parameters["quality"]
-        return Codec(quantisation(quality_B, _LUMA), quantisation(quality_B, _CHROMA), self.subsampling)
+        return Codec(quantisation(quality_B, LUMA), quantisation(quality_B, CHROMA), self.subsampling)
 
 
 @dataclass(frozen=True)

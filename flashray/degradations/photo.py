@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from flashray.degradations.base import Degradation, Operator, Parameters, check_seeds, draw_seeds
 from flashray.degradations.convolution import reflection
-from flashray.degradations.jpeg import _CHROMA, _LUMA, Codec, quantisation
+from flashray.degradations.jpeg import CHROMA, LUMA, Codec, quantisation
 from flashray.degradations.motion_blur import draw_kernel, motion_path
 from flashray.errors import ConfigError
 from flashray.seeding import STREAM_MEASUREMENT, STREAM_OPERATOR, normal, uniform
@@ -53,6 +53,7 @@ class Photo(Degradation):
 
     name: ClassVar[str] = "photo"
     linear: ClassVar[bool] = False
+    known: ClassVar[bool] = False
     parameter_names: ClassVar[tuple[str, ...]] = ("damage", "damage_seed")
 
     def __post_init__(self) -> None:
@@ -142,7 +143,7 @@ class PhotoDamage(Operator):
         y = (y_BCHW + 2 * variance.sqrt() * noise).clamp(-1, 1)
         low, high = QUALITY
         quality_B = low + (high - low) * level_B * u_BN[:, 4]
-        codec = Codec(quantisation(quality_B, _LUMA), quantisation(quality_B, _CHROMA), True)
+        codec = Codec(quantisation(quality_B, LUMA), quantisation(quality_B, CHROMA), True)
         return torch.where(_wide(u_BN[:, 5] < 0.6), codec.A(y), y)
 
     def _sharp_part(self, u_BN: Tensor, size: tuple[int, int]) -> Tensor:

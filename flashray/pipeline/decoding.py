@@ -109,7 +109,7 @@ def decode_photo(
             raise ImageError("the manifest does not give its mask")
         mask = _decode_mask(restorer, mask_data, values["mask"], image, max_megapixels)
         values = {}
-    return restorer.measurer.photo(key, restorer.frame.take(image), values, noise_std, mask)
+    return restorer.photo(key, image, values, noise_std, mask)
 
 
 def decode_reference(restorer: Restorer, data: bytes | None, max_megapixels: float = MAX_MEGAPIXELS) -> Tensor | None:

@@ -128,6 +128,15 @@ class SeverityEncoder(ModelMixin, ConfigMixin):
             values.append(2 * (parameters[name] - low) / (high - low) - 1)
         return torch.stack(values, dim=1).float()
 
+    def values(self, severity: Severity) -> dict[str, float]:
+        """The first image's parameters in their own units, within the ranges of training."""
+        ranges = self.config.parameter_ranges or {}
+        units = severity.parameters_BP2[0, :, 0].clamp(-1, 1).tolist()
+        return {
+            name: low + (unit + 1) / 2 * (high - low)
+            for (name, (low, high)), unit in zip(ranges.items(), units, strict=True)
+        }
+
     @property
     def degradation(self) -> str:
         """The name of the degradation family that this encoder was trained on."""
