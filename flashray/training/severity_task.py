@@ -21,6 +21,7 @@ from flashray.training.loop import Task
 from flashray.training.photo_windows import WINDOW_ZOOM, random_views
 
 ORDERING_LEVELS = 10
+HARDLY_VISIBLE = 1e-4  # mean square on [-1, 1]: 46 dB
 
 
 @dataclass(frozen=True)
@@ -87,19 +88,16 @@ class SeverityTask(Task):
         return terms
 
     def fusion_loss(self, x_BCHW: Tensor, y_BCHW: Tensor, severity: Severity) -> Tensor:
-        """Mean (y + w (D(ẑ) - y) - x)²."""
+        """Mean over images of ‖y + w (D(ẑ) - y) - x‖² over ‖y - x‖²: slight damage counts like heavy one.
+
+        Without the division slight damage would not count, and w would harm what is hardly damaged.
+        """
         with torch.no_grad():
-            decoded = self.prior.decode(severity.z_hat_BCHW.float())
-        return (
-            (
-                fuse(
-                    y_BCHW, decoded, severity.weight_Bhw.float(), self.model.factor, (x_BCHW.shape[2], x_BCHW.shape[3])
-                )
-                - x_BCHW
-            )
-            .square()
-            .mean()
-        )
+            decoded = self.prior.decode(severity.z_hat_BCHW.float()).clamp(-1, 1)
+        size = (x_BCHW.shape[2], x_BCHW.shape[3])
+        fused = fuse(y_BCHW, decoded, severity.weight_Bhw.float(), self.model.factor, size)
+        error_B, given_B = ((image - x_BCHW).square().mean(dim=(1, 2, 3)) for image in (fused, y_BCHW))
+        return (error_B / (given_B + HARDLY_VISIBLE)).mean()
 
     def parts(self) -> list[nn.Module]:
         return [self.model.net, self.prior.autoencoder.encoder]
