@@ -73,6 +73,7 @@ class Restored:
         fallback: whether a window took the full chain because its σ̂ was too large for the start.
         seconds: each image's share of the solver's time.
         errors: why an image could not be restored, else None.
+        sigma_maps: [h, w] σ̂ of each latent position, on the CPU; None without an encoder.
     """
 
     images: list[Tensor | None]
@@ -81,6 +82,7 @@ class Restored:
     fallback: list[bool]
     seconds: list[float]
     errors: list[str | None]
+    sigma_maps: list[Tensor | None]
 
     def pil(self, index: int = 0) -> Image.Image:
         """One restored image as a picture; ImageError where it could not be restored."""
@@ -401,11 +403,15 @@ class Restorer:
         jobs: list[Job] = []
         sigma: dict[str, float] = {}
         fallback: dict[str, bool] = {}
+        maps: dict[str, Tensor] = {}
         for measured, found in parts:
             step_BK, fallback_BK = self.start_steps(found.sigma_BK)
             jobs += self.begin(measured, found.z_hat_BCHW, found.sigma_hat_B, step_BK, found.weight_Bhw)
             sigma |= dict(zip(measured.keys, found.sigma_hat_B.tolist(), strict=True))
             fallback |= dict(zip(measured.keys, fallback_BK.any(dim=1).tolist(), strict=True))
+            if found.severity is not None:
+                sigma_Bhw = crop(found.severity.sigma_Bhw, self.grid.valid_size(measured.image_size)).cpu()
+                maps |= dict(zip(measured.keys, sigma_Bhw, strict=True))
         jobs.sort(key=lambda job: -job.start_step)
         solved = {one.key: one for one in self.solve(jobs)}
         nothing = Solved("", None, 0.0, 0.0)
@@ -417,6 +423,7 @@ class Restorer:
             fallback=[fallback.get(name, False) for name in names],
             seconds=[one.seconds for one in found_in_order],
             errors=[failed.get(name, one.error) for name, one in zip(names, found_in_order, strict=True)],
+            sigma_maps=[maps.get(name) for name in names],
         )
 
 
