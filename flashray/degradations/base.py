@@ -82,6 +82,8 @@ class Degradation(ABC):
     parameter_names: ClassVar[tuple[str, ...]]
     # Whether a parameter `mask`, [B, 1, H, W] with 1 where a pixel is known, may replace them
     takes_mask: ClassVar[bool] = False
+    # Whether the damage of given images is unknown: they have no parameters, and no solver may use the operator
+    unknown: ClassVar[bool] = False
 
     @abstractmethod
     def parameters_at(self, severity_B: Tensor, generator: torch.Generator | None = None) -> Parameters:
