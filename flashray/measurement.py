@@ -152,8 +152,7 @@ class Measurer:
     ) -> None:
         self.degradation, self.noise_range = degradation, noise_range
         self.simulated, self.seed = simulated, seed
-        # the unknown mixture stands for what the image is: as it was observed, nothing was done to it
-        self.fixed = degradation.fixed_parameters() if degradation.known else degradation.parameters_at(torch.zeros(1))
+        self.fixed = degradation.fixed_parameters()
 
     def photo(
         self,

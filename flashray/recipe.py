@@ -1,4 +1,4 @@
-"""A recipe is the science of a run: degradation, start, solver, prior and seed."""
+"""A recipe is the science of a run: degradation, start, solver, fusion, prior and seed."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ class Recipe:
         """This recipe with absolute model folders; loads no weights.
 
         Raises:
-            ConfigError: when a name or a setting is wrong, or the solver does not fit the degradation.
+            ConfigError: when a name or a setting is wrong, or the solver or the fusion does not fit the rest.
         """
         degradation, solver = self.degradation.make(), self.solver.make()
         if self.solver.steps < 1:
@@ -153,6 +153,16 @@ class Recipe:
             raise ConfigError(
                 f"solver {self.solver.name} needs an adjoint, and {degradation.name} is nonlinear and has none; "
                 "use a solver that needs none, such as latent_dps"
+            )
+        if degradation.unknown and (solver.name != "unguided" or self.fusion.name == "operator"):
+            raise ConfigError(
+                f"degradation {degradation.name} stands for unknown damage, and solver {solver.name} with fusion "
+                f"{self.fusion.name} needs an operator; use solver unguided with fusion learned or none"
+            )
+        if self.fusion.name == "learned" and not self.start.uses_encoder:
+            raise ConfigError(
+                f"fusion learned takes the severity encoder's weights, and start.mode {self.start.mode} uses no "
+                "encoder; use fusion none, or start.mode flash"
             )
         if self.start.mode == "fixed" and self.start.step is None:
             raise ConfigError("start.mode is fixed, and start.step is missing; give the step")

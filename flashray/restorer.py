@@ -283,9 +283,9 @@ class Restorer:
 
     @torch.no_grad()
     def fuse(self, decoded_BCHW: Tensor, jobs: Sequence[Job]) -> Tensor:
-        """The recipe's last word in pixels on decoded images of one size, [B, 3, H, W] in [-1, 1] on the CPU."""
+        """The recipe's last word in pixels on decoded images of one size: [B, 3, H, W] in [-1, 1], on the CPU."""
         _, problem = make_problem(self.prior, self.degradation, list(jobs), self.grid)
-        decoded = decoded_BCHW.to(self.device)
+        decoded = decoded_BCHW.to(self.device).clamp(-1, 1)  # as the engine's images are
         fusion = self.recipe.fusion
         if fusion.name == "operator":
             sigma_hat_B = torch.tensor([job.sigma_hat for job in jobs], device=self.device).nan_to_num(nan=1.0)

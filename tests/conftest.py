@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.support.mlflow_server import MlflowServer
-from tests.support.models import SIDE, dc, edit_json, save_pipeline
+from tests.support.models import SIDE, dc, edit_json, save_pipeline, spread_severities
 from tests.support.seaweedfs import Weed, die_with_the_tests, free_ports
 
 if TYPE_CHECKING:
@@ -57,11 +57,8 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
     save_pipeline(folder / "prior", dc(), num_train_timesteps=20, beta_start=0.02, beta_end=0.6)
     torch.manual_seed(0)
     prior = load_prior(str(folder / "prior"))
-    encoder = SeverityEncoder.from_prior(prior, "gaussian_blur", {}, 0.05)
-    with torch.no_grad():  # so that random features give a spread of severities, and of start steps
-        encoder.train()(torch.rand(64, 3, SIDE, SIDE) * torch.linspace(0.1, 2, 64)[:, None, None, None] - 1)
-        encoder.eval().head[-1].weight *= 2
-        encoder.head[-1].bias -= 1.4
+    encoder = SeverityEncoder.from_prior(prior, "gaussian_blur", {}, 0.05, widths=(16, 24), blocks=(1, 1)).eval()
+    spread_severities(encoder, prior)
     encoder.save_pretrained(folder / "encoder")
     encoder.save_pretrained(folder / "other_encoder")
     edit_json(folder / "other_encoder" / "config.json", degradation="random_inpainting")

@@ -80,10 +80,10 @@ class Degradation(ABC):
     linear: ClassVar[bool]
     # Scalar parameters of one image, by the names that a manifest's columns use; the first one is the severity
     parameter_names: ClassVar[tuple[str, ...]]
-    # Whether a solver may use the operator: false where nobody knows what an observed image went through
-    known: ClassVar[bool] = True
     # Whether a parameter `mask`, [B, 1, H, W] with 1 where a pixel is known, may replace them
     takes_mask: ClassVar[bool] = False
+    # Whether the damage of given images is unknown: they have no parameters, and no solver may use the operator
+    unknown: ClassVar[bool] = False
 
     @abstractmethod
     def parameters_at(self, severity_B: Tensor, generator: torch.Generator | None = None) -> Parameters:

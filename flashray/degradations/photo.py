@@ -39,7 +39,8 @@ class Photo(Degradation):
     round of noise and JPEG, as when a picture is passed on. In some images the damage ends somewhere: a part is sharp.
     The same numbers damage an image of any size; solvers cannot use this operator, because nobody knows it.
 
-    Parameters of an image: `damage`, its severity 0 … 1, and `damage_seed`.
+    Parameters of an image that is damaged here: `damage`, its severity 0 … 1, and `damage_seed`. A photo that came
+    damaged has none.
 
     Attributes:
         damage: the range of severities.
@@ -53,7 +54,7 @@ class Photo(Degradation):
 
     name: ClassVar[str] = "photo"
     linear: ClassVar[bool] = False
-    known: ClassVar[bool] = False
+    unknown: ClassVar[bool] = True
     parameter_names: ClassVar[tuple[str, ...]] = ("damage", "damage_seed")
 
     def __post_init__(self) -> None:
@@ -75,13 +76,28 @@ class Photo(Degradation):
         spared_B = torch.rand(n, generator=generator) < self.undamaged
         return self.parameters_at(torch.rand(n, generator=generator).masked_fill(spared_B, 0.0), generator)
 
+    def fixed_parameters(self) -> Parameters:
+        return {}
+
     def check_parameters(self, parameters: Parameters) -> None:
+        if not parameters:
+            return
         if not bool(((parameters["damage"] >= 0) & (parameters["damage"] <= 1)).all()):
             raise ConfigError(f"photo: damage must be from 0 to 1, got {parameters['damage'].tolist()}")
         check_seeds("photo: damage_seed", parameters["damage_seed"])
 
-    def bind(self, parameters: Parameters, size: tuple[int, int]) -> PhotoDamage:
+    def bind(self, parameters: Parameters, size: tuple[int, int]) -> Operator:
+        if not parameters:
+            return UnknownDamage()
         return PhotoDamage(parameters["damage"], parameters["damage_seed"], self.partial)
+
+
+@dataclass(frozen=True)
+class UnknownDamage(Operator):
+    """The operator of photos that came damaged: A(x) is x, since nobody knows better."""
+
+    def A(self, x_BCHW: Tensor) -> Tensor:
+        return x_BCHW
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,11 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL, DDIMScheduler, UNet2DModel, VQModel
+from skimage import data
+from torch.nn import functional as F
+
+from flashray.prior import LatentPrior
+from flashray.severity import SeverityEncoder
 
 IMAGES = 24  # of the fixture `photos`
 SIDE = 32  # of the images; latents are 8×8 with 4 channels
@@ -109,3 +114,23 @@ def edit_json(path: Path, **values: Any) -> None:
     """Set keys of a JSON file; None removes one."""
     merged = json.loads(path.read_text()) | values
     path.write_text(json.dumps({key: value for key, value in merged.items() if value is not None}))
+
+
+@torch.no_grad()
+def spread_severities(encoder: SeverityEncoder, prior: LatentPrior) -> None:
+    """Scale an untrained encoder's variance head, so that noisy crops of a photo get many severities.
+
+    ln σ̂² of these crops has mean -3 and standard deviation 1; ẑ differs from E(y) a little.
+    """
+    photo = torch.from_numpy(data.astronaut().copy()).permute(2, 0, 1).float() / 127.5 - 1
+    crops = photo.unfold(1, SIDE, 64).unfold(2, SIDE, 64).reshape(3, -1, SIDE, SIDE).transpose(0, 1)
+    crops = crops + 0.1 * torch.randn(crops.shape)
+    change, variance, *_ = encoder.net.heads
+    torch.nn.init.normal_(change.weight, std=0.01)
+
+    def said() -> torch.Tensor:
+        seen = torch.cat([F.pixel_unshuffle(crops, encoder.factor), prior.encode(crops)], dim=1)
+        return encoder.net(seen)[:, encoder.given[0]].mean(dim=(1, 2))
+
+    variance[-1].weight /= said().std()
+    variance[-1].bias -= 3 + said().mean()

@@ -34,7 +34,7 @@ def altered(source: str, folder: Path) -> str:
     """The same encoder with other weights."""
     encoder = SeverityEncoder.from_pretrained(source)
     with torch.no_grad():
-        encoder.head[-1].bias += 0.5
+        encoder.net.heads[1][-1].bias += 0.5
     encoder.save_pretrained(folder)
     return str(folder)
 
