@@ -48,20 +48,18 @@ def ray_cluster() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
+def tiny_models(tmp_path_factory: pytest.TempPathFactory, photo: torch.Tensor) -> TinyModels:
     """A prior of 32×32 images with 4 latent channels at 1/4, a chain of 20 steps, and encoders of two families."""
     from flashray.prior import load_prior
-    from flashray.severity import SeverityEncoder
+    from tests.support.models import severity_encoder, spread_sigma
 
     folder = tmp_path_factory.mktemp("models")
     save_pipeline(folder / "prior", dc(), num_train_timesteps=20, beta_start=0.02, beta_end=0.6)
-    torch.manual_seed(0)
     prior = load_prior(str(folder / "prior"))
-    encoder = SeverityEncoder.from_prior(prior, "gaussian_blur", {}, 0.05)
-    with torch.no_grad():  # so that random features give a spread of severities, and of start steps
-        encoder.train()(torch.rand(64, 3, SIDE, SIDE) * torch.linspace(0.1, 2, 64)[:, None, None, None] - 1)
-        encoder.eval().head[-1].weight *= 2
-        encoder.head[-1].bias -= 1.4
+    encoder = severity_encoder(prior)
+    crops = torch.stack([photo[:, 7 * n : 7 * n + SIDE, 5 * n : 5 * n + SIDE] for n in range(64)])
+    noise = torch.randn(crops.shape, generator=torch.Generator().manual_seed(0))
+    spread_sigma(encoder, prior, crops + 0.1 * noise, 0.1, 0.6)  # so that there is a spread of start steps
     encoder.save_pretrained(folder / "encoder")
     encoder.save_pretrained(folder / "other_encoder")
     edit_json(folder / "other_encoder" / "config.json", degradation="random_inpainting")
