@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
 from flashray.engine import advance
 from flashray.prior import LatentPrior
 from flashray.schedule import NoiseSchedule
-from flashray.seeding import STREAM_SOLVER, STREAM_START, normal
-from flashray.solvers.base import Problem, Step, reverse_step
-
-
-@dataclass(frozen=True)
-class Unconditional:
-    """z_prev = reverse_step(z): the reverse diffusion alone."""
-
-    name: ClassVar[str] = "unconditional"
-    needs_gradient: ClassVar[bool] = False
-    needs_adjoint: ClassVar[bool] = False
-
-    def __call__(self, step: Step, problem: Problem | None) -> Tensor:
-        return reverse_step(step, step.noise(STREAM_SOLVER))
+from flashray.seeding import STREAM_START, normal
+from flashray.solvers.unguided import Unguided
 
 
 @torch.no_grad()
@@ -34,5 +19,5 @@ def sample(
     """[B, *latent_shape] samples of the prior's latents, each from its own seed (int64, on the prior's device)."""
     z = normal(seed_B, torch.zeros_like(seed_B), latent_shape, STREAM_START)
     for i in reversed(range(len(schedule))):
-        z = advance(prior, Unconditional(), schedule, None, z, torch.full((len(z),), i), seed_B, eta)
+        z = advance(prior, Unguided(), schedule, None, z, torch.full((len(z),), i), seed_B, eta)
     return z

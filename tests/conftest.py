@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.support.mlflow_server import MlflowServer
-from tests.support.models import SIDE, dc, edit_json, save_pipeline, spread_severities
+from tests.support.models import SIDE, dc, edit_json, save_pipeline
 from tests.support.seaweedfs import Weed, die_with_the_tests, free_ports
 
 if TYPE_CHECKING:
@@ -48,17 +48,18 @@ def ray_cluster() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
+def tiny_models(tmp_path_factory: pytest.TempPathFactory, photo: torch.Tensor) -> TinyModels:
     """A prior of 32×32 images with 4 latent channels at 1/4, a chain of 20 steps, and encoders of two families."""
     from flashray.prior import load_prior
-    from flashray.severity import SeverityEncoder
+    from tests.support.models import severity_encoder, spread_sigma
 
     folder = tmp_path_factory.mktemp("models")
     save_pipeline(folder / "prior", dc(), num_train_timesteps=20, beta_start=0.02, beta_end=0.6)
-    torch.manual_seed(0)
     prior = load_prior(str(folder / "prior"))
-    encoder = SeverityEncoder.from_prior(prior, "gaussian_blur", {}, 0.05, widths=(16, 24), blocks=(1, 1)).eval()
-    spread_severities(encoder, prior)
+    encoder = severity_encoder(prior)
+    crops = torch.stack([photo[:, 7 * n : 7 * n + SIDE, 5 * n : 5 * n + SIDE] for n in range(64)])
+    noise = torch.randn(crops.shape, generator=torch.Generator().manual_seed(0))
+    spread_sigma(encoder, prior, crops + 0.1 * noise, 0.1, 0.6)  # so that there is a spread of start steps
     encoder.save_pretrained(folder / "encoder")
     encoder.save_pretrained(folder / "other_encoder")
     edit_json(folder / "other_encoder" / "config.json", degradation="random_inpainting")

@@ -154,10 +154,11 @@ class SeverityEncoder(ModelMixin, ConfigMixin):
             name: the encoder's name in errors.
         """
         pairs = ((self.latent_scale, prior.scale), (self.latent_shift, prior.shift))
-        if not all(one.shape == other.shape and one.allclose(other.to(one)) for one, other in pairs):
+        same = latent_geometry(prior.autoencoder) == (self.config.latent_channels, self.factor)
+        if not same or not all(one.shape == other.shape and one.allclose(other.to(one)) for one, other in pairs):
             raise ConfigError(
-                f"severity encoder {name} was trained for another prior than {prior.name}: their latents are scaled "
-                "differently; train one with flashray train severity, or name the prior that it belongs to"
+                f"severity encoder {name} was trained for another prior than {prior.name}: their latents differ in "
+                "size or scale; train one with flashray train severity, or name the prior that it belongs to"
             )
 
     def forward(self, y_BCHW: Tensor, e_BCHW: Tensor) -> Severity:

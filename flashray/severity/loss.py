@@ -8,11 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Target = Literal["std", "log_std", "variance"]
+Target = Literal["std", "variance"]
 
 _TARGET: dict[Target, Callable[[Tensor], Tensor]] = {
     "std": lambda std_B: std_B,
-    "log_std": lambda std_B: std_B.clamp(min=1e-6).log(),
     "variance": torch.square,
 }
 
@@ -31,37 +30,26 @@ def severity_loss(
     lambda_sigma: float = 1.0,
     lambda_image: float = 1.0,
     target: Target = "std",
-    lambda_order: float = 0.0,
-    levels: int = 1,
 ) -> dict[str, Tensor]:
     """‖ẑ - z₀‖²/d + λσ (σ̄ - σ̂)² + λ_image ‖D(ẑ) - x‖²/d_image, each term a mean over the batch.
 
     The objective of severity encoding (Flash-Diffusion) is written with standard deviations; its reference code
-    penalises the difference of variances, as `target="variance"` does. `target="log_std"` penalises log σ̄ - log σ̂:
-    the start step depends on the logarithm of the SNR, and a few images whose error cannot be predicted have less
-    weight than with differences. (The reference code also sums its image term over the batch; here every term is
-    averaged, so that no weight depends on the batch size.)
-
-    Most of the remaining (σ̄ - σ̂)² is an error that all degradations of a photo share. The part that differs between
-    them decides their order and is the smaller one; `lambda_order` adds that part a second time.
+    penalises the difference of variances, as `target="variance"` does. (It also sums its image term over the batch;
+    here every term is averaged, so that no weight depends on the batch size.) Encoders are trained with `map_loss`.
 
     Args:
         x_hat_BCHW: D(ẑ), or None when lambda_image is 0.
-        lambda_order: weight of the variance of σ̄ - σ̂ (in the form of `target`) among the degradations of a photo; this
-            term is not in the paper.
-        levels: number of consecutive images that are degradations of one photo.
 
     Returns:
-        `loss` and its terms `latent`, `sigma`, `order` and `image`, all scalars.
+        `loss` and its terms `latent`, `sigma` and `image`, all scalars.
     """
     latent = (z_hat_BCHW - z0_BCHW).square().mean()
     sigma_bar_B = error_std(z_hat_BCHW, z0_BCHW)
     error_B = _TARGET[target](sigma_bar_B) - _TARGET[target](sigma_hat_B)
     sigma = error_B.square().mean()
-    order = error_B.reshape(-1, levels).var(dim=1, unbiased=False).mean()
     image = (x_hat_BCHW - x_BCHW).square().mean() if x_hat_BCHW is not None else latent.new_zeros(())
-    loss = latent + lambda_sigma * sigma + lambda_order * order + lambda_image * image
-    return {"loss": loss, "latent": latent, "sigma": sigma, "order": order, "image": image}
+    loss = latent + lambda_sigma * sigma + lambda_image * image
+    return {"loss": loss, "latent": latent, "sigma": sigma, "image": image}
 
 
 FLOOR = 1e-4  # added to e²: σ̂ need not tell errors below .01 apart

@@ -9,21 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flashray.errors import ConfigError
-from flashray.schedule import NoiseSchedule
-from flashray.severity.start import Start
 from flashray.windows import Windows
-
-
-def root_mean_square(sigma_hw: Tensor, valid: tuple[int, int] | None = None) -> Tensor:
-    """0-d float64: the image's σ̂, over the positions that are not padding.
-
-    Args:
-        sigma_hw: [h, w] σ̂ of every latent position.
-        valid: (h, w) of the positions that hold pixels of the photo; None for all.
-    """
-    height, width = valid or sigma_hw.shape
-    return sigma_hw[:height, :width].double().square().mean().sqrt()
 
 
 def window_sigma(sigma_hw: Tensor, windows: Windows, valid: tuple[int, int] | None = None) -> Tensor:
@@ -34,26 +20,6 @@ def window_sigma(sigma_hw: Tensor, windows: Windows, valid: tuple[int, int] | No
     square_hw = torch.where(there_hw > 0, sigma_hw.double().square(), 0.0)
     total_K, count_K = (windows.cut(map_hw[None]).flatten(1).sum(dim=1) for map_hw in (square_hw, there_hw))
     return (total_K / count_K).sqrt()
-
-
-def window_starts(
-    start: Start,
-    sigma_hw: Tensor,
-    windows: Windows,
-    schedule: NoiseSchedule,
-    valid: tuple[int, int] | None = None,
-) -> Tensor:
-    """[K] long, 0 … N, on the CPU: s_k = start_step(root mean square of σ̂ over window k).
-
-    Raises:
-        ConfigError: for the start formula `paper` and more than one window: positions that join later do so at the
-            schedule's own noise.
-    """
-    if start.formula == "paper" and len(windows) > 1:
-        raise ConfigError(
-            f"start.formula paper exists for photos of one window, and this one has {len(windows)}; use schedule"
-        )
-    return start.start_step(window_sigma(sigma_hw, windows, valid), schedule)[0]
 
 
 def mean_nfe(start_K: Tensor) -> float:

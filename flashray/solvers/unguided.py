@@ -1,4 +1,4 @@
-"""The reverse diffusion alone, for measurements whose operator nobody knows."""
+"""The reverse diffusion alone: for measurements whose operator nobody knows, and for samples of a prior."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ class Unguided:
     needs_gradient: ClassVar[bool] = False
     needs_adjoint: ClassVar[bool] = False
 
-    def __call__(self, step: Step, problem: Problem) -> Tensor:
+    def __call__(self, step: Step, problem: Problem | None) -> Tensor:
         return reverse_step(step, step.noise(STREAM_SOLVER))

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from flashray.errors import ConfigError
 from flashray.prior import load_prior
-from flashray.severity import SeverityEncoder
 from tests.support.models import edit_json, save_pipeline, vq
 from tests.support.prior_chains import (
     STEPS,
@@ -79,12 +78,6 @@ def test_a_severity_encoder_trains_and_a_flash_run_restores(name: str, tmp_path:
     assert solved.image is not None
     assert solved.image.shape == (3, prior.sample_size, prior.sample_size)
     assert 0 < solved.nfe < STEPS
-
-
-def test_pixels_have_no_encoder_to_make_a_severity_encoder_of(tmp_path: Path):
-    prior = load_prior(str(LAYOUTS["DDPM, pixels"](tmp_path)))
-    with pytest.raises(KeyError, match="SpaceToDepth"):
-        SeverityEncoder.from_prior(prior, "gaussian_blur", {}, 0.05)
 
 
 @pytest.mark.parametrize(

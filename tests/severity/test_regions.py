@@ -5,21 +5,23 @@ import math
 import pytest
 import torch
 
-from flashray.errors import ConfigError
 from flashray.schedule import NoiseSchedule
 from flashray.severity import Start
 from flashray.severity.regions import (
     hold,
     mean_nfe,
     position_starts,
-    root_mean_square,
     window_sigma,
-    window_starts,
 )
 from flashray.windows import Windows
 
 SCHEDULE = NoiseSchedule.from_scheduler_config({"beta_schedule": "scaled_linear"}).respaced(100)
 SIZES = [(16, 16), (28, 28), (29, 41), (64, 96)]
+
+
+def window_starts(start: Start, sigma_hw: torch.Tensor, windows: Windows) -> torch.Tensor:
+    """[K] where every window begins."""
+    return start.start_step(window_sigma(sigma_hw, windows), SCHEDULE)[0]
 
 
 def sigma_map(size: tuple[int, int], seed: int = 0) -> torch.Tensor:
@@ -30,7 +32,7 @@ def sigma_map(size: tuple[int, int], seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("sigma", [0.0, 0.05, 0.3, 0.77, 1.0, 3.0, math.nan, math.inf])
 def test_a_uniform_map_is_the_plain_start(size: tuple[int, int], sigma: float):
     windows = Windows.of(size, 16)
-    start = window_starts(Start(), torch.full(size, sigma), windows, SCHEDULE)
+    start = window_starts(Start(), torch.full(size, sigma), windows)
     plain, _ = Start().start_step(torch.tensor([sigma]), SCHEDULE)
     assert start.tolist() == plain.tolist() * len(windows)
     assert mean_nfe(start) == plain.item()
@@ -40,8 +42,8 @@ def test_a_uniform_map_is_the_plain_start(size: tuple[int, int], sigma: float):
 def test_one_window_is_the_papers_method_with_the_images_sigma():
     sigma = sigma_map((16, 16))
     for start in (Start(), Start(formula="paper", c=0.7), Start(sigma_scale=1.3)):
-        plain, _ = start.start_step(root_mean_square(sigma)[None], SCHEDULE)
-        assert torch.equal(window_starts(start, sigma, Windows.of((16, 16), 16), SCHEDULE), plain)
+        plain, _ = start.start_step(sigma.double().square().mean().sqrt()[None], SCHEDULE)
+        assert torch.equal(window_starts(start, sigma, Windows.of((16, 16), 16)), plain)
 
 
 def test_windows_take_the_root_mean_square_of_their_own_positions():
@@ -59,14 +61,15 @@ def test_padding_says_nothing():
     spoilt[3:], spoilt[:, 20:] = math.nan, 50.0
     windows = Windows.of((16, 28), 16)
     assert torch.equal(window_sigma(sigma, windows, (3, 20)), window_sigma(spoilt, windows, (3, 20)))
-    assert root_mean_square(spoilt, (3, 20)) == root_mean_square(sigma[:3, :20])
+    first = window_sigma(spoilt, windows, (3, 20))[0]
+    assert first.item() == pytest.approx(sigma[:3, :16].double().square().mean().sqrt().item())
 
 
 def test_a_sharp_corner_costs_nothing():
     sigma = torch.full((40, 40), 0.5)
     sigma[:16, :16] = 0
     windows = Windows.of((40, 40), 16)
-    start = window_starts(Start(), sigma, windows, SCHEDULE)
+    start = window_starts(Start(), sigma, windows)
     assert start[0] == 0
     assert (start[1:] > 0).all()
     held = position_starts(start, windows) == 0
@@ -90,20 +93,15 @@ def test_positions_are_active_where_one_of_their_windows_is():
 def test_a_broken_sigma_takes_the_full_chain_in_its_windows_alone():
     sigma = torch.full((40, 40), 0.3)
     sigma[0, 0] = math.nan
-    start = window_starts(Start(), sigma, Windows.of((40, 40), 16), SCHEDULE)
+    start = window_starts(Start(), sigma, Windows.of((40, 40), 16))
     assert start[0] == len(SCHEDULE)
     assert (start[1:] == start[1]).all()
     assert start[1] < len(SCHEDULE)
 
 
 def test_full_mode_starts_everywhere_at_pure_noise():
-    start = window_starts(Start(mode="full"), sigma_map((40, 40)), Windows.of((40, 40), 16), SCHEDULE)
+    start = window_starts(Start(mode="full"), sigma_map((40, 40)), Windows.of((40, 40), 16))
     assert (start == len(SCHEDULE)).all()
-
-
-def test_the_papers_formula_is_for_one_window():
-    with pytest.raises(ConfigError, match=r"start.formula paper .* one window, and this one has 4"):
-        window_starts(Start(formula="paper"), torch.full((28, 28), 0.3), Windows.of((28, 28), 16), SCHEDULE)
 
 
 def test_positions_that_wait_are_the_estimate_with_their_noise():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -155,3 +156,34 @@ def test_latents_do_not_depend_on_the_batch(start: Start):
 def test_bad_settings_are_config_errors(settings: dict[str, Any]):
     with pytest.raises(ConfigError, match=next(iter(settings))):
         Start(**settings)
+
+
+@pytest.mark.parametrize("formula", ["paper", "schedule"])
+def test_without_strength_nothing_is_denoised(formula: Any):
+    start, sigma = Start(strength=0.0, formula=formula), torch.tensor([0.0, 0.3, 0.99, 3.0])
+    step, fallback = start.start_step(sigma, FULL)
+    assert step.tolist() == [0] * 4
+    assert not fallback.any()
+    assert torch.equal(start.latent(z_of(4), sigma, step, FULL, seeds_of(4)), z_of(4))
+
+
+@pytest.mark.parametrize(("scale", "strength"), [(1.0, 0.5), (0.8, 1.5), (2.0, 0.1)])
+def test_strength_multiplies_the_recipes_scale(scale: float, strength: float):
+    sigma = torch.linspace(0.01, 1.5, 30)
+    ours, theirs = Start(sigma_scale=scale, strength=strength), Start(sigma_scale=scale * strength)
+    assert ours.scale == theirs.scale
+    for one, other in zip(ours.start_step(sigma, FULL), theirs.start_step(sigma, FULL), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_more_strength_never_starts_later_in_the_chain():
+    sigma = torch.linspace(0.01, 0.6, 20)
+    steps = [Start(strength=strength).start_step(sigma, FULL)[0] for strength in (0.0, 0.2, 0.7, 1.0, 1.4)]
+    assert all((more >= less).all() for less, more in itertools.pairwise(steps))
+    assert (steps[-1][1:] > steps[0][1:]).all()
+
+
+@pytest.mark.parametrize("strength", [-0.1, math.inf, math.nan])
+def test_a_bad_strength_is_a_config_error(strength: float):
+    with pytest.raises(ConfigError, match=r"start\.strength is .*; give a finite number ≥ 0"):
+        Start(strength=strength)

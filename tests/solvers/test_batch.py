@@ -82,7 +82,7 @@ def test_in_float32_to_rounding(name: str):
     assert max(found.values()) < (1e-3 if name == "resample" else 1e-4), found
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", sorted(set(SOLVERS) - {"unguided"}))  # which knows no measurement
 def test_the_tolerance_has_teeth(name: str):
     """The neighbour's seed, blur, noise or measurement moves an image by far more."""
     prior, solver = toy_prior().double(), make_solver(name, SETTINGS.get(name))

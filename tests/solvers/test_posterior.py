@@ -16,11 +16,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from flashray.sampling import Unconditional
 from flashray.seeding import STREAM_RESAMPLE, STREAM_SOLVER
 from flashray.solvers import Problem, Solver, Step, make_solver
 from flashray.solvers.base import reverse_step
 from flashray.solvers.resample import ReSample
+from flashray.solvers.unguided import Unguided
 from tests.support.oracle import POSTERIOR, PRIOR, Distance, draw, from_posterior
 
 STEPS = 50
@@ -64,14 +64,14 @@ def row(*cells: object) -> str:
 @pytest.mark.parametrize("steps", [25, 50, 100])
 def test_the_exact_score_of_the_posterior_samples_the_posterior(steps: int):
     """The oracle's own floor: what the chain's discretisation and the number of samples leave."""
-    floor = from_posterior(draw(Unconditional(), steps, latents=POSTERIOR))
+    floor = from_posterior(draw(Unguided(), steps, latents=POSTERIOR))
     print(f"\nexact score, {steps} steps: {floor.wasserstein:.3f}")
     assert floor.wasserstein < 0.01 + 2 / steps
 
 
 def test_ignoring_the_measurement_leaves_the_prior():
     assert from_posterior(PRIOR).wasserstein > 1.5
-    assert from_posterior(draw(Unconditional(), STEPS)).wasserstein > 1.4
+    assert from_posterior(draw(Unguided(), STEPS)).wasserstein > 1.4
 
 
 @pytest.mark.parametrize("name", CASES)

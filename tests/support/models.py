@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL, DDIMScheduler, UNet2DModel, VQModel
-from skimage import data
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from flashray.prior import LatentPrior
-from flashray.severity import SeverityEncoder
+from flashray.severity import SeverityEncoder, estimate
 
 IMAGES = 24  # of the fixture `photos`
 SIDE = 32  # of the images; latents are 8×8 with 4 channels
@@ -69,6 +69,43 @@ def vq(**settings: Any) -> VQModel:
 AUTOENCODERS = {"AutoencoderDC": dc, "AutoencoderKL": kl, "VQModel": vq}
 
 
+def severity_encoder(prior: LatentPrior, degradation: str = "gaussian_blur", **settings: Any) -> SeverityEncoder:
+    """A small severity encoder of random weights: a new one has zeros in it, and would say the same of any image."""
+    config: dict[str, Any] = {
+        "degradation_settings": {},
+        "noise_std": 0.05,
+        "parameter_ranges": {"blur_std": [0.3, 3.0], "noise_std": [0.01, 0.2]},
+        "widths": (8, 12, 16),
+        "blocks": (1, 1, 1),
+    }
+    encoder = SeverityEncoder.from_prior(prior, degradation, **(config | settings))
+    return shaken(encoder).eval()
+
+
+def shaken(encoder: SeverityEncoder, seed: int = 5) -> SeverityEncoder:
+    """The same encoder with random weights everywhere, of the size that keeps features about as they are."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in encoder.modules():
+            if isinstance(module, nn.Conv2d):
+                size = module.weight[0].numel() ** -0.5
+                module.weight.copy_(size * torch.randn(module.weight.shape, generator=generator))
+                module.bias.copy_(0.1 * torch.randn(module.bias.shape, generator=generator))
+    return encoder
+
+
+@torch.no_grad()
+def spread_sigma(encoder: SeverityEncoder, prior: LatentPrior, x_BCHW: Tensor, low: float, high: float) -> None:
+    """Change the head of ln σ̂² so that σ̂ of nine in ten positions of these images is between low and high."""
+    last = encoder.net.heads[1][-1]
+    for _ in range(2):  # the first answers may have been clamped
+        said = estimate(encoder, prior, x_BCHW).log_variance_Bhw.flatten()
+        least, most = said.quantile(0.05), said.quantile(0.95)
+        scale = 2 * math.log(high / low) / (most - least)
+        last.weight *= scale
+        last.bias.copy_(scale * (last.bias - least) + 2 * math.log(low))
+
+
 def unet() -> UNet2DModel:
     torch.manual_seed(4)
     return UNet2DModel(
@@ -114,23 +151,3 @@ def edit_json(path: Path, **values: Any) -> None:
     """Set keys of a JSON file; None removes one."""
     merged = json.loads(path.read_text()) | values
     path.write_text(json.dumps({key: value for key, value in merged.items() if value is not None}))
-
-
-@torch.no_grad()
-def spread_severities(encoder: SeverityEncoder, prior: LatentPrior) -> None:
-    """Scale an untrained encoder's variance head, so that noisy crops of a photo get many severities.
-
-    ln σ̂² of these crops has mean -3 and standard deviation 1; ẑ differs from E(y) a little.
-    """
-    photo = torch.from_numpy(data.astronaut().copy()).permute(2, 0, 1).float() / 127.5 - 1
-    crops = photo.unfold(1, SIDE, 64).unfold(2, SIDE, 64).reshape(3, -1, SIDE, SIDE).transpose(0, 1)
-    crops = crops + 0.1 * torch.randn(crops.shape)
-    change, variance, *_ = encoder.net.heads
-    torch.nn.init.normal_(change.weight, std=0.01)
-
-    def said() -> torch.Tensor:
-        seen = torch.cat([F.pixel_unshuffle(crops, encoder.factor), prior.encode(crops)], dim=1)
-        return encoder.net(seen)[:, encoder.given[0]].mean(dim=(1, 2))
-
-    variance[-1].weight /= said().std()
-    variance[-1].bias -= 3 + said().mean()

@@ -15,12 +15,13 @@ from flashray.degradations import make_degradation
 from flashray.engine import advance, solve
 from flashray.prior import LatentPrior
 from flashray.prior.weights import read_json
-from flashray.sampling import Unconditional
 from flashray.schedule import NoiseSchedule, is_flow
 from flashray.severity import SeverityEncoder
 from flashray.severity.encoder import estimate
+from flashray.severity.loss import map_loss
 from flashray.severity.start import Start
 from flashray.solvers import make_solver
+from flashray.solvers.unguided import Unguided
 
 BLUR = make_degradation("gaussian_blur")
 Answer = Callable[[Tensor, Tensor], Tensor]  # (latents, [B] times) ↦ what diffusers' model predicts
@@ -36,7 +37,7 @@ def start(prior: LatentPrior, count: int = 2) -> Tensor:
 
 def our_step(prior: LatentPrior, schedule: NoiseSchedule, z: Tensor, i: int) -> Tensor:
     batch = torch.full((len(z),), i)
-    return advance(prior, Unconditional(), schedule, None, z, batch, torch.arange(len(z)), eta=0.0)
+    return advance(prior, Unguided(), schedule, None, z, batch, torch.arange(len(z)), eta=0.0)
 
 
 def our_chain(prior: LatentPrior, schedule: NoiseSchedule, z: Tensor) -> list[Tensor]:
@@ -93,24 +94,23 @@ def compare(folder: Path, prior: LatentPrior, answer: Answer) -> tuple[float, fl
 
 
 def trained_encoder(prior: LatentPrior, steps: int = 12) -> tuple[SeverityEncoder, list[float]]:
-    """A severity encoder after a few steps on blurred toys, and the loss at each of them."""
+    """A severity encoder after a few steps on blurred toys, and -ln of its error's likelihood at each."""
     torch.manual_seed(0)
-    encoder = SeverityEncoder.from_prior(prior, "gaussian_blur", {}, 0.05).train()
-    optimizer = torch.optim.Adam(encoder.parameters(), lr=3e-4)
+    encoder = SeverityEncoder.from_prior(prior, "gaussian_blur", {}, 0.05, widths=(16, 24), blocks=(1, 1)).train()
+    optimizer = torch.optim.Adam(encoder.parameters(), lr=1e-3)
     clean, side = toys(prior, 8), prior.sample_size
     parameters = BLUR.parameters_at(torch.linspace(0.05, 0.95, len(clean)))
     y = BLUR.bind(parameters, (side, side)).A(clean)
     with torch.no_grad():
-        z0 = prior.encode(clean)
+        z0, e = prior.encode(clean), prior.encode(y)
     losses = []
     for _ in range(steps):
-        z_hat, sigma_hat = encoder(y)
-        error = (z_hat - z0).square().mean()
-        loss = error + (sigma_hat.mean() - error.detach().sqrt()).square()
+        severity = encoder(y, e)
+        terms = map_loss(severity.z_hat_BCHW, z0, severity.log_variance_Bhw)
         optimizer.zero_grad()
-        loss.backward()
+        terms["loss"].backward()
         optimizer.step()
-        losses.append(loss.item())
+        losses.append(terms["sigma"].item())
     return encoder.eval(), losses
 
 
@@ -131,7 +131,8 @@ def restored(
     side = prior.sample_size
     parameters = BLUR.parameters_at(torch.tensor([0.4]))
     y = BLUR.bind(parameters, (side, side)).A(toys(prior, 1))
-    z_hat, sigma_hat = estimate(encoder, prior, y)
+    severity = estimate(encoder, prior, y)
+    z_hat, sigma_hat = severity.z_hat_BCHW, severity.sigma_Bhw.square().mean(dim=(1, 2)).sqrt()
     schedule = prior.schedule.respaced(STEPS)
     rule = Start(mode, sigma_scale=0.5 / sigma_hat.item())  # whatever a random autoencoder's latents are
     step, _ = rule.start_step(sigma_hat, schedule)

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from flashray.degradations import make_degradation
+from flashray.degradations.base import AffineOperator
+from flashray.errors import ConfigError
+from flashray.recipe import FusionConfig
+from flashray.severity.fusion import GREY_LEVEL, agree_with_measurement, fuse
+from flashray.solvers.base import Problem
+
+
+def images(seed: int, size: tuple[int, int] = (14, 22), batch: int = 2) -> Tensor:
+    return torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2 - 1
+
+
+def test_no_weight_is_the_measurement_and_a_full_one_the_decoded_image():
+    y, decoded = images(0), images(1)
+    for weight, expected in ((0.0, y), (1.0, decoded), (0.5, (y + decoded) / 2)):
+        fused = fuse(y, decoded, torch.full((2, 4, 6), weight), 4, (14, 22))
+        if weight == 0:
+            assert torch.equal(fused, y)
+        torch.testing.assert_close(fused, expected, rtol=0, atol=1e-15)
+
+
+def test_weights_belong_to_their_image_and_place():
+    y, decoded = images(0, (32, 32)), images(1, (32, 32))
+    weight = torch.zeros(2, 8, 8)
+    weight[1, :, 4:] = 1
+    fused = fuse(y, decoded, weight, 4, (32, 32))
+    assert torch.equal(fused[0], y[0])
+    assert torch.equal(fused[1, :, :, :14], y[1, :, :, :14])
+    torch.testing.assert_close(fused[1, :, :, 18:], decoded[1, :, :, 18:])
+    share = (fused[1] - y[1]) / (decoded[1] - y[1])
+    ramp = share[0, 0, 13:19]
+    assert (ramp.diff() >= -1e-9).all()  # interpolated between positions
+    assert ((share > -1e-9) & (share < 1 + 1e-9)).all()
+
+
+@dataclass(frozen=True)
+class Mask(AffineOperator):
+    kept: Tensor
+
+    def A_linear(self, x: Tensor) -> Tensor:
+        return self.kept * x
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        return self.kept * y
+
+
+def masked(noise_std: tuple[float, ...], seed: int = 0) -> tuple[Problem, Tensor]:
+    """A problem of two images of which half of the pixels are seen, and D(z)."""
+    kept = (images(3) > 0).double()
+    problem = Problem(
+        kept * images(seed), Mask(kept), torch.tensor(noise_std, dtype=torch.float64), lambda x: x, lambda z: z
+    )
+    return problem, images(seed + 1)
+
+
+def test_a_mask_and_an_image_agree_on_their_weighted_mean():
+    problem, decoded = masked((0.05, 0.2))
+    sigma_hat, decoder_std, gain = torch.tensor([0.1, 0.6], dtype=torch.float64), 0.03, 0.15
+    found = agree_with_measurement(decoded, problem, sigma_hat, decoder_std, gain)
+    of_x = (decoder_std**2 + (gain * sigma_hat) ** 2)[:, None, None, None]
+    of_y = problem.noise_std_B.square()[:, None, None, None]
+    mean = (problem.y_BCHW / of_y + decoded / of_x) / (1 / of_y + 1 / of_x)
+    expected = torch.where(problem.operator.kept > 0, mean, decoded)  # type: ignore[attr-defined]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+def test_vague_measurements_change_nothing_and_sharp_ones_are_kept():
+    vague, decoded = masked((1e4, 1e4))
+    sigma_hat = torch.full((2,), 0.3, dtype=torch.float64)
+    torch.testing.assert_close(
+        agree_with_measurement(decoded, vague, sigma_hat, 0.03, 0.15), decoded, rtol=0, atol=1e-6
+    )
+    sharp, _ = masked((0.0, 0.0))
+    seen = sharp.operator.kept > 0  # type: ignore[attr-defined]
+    found = agree_with_measurement(decoded, sharp, sigma_hat, 3.0, 0.15)
+    torch.testing.assert_close(found[seen], sharp.y_BCHW[seen], rtol=0, atol=1e-4)
+    torch.testing.assert_close(found[~seen], decoded[~seen], rtol=0, atol=1e-6)
+
+
+def test_a_measurement_is_not_trusted_beyond_a_grey_level():
+    exact, decoded = masked((0.0, 0.0))
+    grey, _ = masked((GREY_LEVEL, GREY_LEVEL))
+    sigma_hat = torch.full((2,), 0.1, dtype=torch.float64)
+    one, other = (agree_with_measurement(decoded, problem, sigma_hat, 0.03, 0.15) for problem in (exact, grey))
+    assert torch.equal(one, other)
+
+
+def test_each_image_has_its_own_trust():
+    problem, decoded = masked((0.05, 0.05))
+    sigma_hat = torch.tensor([0.0, 5.0], dtype=torch.float64)
+    found = agree_with_measurement(decoded, problem, sigma_hat, 0.03, 0.15)
+    seen = problem.operator.kept > 0  # type: ignore[attr-defined]
+    near = [(found[b] - problem.y_BCHW[b])[seen[b]].abs().mean() for b in range(2)]
+    assert near[1] < 0.1 * near[0]
+
+
+def test_blurred_measurements_are_met_by_sharper_images():
+    """The minimum of the objective: the gradient there is zero."""
+    family = make_degradation("gaussian_blur", {"kernel_size": 7})
+    operator = family.bind({"blur_std": torch.tensor([0.8, 1.5], dtype=torch.float64)}, (24, 24))
+    x = images(5, (24, 24))
+    problem = Problem(operator.A(x), operator, torch.full((2,), 0.05).double(), lambda x: x, lambda z: z)
+    decoded, sigma_hat = images(6, (24, 24)), torch.full((2,), 0.4, dtype=torch.float64)
+    found = agree_with_measurement(decoded, problem, sigma_hat, 0.03, 0.15).requires_grad_()
+    of_x = 0.03**2 + (0.15 * 0.4) ** 2
+    cost = (problem.y_BCHW - operator.A(found)).square().sum() / 0.05**2 + (found - decoded).square().sum() / of_x
+    (gradient,) = torch.autograd.grad(cost, found)
+    begin = decoded.clone().requires_grad_()
+    cost = (problem.y_BCHW - operator.A(begin)).square().sum() / 0.05**2
+    (at_first,) = torch.autograd.grad(cost, begin)
+    assert gradient.norm() < 1e-2 * at_first.norm()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "mean"}, "fusion.name is 'mean'; give none, operator or learned"),
+        ({"threshold": -0.1}, "fusion.threshold is -0.1"),
+        ({"threshold": 1.0}, "fusion.threshold is 1.0"),
+        ({"threshold": float("nan")}, "fusion.threshold is nan"),
+        ({"decoder_std": 0.0}, "fusion.decoder_std and fusion.gain are 0.0"),
+        ({"decoder_std": float("nan")}, "give positive numbers"),
+        ({"gain": -1.0}, "are 0.03 and -1.0; give positive numbers"),
+        ({"gain": float("inf")}, "give positive numbers"),
+    ],
+)
+def test_bad_settings_of_fusion_are_config_errors(settings: dict[str, Any], message: str):
+    with pytest.raises(ConfigError, match=message):
+        FusionConfig(**settings)
