@@ -24,13 +24,14 @@ usage: flashray VERB …
 """
 
 _RESTORE = """\
-usage: flashray {verb} IN OUT --recipe NAME [options]
+usage: flashray {verb} IN OUT [options]
 
 IN is a folder, an image or an s3:// prefix; OUT is a new folder or prefix. A restored
 image keeps its name below OUT; the run's records go to OUT/_flashray. The same command
 again does what is missing, and nothing else.
 
-  --recipe NAME             a shipped recipe or a YAML file: degradation, start, solver
+  --recipe NAME             a shipped recipe or a YAML file; default: photo, unknown damage
+  --strength X              factor on σ̂: below 1 changes less, 0 uses no denoiser
   --manifest FILE           CSV or Parquet: key, parameters of the images, noise_std
   --references URI          clean images of the same keys, to score against
   --measurement simulated   IN holds clean images: degrade each by its key, and score
@@ -50,11 +51,11 @@ again does what is missing, and nothing else.
   --retry-failed            try the images again that failed before
   --overwrite NAME          delete the run in OUT first; NAME is OUT's last component
   --tracking-uri URI        MLflow server or database; --tracking.enabled false: none
-  --solver.steps N, --solver.settings.dc_step X, --degradation.settings.std '[1, 1]' …
+  --solver.steps N, --degradation.settings.std '[1, 1]', --fusion.name none …
                             any key of the recipe; --help-all lists everything
 
 examples:
-  flashray {verb} photos restored --recipe gaussian_blur_flash_proximal --manifest blur.csv
+  flashray {verb} photos restored
   flashray {verb} old.png out --recipe gaussian_blur_flash_proximal --degradation.settings.std '[1.5, 1.5]'
   flashray {verb} s3://bucket/in s3://bucket/out --recipe gaussian_blur_flash_latent_dps --device cuda
 """

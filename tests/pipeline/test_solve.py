@@ -25,7 +25,7 @@ from flashray.pipeline.solve import UNIT_COLUMNS, SolverActor
 from flashray.pipeline.units import gather, index
 from flashray.pipeline.worker_settings import WorkerSettings
 from flashray.pipeline.write import write
-from flashray.recipe import SolverConfig
+from flashray.recipe import FusionConfig, SolverConfig
 from tests.pipeline.conftest import planned
 from tests.support.models import SIDE
 from tests.support.runs import changed
@@ -60,6 +60,26 @@ def test_half_precision_moves_an_image_little(work: WorkerSettings, board: Any) 
         images[precision] = torch.stack([pixels_of(rows[key]) for key in rows])
     difference = (images["float32"] - images["bf16"]).abs().mean()
     assert 0 < difference < 3  # of 255
+
+
+@pytest.mark.parametrize("fusion", ["none", "operator", "learned"])
+def test_the_scores_of_no_step_are_those_of_a_run_without_steps(work: WorkerSettings, board: Any, fusion: str) -> None:
+    fused = changed(work.config, fusion=FusionConfig(fusion), metrics=["psnr", "ssim"])  # type: ignore[arg-type]
+    rows = solved(WorkerSettings.of(fused, "cpu", 1, lpips=False), board, planned(work, board))
+    start = dataclasses.replace(fused.recipe.start, strength=0.0)
+    stopped = WorkerSettings.of(changed(fused, start=start), "cpu", 1, lpips=False)
+    without = {row["key"]: row for row in solved(stopped, board, planned(stopped, board))}
+    assert len({row["nfe"] for row in rows}) > 1
+    for row in rows:
+        one = without[row["key"]]
+        assert one["nfe"] == one["start_step"] == 0
+        for metric in ("psnr", "ssim"):
+            assert one[metric] == pytest.approx(one[f"estimate_{metric}"], abs=1e-4)
+            assert row[f"estimate_{metric}"] == pytest.approx(one[metric], abs=1e-4)
+            if fusion == "none":
+                assert one[f"decoded_{metric}"] is None
+            else:
+                assert one[f"decoded_{metric}"] != pytest.approx(one[metric], abs=1e-4)
 
 
 def test_a_result_does_not_depend_on_its_company(work: WorkerSettings, board: Any) -> None:

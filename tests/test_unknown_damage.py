@@ -1,0 +1,139 @@
+"""Photos whose damage nobody knows: the recipe `photo` and the fusion of y with D(z) by learned weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import flashray
+from flashray.prior import load_prior
+from flashray.recipe import DegradationConfig, FusionConfig, Recipe, SolverConfig
+from flashray.restorer import Restorer
+from flashray.schedule import NoiseSchedule
+from flashray.severity import Severity, Start, load_severity_encoder
+from tests.conftest import TinyModels
+from tests.support.models import SIDE
+
+SIZE = (SIDE + 13, SIDE + 6)
+
+
+@pytest.fixture(scope="module")
+def bundled() -> Restorer:
+    return flashray.load("photo", device="cpu", precision="float32")
+
+
+@pytest.fixture(scope="module")
+def damaged(photo: Tensor) -> Tensor:
+    """A crop of odd size, blurred by the mean of 5 × 5 pixels."""
+    crop = photo[None, :, 50 : 50 + 79, 180 : 180 + 95]
+    return torch.nn.functional.avg_pool2d(crop, 5, stride=1)[0]
+
+
+@pytest.fixture
+def tiny(tiny_models: TinyModels) -> Restorer:
+    recipe = Recipe(
+        DegradationConfig("photo", noise_std=0.0), solver=SolverConfig("unguided", 20), fusion=FusionConfig("learned")
+    )
+    prior = load_prior(tiny_models.prior)
+    return Restorer(recipe.check(), prior, load_severity_encoder(tiny_models.encoder))
+
+
+def says(restorer: Restorer, weight: Any, sigma: float = 0.5) -> None:
+    """Let the encoder say this fusion weight (of positions, or one) and this σ̂ of every photo."""
+    forward = restorer.encoder.forward  # type: ignore[union-attr]
+
+    def changed(y_BCHW: Tensor, e_BCHW: Tensor) -> Severity:
+        said = forward(y_BCHW, e_BCHW)
+        weight_Bhw = torch.as_tensor(weight).expand_as(said.weight_Bhw).clone()
+        log_variance = torch.full_like(said.log_variance_Bhw, 2 * torch.tensor(sigma).log().item())
+        return said._replace(weight_Bhw=weight_Bhw, log_variance_Bhw=log_variance)
+
+    restorer.encoder.forward = changed  # type: ignore[union-attr, method-assign]
+
+
+def test_a_photo_of_odd_size_is_restored_without_being_told_anything(bundled: Restorer, damaged: Tensor) -> None:
+    restored = bundled(damaged, keys=["a"])
+    assert restored.errors == [None]
+    (image,) = restored.images
+    assert image is not None
+    assert image.shape == damaged.shape == (3, 75, 91)
+    assert image.abs().max() <= 1
+    assert not torch.equal(image, damaged)
+    assert restored.sigma_hat[0] > 0
+
+
+def test_blur_is_damage_to_the_bundled_encoder(bundled: Restorer, damaged: Tensor, photo: Tensor) -> None:
+    sharp = photo[:, 52 : 52 + 75, 182 : 182 + 91]
+    measured = bundled.measure([bundled.measurer.photo(key, x) for key, x in {"y": damaged, "x": sharp}.items()])
+    found = bundled.estimate(measured)
+    weight_B = found.weight_Bhw.mean(dim=(1, 2))  # type: ignore[union-attr]
+    assert found.sigma_hat_B[0] > found.sigma_hat_B[1]
+    assert weight_B[0] > 2 * weight_B[1]
+
+
+def test_without_strength_the_denoiser_is_never_asked(
+    bundled: Restorer, damaged: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = dataclasses.replace(bundled.recipe, start=dataclasses.replace(bundled.recipe.start, strength=0.0))
+    restorer = Restorer(recipe, bundled.prior, bundled.encoder)
+
+    def refuse(*args: Any) -> Any:
+        pytest.fail("the denoiser was asked")
+
+    monkeypatch.setattr(restorer.prior, "predict", refuse)
+    monkeypatch.setattr(restorer.prior, "epsilon", refuse)
+    restored = restorer(damaged, keys=["a"])
+    assert restored.nfe == [0.0]
+    measured = restorer.measure([restorer.measurer.photo("a", damaged)])
+    found = restorer.estimate(measured)
+    jobs = restorer.begin(
+        measured, found.z_hat_BCHW, found.sigma_hat_B, torch.zeros(1, dtype=torch.long), found.weight_Bhw
+    )
+    assert found.z_hat_BCHW is not None
+    decoded = restorer.decode(found.z_hat_BCHW, (75, 91))
+    assert restored.images[0] is not None
+    torch.testing.assert_close(restored.images[0], restorer.fuse(decoded, jobs)[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.2])
+def test_weights_up_to_the_threshold_give_the_photo_itself(tiny: Restorer, photo: Tensor, weight: float) -> None:
+    says(tiny, weight)
+    y = photo[:, : SIZE[0], : SIZE[1]]
+    restored = tiny(y, keys=["a"])
+    assert restored.nfe[0] > 0
+    assert restored.images[0] is not None
+    assert torch.equal(restored.images[0], y)
+
+
+def test_a_weight_of_one_gives_the_decoded_latent(tiny: Restorer, photo: Tensor) -> None:
+    says(tiny, 1.0)
+    y = photo[:, : SIZE[0], : SIZE[1]]
+    alone = Restorer(dataclasses.replace(tiny.recipe, fusion=FusionConfig("none")), tiny.prior, tiny.encoder)
+    (fused,), (decoded,) = tiny(y, keys=["a"]).images, alone(y, keys=["a"]).images
+    assert fused is not None
+    assert decoded is not None
+    torch.testing.assert_close(fused, decoded, rtol=0, atol=1e-6)
+
+
+def test_only_the_damaged_part_changes(tiny: Restorer, photo: Tensor) -> None:
+    height, width = tiny.latent_shape(SIZE)[1:]
+    weight_hw = torch.zeros(height, width)
+    weight_hw[:, :4] = 0.9
+    says(tiny, weight_hw)
+    y = photo[:, : SIZE[0], : SIZE[1]]
+    (image,) = tiny(y, keys=["a"]).images
+    assert image is not None
+    left = 5 * tiny.grid.factor  # weights are interpolated between positions
+    assert torch.equal(image[:, :, left:], y[:, :, left:])
+    assert not torch.equal(image[:, :, :left], y[:, :, :left])
+
+
+def test_with_no_strength_only_a_severity_that_is_not_finite_takes_the_full_chain() -> None:
+    schedule = NoiseSchedule.from_alphas_cumprod(torch.linspace(0.99, 0.01, 20, dtype=torch.float64))
+    step, fallback = Start(strength=0.0).start_step(torch.tensor([0.0, 0.5, 9.0, torch.inf, torch.nan]), schedule)
+    assert step.tolist() == [0, 0, 0, 20, 20]
+    assert fallback.tolist() == [False, False, False, True, True]
