@@ -1,21 +1,47 @@
-"""The names of an archive's restored images, taken together."""
+"""The names of an archive's restored images, taken together: the one map from keys to outputs."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+import posixpath
+from collections.abc import Sequence
 
 from flashray.errors import ConfigError
 from flashray.images import OutputFormat, output_name
 
 
-def refuse_clashes(keys: Iterable[str], format: OutputFormat) -> None:
-    """Raise ConfigError where two keys map to one output."""
-    keys = list(keys)
-    names = Counter(output_name(key, format) for key in keys)
-    twice = [key for key in keys if names[output_name(key, format)] > 1]
-    if twice:
-        raise ConfigError(
-            f"{twice[0]!r} and {twice[1]!r} would be written to one file, {output_name(twice[0], format)!r}; "
-            "rename one of them, or leave out --format"
-        )
+def output_names(keys: Sequence[str], format: OutputFormat) -> dict[str, str]:
+    """Name of a restored image → its key.
+
+    Raises:
+        ConfigError: where two keys map to one name.
+    """
+    key_of: dict[str, str] = {}
+    for key in keys:
+        name = output_name(key, format)
+        if name in key_of:
+            raise ConfigError(
+                f"{key_of[name]!r} and {key!r} would be written to one file, {name!r}; "
+                "rename one of them, or leave out --format"
+            )
+        key_of[name] = key
+    return key_of
+
+
+def without_place(keys: Sequence[str], format: OutputFormat) -> dict[str, str]:
+    """The keys whose restored images would lie where others need a folder, and why each cannot be written.
+
+    Raises:
+        ConfigError: as `output_names`.
+    """
+    key_of = output_names(keys, format)
+    folders: set[str] = set()
+    for name in key_of:
+        folder = posixpath.dirname(name)
+        while folder and folder not in folders:
+            folders.add(folder)
+            folder = posixpath.dirname(folder)
+    return {
+        key_of[name]: f"its output {name!r} would lie where other images of the archive need a folder; rename it, "
+        "or leave out --format"
+        for name in key_of.keys() & folders
+    }

@@ -126,7 +126,7 @@ def chunks(listing: pa.Table, size: int) -> pa.Table:
     names = pa.array([f"chunk-{number:08d}" for number in range(len(offsets) - 1)], pa.string())
     lists = {
         name: pa.ListArray.from_arrays(offsets, listing[name].combine_chunks())
-        for name in ("index", "key", "uri", "given", "noise_std")
+        for name in ("index", "key", "uri", "given", "noise_std", "refused")
     }
     return pa.table({"unit_id": names, **lists})
 
