@@ -66,7 +66,7 @@ def plan(run: Run, session: RaySession) -> None:
     """σ̂, start step and unit of every image that has none; with a budget, starts that fit it."""
     run.models.share()
     if run.rebudgeted:
-        _write_plan(run, session, found_again(run.status.plan, run.listing), attempt=0)
+        _write_plan(run, session, found_again(run.status.plan, run.listing), run.status.attempts)
     if len(run.unplanned):
         attempt = run.status.attempts
         folder = run_uri(run.output, "severity", f"{attempt:02d}")
@@ -161,9 +161,9 @@ def price(run: Run, session: RaySession, units: pa.Table) -> None:
 
 def _write_plan(run: Run, session: RaySession, found: pa.Table, attempt: int) -> None:
     """Write the plan of an attempt; for a quote or a budget, its cost is measured first."""
-    if attempt == 0:
+    if attempt == 0 or run.rebudgeted:
         run.record.pop("budget", None)
-        attempt_markers.forget(run.output)  # they belong to other units, of a plan for another budget
+        attempt_markers.forget(run.output)  # of the units of a plan for another budget
     actors = session.pools.solver_actors
 
     def planned() -> pa.Table:

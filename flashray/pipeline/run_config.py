@@ -103,6 +103,8 @@ class PolicyConfig:
         budget_gpu_hours: the same, in hours of the pool's devices (on CPUs: of its actors).
         plan_only: print the quote (images, steps, share saved, time) and stop.
         retry_failed: try the images again that failed before.
+        verify: at the start, compare the bytes of all restored images with their commits, not only their sizes;
+            what is damaged is made again.
         overwrite: delete the run that the output holds, and start again; give the output's last component, so that no
             other run is deleted by mistake.
     """
@@ -112,6 +114,7 @@ class PolicyConfig:
     budget_gpu_hours: float | None = None
     plan_only: bool = False
     retry_failed: bool = False
+    verify: bool = False
     overwrite: str | None = None
 
 
