@@ -68,8 +68,10 @@ class Listing:
 
 def normalise(uri: str) -> str:
     """An absolute local path or `scheme://bucket/prefix`, without a trailing slash. ConfigError on unknown schemes."""
-    if "\0" in uri:
-        raise ConfigError(f"{redact(uri)!r} holds a NUL, which no path can")
+    if re.search("[\0\ud800-\udfff]", uri):
+        raise ConfigError(
+            f"{redact(uri)!r} holds NUL or bytes that are not UTF-8, and records cannot; rename the folder"
+        )
     scheme, rest = _split(uri)
     if scheme == "s3":
         bucket, _, prefix = rest.partition("/")
