@@ -51,8 +51,9 @@ def _folder(source: str, room: str) -> Iterator[Path]:
         from flashray import storage  # imported here, because the core does not need fsspec
 
         with tempfile.TemporaryDirectory() as local:
-            for entry in storage.list_files(source):
-                storage.put_bytes(f"{local}/{entry.key}", storage.read_bytes(storage.join(source, entry.key)))
+            there = {entry.key for entry in storage.list_files(source)}
+            for name in sorted(there & {"config.json", SAFETENSORS_WEIGHTS_NAME}):
+                storage.put_bytes(f"{local}/{name}", storage.read_bytes(storage.join(source, name)))
             yield Path(local)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from flashray import storage
+from flashray.pipeline.outputs import is_relative_name
 from flashray.pipeline.run_config import IoConfig
 from flashray.pipeline.run_folder import run_uri
 from flashray.pipeline.run_tables import parquet, read_table
@@ -31,6 +32,8 @@ def copy_others(run: IoConfig, others: Sequence[storage.Entry]) -> None:
     def copy(entry: storage.Entry) -> dict[str, Any]:
         row: dict[str, Any] = {"key": _text(entry.key), "size": entry.size, "error": None}
         try:
+            if not is_relative_name(entry.key):
+                raise OSError("it is no name below the output")
             storage.copy(storage.join(run.archive, entry.key), storage.join(run.output, entry.key))
         except storage.Unavailable:
             raise

@@ -28,7 +28,9 @@ def output_names(keys: Sequence[str], format: OutputFormat) -> dict[str, str]:
 
 
 def without_place(keys: Sequence[str], format: OutputFormat) -> dict[str, str]:
-    """The keys whose restored images would lie where others need a folder, and why each cannot be written.
+    """The keys whose restored images have no place below the output, and why each cannot be written.
+
+    It would lie where others need a folder, or its name has parts like `..`, as objects of a store may.
 
     Raises:
         ConfigError: as `output_names`.
@@ -40,8 +42,16 @@ def without_place(keys: Sequence[str], format: OutputFormat) -> dict[str, str]:
         while folder and folder not in folders:
             folders.add(folder)
             folder = posixpath.dirname(folder)
-    return {
+    led_out = {
+        key: f"{key!r} is no name below the output; rename the object" for key in keys if not is_relative_name(key)
+    }
+    return led_out | {
         key_of[name]: f"its output {name!r} would lie where other images of the archive need a folder; rename it, "
         "or leave out --format"
         for name in key_of.keys() & folders
     }
+
+
+def is_relative_name(key: str) -> bool:
+    """Whether a key, joined to a folder, is a file below it and no other key's: no part is empty, `.` or `..`."""
+    return not {"", ".", ".."} & set(key.split("/"))

@@ -18,12 +18,6 @@ from flashray.pipeline.provenance import note_of
 from flashray.pipeline.worker_settings import WorkerSettings
 
 WRITTEN = pa.schema([("unit_id", pa.string()), ("images", pa.int64()), ("failed", pa.int64()), ("nfe", pa.int64())])
-_IN_THE_WAY = "a file or folder in the output is in its way"
-# errors that are the fault of one image's name; any other stops the run
-_OF_THE_NAME = {
-    errno.ENAMETOOLONG: "its name is too long for the output's filesystem",
-    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR, errno.EEXIST), _IN_THE_WAY),
-}
 _WRITERS = 8
 _LARGE = 2_000_000  # pixels, or bytes of a file; larger images are encoded one after the other to save memory
 
@@ -48,9 +42,9 @@ def write(table: pa.Table, work: WorkerSettings) -> pa.Table:
         except ImageError as error:
             row |= {"status": "error", "error": f"it cannot be written: {error}"}
         except OSError as error:
-            if error.errno not in _OF_THE_NAME:
+            if error.errno != errno.ENAMETOOLONG:
                 raise
-            row |= {"status": "error", "error": f"{_OF_THE_NAME[error.errno]}: {error.strerror}"}
+            row |= {"status": "error", "error": f"its name is too long for the output's filesystem: {error.strerror}"}
         else:
             row |= {"unchanged": encoded.unchanged, "lost": encoded.lost, "warnings": encoded.warnings}
             row |= {"sha256": hashlib.sha256(encoded.data).hexdigest(), "size": len(encoded.data)}

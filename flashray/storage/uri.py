@@ -333,7 +333,8 @@ def walk(uri: str) -> Iterator[Entry]:
     if not is_local(uri):
         for info in files.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True)):
             if info.type == pafs.FileType.File:
-                yield Entry(posixpath.relpath(info.path, root), info.size)
+                # not a relative path: a key may have parts like `..`, which mean nothing in a store
+                yield Entry(info.path.removeprefix(root.rstrip("/") + "/"), info.size)
         return
     for one in walk_folder(root):
         if isinstance(one, Found) and one.regular and not _is_temporary_key(one.key):
