@@ -13,6 +13,7 @@ from importlib import import_module
 from flashray.build import nearest
 from flashray.errors import ConfigError, FlashrayError
 from flashray.help_texts import HELP, OVERVIEW
+from flashray.shown import shown
 
 _TERMINATED = 128 + signal.SIGTERM
 # verb → module and function; imported when the verb is used, since torch and Ray are slow to import
@@ -30,7 +31,9 @@ VERBS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb. Exit codes: 0 done; 1 failed images remain, or the work stopped; 2 bad arguments or configuration."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(OneLine("%(levelname)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(OVERVIEW)
@@ -64,10 +67,10 @@ def exit_code(work: Callable[[], int | None]) -> int:
         with _ended_by_sigterm():
             return work() or 0
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_plain(error)}", file=sys.stderr)
         return 2
     except (FlashrayError, OSError) as error:  # such as a full disk or a store that does not answer
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_plain(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
@@ -77,6 +80,21 @@ def exit_code(work: Callable[[], int | None]) -> int:
             raise
         print("terminated; the same command goes on from here", file=sys.stderr)
         return _TERMINATED
+
+
+def _plain(text: object) -> str:
+    """On one line, and without the secrets of addresses."""
+    from flashray.storage import redact  # slow to import
+
+    return shown(redact(str(text)))
+
+
+class OneLine(logging.Formatter):
+    """A message names files, and a file's name must not look like another message."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = _plain(record.message)
+        return super().formatMessage(record)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # from the ground up; what stands together on a floor does not import each other
 FLOORS: list[tuple[str, ...]] = [
-    ("errors",),
+    ("errors", "shown"),
     ("build", "yaml_text", "seeding", "precision", "storage", "strips", "windows"),
     ("images", "schedule", "metrics"),
     ("prior", "degradations"),
@@ -128,4 +128,4 @@ def test_few_rooms_know_a_library(library: str) -> None:
 def test_the_package_is_small() -> None:
     """The package without the laboratory; a limit to notice growth by."""
     lines = sum(len(path.read_text().splitlines()) for path in modules("flashray").values())
-    assert lines <= 19_400
+    assert lines <= 19_600

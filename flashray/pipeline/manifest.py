@@ -151,12 +151,8 @@ def _cast(uri: str, manifest: pa.Table, name: str, kind: pa.DataType) -> pa.Chun
 
 def _beside(manifest: str, path: str) -> str:
     """The URI of a path that a manifest names: absolute, or relative to the manifest's folder."""
-    if not storage.is_local(path) and storage.redact(path) != path:
-        raise ConfigError(
-            f"manifest {manifest} names the mask {storage.redact(path)}, whose address holds a secret that run records "
-            "would keep; give credentials in the environment (docs/object-storage.md)"
-        )
-    return storage.normalise(path if storage.is_absolute(path) else storage.join(os.path.dirname(manifest), path))
+    beside = path if storage.is_absolute(path) else storage.join(os.path.dirname(manifest), path)
+    return storage.given(beside, f"manifest {manifest}: the mask")
 
 
 def _check_values(uri: str, manifest: pa.Table, degradation: Degradation) -> None:

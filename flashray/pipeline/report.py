@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from typing import Any
 
 from flashray import storage
 from flashray.build import strict
@@ -14,7 +12,7 @@ from flashray.pipeline.run_config import RunConfig
 from flashray.pipeline.run_folder import run_uri
 from flashray.pipeline.run_record import with_choices
 from flashray.pipeline.sample_sheet import make_sheet, to_png
-from flashray.pipeline.summary import table
+from flashray.pipeline.summary import read_summary, table
 from flashray.pipeline.verify import read_run
 from flashray.pipeline.worker_settings import WorkerSettings
 
@@ -27,10 +25,9 @@ def report_output(output: str) -> str:
     """
     record, status = read_run(output)
     output = status.output
-    try:
-        found: dict[str, Any] = json.loads(storage.read_bytes(run_uri(output, "summary.json")))
-    except FileNotFoundError as error:
-        raise ConfigError(f"the run in {output} is not finished; run the same command again") from error
+    found = read_summary(output)
+    if found is None:
+        raise ConfigError(f"the run in {output} is not finished; run the same command again")
     written = strict(RunConfig, record["config"], f"{run_uri(output, 'run.json')}, config")
     config = budget.effective(with_choices(written, record), record.get("budget"))
     if "registered" in record:  # the run folder has a copy of what the registry gave

@@ -27,6 +27,7 @@ from flashray.pipeline.run_config import RunConfig
 from flashray.pipeline.run_folder import run_uri
 from flashray.pipeline.sample_sheet import make_sheet, to_png
 from flashray.pipeline.solve import solve_units
+from flashray.shown import shown
 
 log = logging.getLogger(__name__)
 _NAMED = 5  # failed images in the last message
@@ -220,7 +221,7 @@ def _print_summary(run: Run, found: dict[str, Any]) -> None:
     for metric, why in run.models.unavailable.items():
         print(f"{metric} is empty: {why}")
     for line in summary.remarks(found):
-        print(line)
+        print(shown(line))
     print(f"restored images: {run.output}")
     print(f"contact sheet:   {run_uri(run.output, 'contact_sheet.png')}")
     if run.record.get("mlflow"):

@@ -222,13 +222,7 @@ def _with_absolute_paths(io: IoConfig) -> IoConfig:
     for name, uri in uris.items():
         if uri is None:
             continue
-        _require(bool(uri), f"{name} is empty; give a folder or a URI")
-        uris[name] = storage.normalise(uri)
-        _require(
-            storage.is_local(uris[name]) or storage.redact(uri) == uri,
-            f"{name} {storage.redact(uri)} holds a secret, and run records would keep it; give credentials in the "
-            "environment (docs/object-storage.md)",
-        )
+        uris[name] = storage.given(uri, name)
     archive, output = uris["archive"], uris["output"]
     _require(
         not storage.is_inside(output, archive),

@@ -20,6 +20,7 @@ from flashray.pipeline.load import mask_uri_of, read_file, read_files
 from flashray.pipeline.run_config import IoConfig
 from flashray.pipeline.run_status import RunStatus
 from flashray.restorer import Restorer
+from flashray.shown import shown
 
 ROWS = 12
 
@@ -75,4 +76,9 @@ def row_of_sheet(restorer: Restorer, io: IoConfig, row: dict[str, Any]) -> tuple
             restorer, read_file(storage.join(io.references, row["key"])).data, io.max_megapixels
         )
     sigma = "" if row["sigma_hat"] is None else f"σ̂ {row['sigma_hat']:.3f}, "
-    return f"{row['key']}\n{sigma}{row['nfe']} NFE", [measured.shown_BCHW[0].cpu(), estimate, restored, reference]
+    return f"{shown(row['key'])}\n{sigma}{row['nfe']} NFE", [
+        measured.shown_BCHW[0].cpu(),
+        estimate,
+        restored,
+        reference,
+    ]

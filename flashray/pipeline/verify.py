@@ -113,7 +113,7 @@ def read_run(output: str) -> tuple[dict[str, Any], RunStatus]:
     Raises:
         ConfigError: when the output holds no run with a plan.
     """
-    output = storage.normalise(output)
+    output = storage.given(output, "output")
     refuse_old_layout(output)
     record = read_record(output)
     if record is None:

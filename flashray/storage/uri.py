@@ -68,10 +68,6 @@ class Listing:
 
 def normalise(uri: str) -> str:
     """An absolute local path or `scheme://bucket/prefix`, without a trailing slash. ConfigError on unknown schemes."""
-    if re.search("[\0\ud800-\udfff]", uri):
-        raise ConfigError(
-            f"{redact(uri)!r} holds NUL or bytes that are not UTF-8, and records cannot; rename the folder"
-        )
     scheme, rest = _split(uri)
     if scheme == "s3":
         bucket, _, prefix = rest.partition("/")
@@ -88,6 +84,29 @@ def normalise(uri: str) -> str:
             )
         return f"{scheme}://{rest.rstrip('/')}"
     return os.path.abspath(os.path.expanduser(rest))
+
+
+def given(uri: str, what: str) -> str:
+    """The normalised form of an address that a person gave.
+
+    Args:
+        what: it is, for messages.
+
+    Raises:
+        ConfigError: when it is empty or no path, or holds a secret, which records and messages would keep.
+    """
+    if not uri:
+        raise ConfigError(f"{what} is empty; give a folder or a URI")
+    if re.search("[\0\ud800-\udfff]", uri):
+        raise ConfigError(
+            f"{what} {redact(uri)!r} holds NUL or bytes that are not UTF-8, and records cannot; rename it"
+        )
+    if not is_local(uri) and redact(uri) != uri:
+        raise ConfigError(
+            f"{what} {redact(uri)} holds a secret, and run records would keep it; give credentials in the environment "
+            "(docs/object-storage.md)"
+        )
+    return normalise(uri)
 
 
 def is_absolute(uri: str) -> bool:
@@ -401,6 +420,8 @@ def _fsspec(scheme: str) -> Any:
         return fsspec.filesystem(scheme, use_listings_cache=False)
     except ImportError as error:
         raise ConfigError(f"{scheme}:// needs a package that is not installed: {error}") from error
+    except Exception as error:  # such as a server's name that it wants to be told
+        raise ConfigError(f"{scheme}:// cannot be used ({error}); set it up in fsspec's configuration") from error
 
 
 def _read_local(path: str) -> bytes:
