@@ -162,15 +162,22 @@ def take(output: str) -> Lease:
     return mine
 
 
+def renew(output: str, lease: Lease) -> bool:
+    """Date the lease now; False, and nothing else, where another driver has taken over."""
+    now = latest(output)
+    if now is not None and now.number > lease.number:
+        return False
+    _put(output, replace(lease, renewed=time.time()))
+    return True
+
+
 def _keep(output: str, lease: Lease, stop: threading.Event) -> None:
     while not stop.wait(RENEW):
         try:
-            now = latest(output)
-            if now is not None and now.number > lease.number:
+            if not renew(output, lease):
                 log.error("another driver took over %s, because this one did not renew its lease; stopping", output)
                 _interrupt()
                 return
-            _put(output, replace(lease, renewed=time.time()))
         except (OSError, FlashrayError) as error:
             log.warning("the lease of %s could not be renewed: %s", output, storage.redact(str(error)))
 

@@ -67,9 +67,10 @@ def examine(
     """
     output = config.io.output
     old = read_record(output)
+    files = [] if old else [entry.key for entry in storage.list_files(output)]
+    old = old or read_record(output)  # another driver may have begun before the listing
     if old is None:
         refuse_old_layout(output)
-        files = [entry.key for entry in storage.list_files(output)]
         if any(key.startswith((f"{RUN_FOLDER}/plan/", f"{RUN_FOLDER}/commits/")) for key in files):
             raise ConfigError(
                 f"{run_uri(output, 'run.json')} is gone, and plan or commits of its run are there: nobody knows with "
