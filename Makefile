@@ -1,10 +1,10 @@
-# make demo: see it work. make test: what CI runs. make test-faults: kills processes and servers. Everything is installed into .venv; nothing else is touched.
+# make demo: see it work. make test: what CI runs. make test-faults: kills processes and servers. make test-hostile: an hour of hostile input. Everything is installed into .venv; nothing else is touched.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: venv demo test test-faults lint bench clean
+.PHONY: venv demo test test-faults test-hostile lint bench clean
 
 venv: $(STAMP)
 
@@ -18,6 +18,14 @@ demo: venv
 
 test: lint
 	$(BIN)/python -m pytest
+
+# a seed to repeat it: make test-hostile SEED=N; the fuzzer's share of `make test` times TIMES is about an hour
+SEED ?= $(shell date +%s)
+TIMES ?= 90
+test-hostile: venv
+	@echo "seed $(SEED)"
+	FLASHRAY_FUZZ=$(TIMES) $(BIN)/python -m pytest tests/hostile -m "hostile or not hostile" -s \
+		--hypothesis-seed=$(SEED) --timeout 7200
 
 test-faults: venv
 	$(BIN)/python -m pytest -m fault
