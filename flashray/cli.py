@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from typing import NoReturn
 
 from flashray.build import nearest
 from flashray.errors import ConfigError, FlashrayError
@@ -16,6 +19,7 @@ from flashray.help_texts import HELP, OVERVIEW
 from flashray.shown import shown
 
 _TERMINATED = 128 + signal.SIGTERM
+GRACE = 9.0  # seconds from SIGTERM until the process ends in any case
 # verb → module and function; imported when the verb is used, since torch and Ray are slow to import
 VERBS = {
     "restore": "flashray.verbs:restore",
@@ -55,6 +59,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     module, function = VERBS[verb].split(":")
     return exit_code(lambda: getattr(import_module(module), function)(rest))
+
+
+def command(argv: Sequence[str] | None = None) -> NoReturn:
+    """`main` as a process of its own, which ends within GRACE seconds of SIGTERM: a read of a share that does not
+    answer would hold its threads for ever.
+    """
+    terminated = threading.Event()
+    threading.Thread(target=_end_in_any_case, args=(terminated,), daemon=True).start()
+    _watchers.append(terminated)
+    sys.exit(main(argv))
+
+
+_watchers: list[threading.Event] = []
+
+
+def _end_in_any_case(terminated: threading.Event) -> None:
+    terminated.wait()
+    time.sleep(GRACE)
+    print(
+        "terminated; something did not end in time, and the same command goes on from here", file=sys.stderr, flush=True
+    )
+    os._exit(_TERMINATED)
 
 
 def exit_code(work: Callable[[], int | None]) -> int:
@@ -106,6 +132,8 @@ def _ended_by_sigterm() -> Iterator[None]:
 
     def terminate(*_: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for watcher in _watchers:
+            watcher.set()
         sys.exit(_TERMINATED)
 
     before = signal.signal(signal.SIGTERM, terminate)

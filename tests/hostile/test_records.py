@@ -237,6 +237,16 @@ def test_row_19_a_run_json_that_is_no_run(config: RunConfig, text: str) -> None:
         assert main([verb, config.io.output]) == 2
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"kind": "start"}'])
+def test_row_19_damaged_events_of_tracking(config: RunConfig, text: str) -> None:
+    plan_and_commit(config)
+    folder = Path(config.io.output) / RUN_FOLDER / "tracking"
+    folder.mkdir()
+    (folder / "000001.json").write_text(text)
+    assert open_run(config).nothing_to_do
+    assert main(["replay", config.io.output]) == 2
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"number": 1}', '{"number": "x", "host": 3}', "\xff"])
 def test_row_19_a_damaged_lease_is_named(config: RunConfig, text: str) -> None:
     folder = Path(config.io.output) / RUN_FOLDER / "drivers"
