@@ -20,6 +20,7 @@ from flashray.shown import shown
 
 _TERMINATED = 128 + signal.SIGTERM
 GRACE = 9.0  # seconds from SIGTERM until the process ends in any case
+_watchers: list[threading.Event] = []  # set by SIGTERM
 # verb → module and function; imported when the verb is used, since torch and Ray are slow to import
 VERBS = {
     "restore": "flashray.verbs:restore",
@@ -69,9 +70,6 @@ def command(argv: Sequence[str] | None = None) -> NoReturn:
     threading.Thread(target=_end_in_any_case, args=(terminated,), daemon=True).start()
     _watchers.append(terminated)
     sys.exit(main(argv))
-
-
-_watchers: list[threading.Event] = []
 
 
 def _end_in_any_case(terminated: threading.Event) -> None:

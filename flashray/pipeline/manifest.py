@@ -98,9 +98,10 @@ def _read_manifest(uri: str) -> pa.Table:
         else:
             text = pyarrow.csv.ConvertOptions(column_types={"key": pa.string()}, strings_can_be_null=False)
             table = pyarrow.csv.read_csv(io.BytesIO(data), convert_options=text)
-    except (pa.ArrowException, OSError) as error:
+        names = table.column_names
+    except (pa.ArrowException, OSError, UnicodeError) as error:
         raise ConfigError(f"manifest {uri} is neither Parquet nor CSV with a header line: {error}") from error
-    twice = [name for name, count in Counter(table.column_names).items() if count > 1]
+    twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ConfigError(f"manifest {uri} has more than one column {twice[0]!r}")
     return table

@@ -41,7 +41,7 @@ def read_table(uri: str, schema: pa.Schema, remedy: str, needed: Sequence[str] =
             found[field.name].cast(field.type) if field.name in found.column_names else pa.nulls(len(found), field.type)
             for field in schema
         ]
-    except (pa.ArrowException, OSError, KeyError) as error:
+    except (pa.ArrowException, OSError, KeyError, UnicodeError) as error:
         raise ConfigError(f"{uri} is damaged, or not what flashray wrote ({_brief(error)}); {remedy}") from error
     return pa.table(columns, schema=schema)
 

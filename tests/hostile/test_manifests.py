@@ -92,6 +92,7 @@ def test_row_23_columns_that_mean_nothing(tmp_path: Path, how: str) -> None:
         b"key,blur_std\n\xff\xfe,1\n",
         b"key,blur_std\na.png,true\n",
         b"key,blur_std\na.png,2024-01-01\n",
+        b"\xebey,blur_std\na.png,1\n",  # the fuzzer's
         b"\0\0\0\0",
         b"PAR1",
         b"\x1f\x8b\x08\0",
