@@ -6,6 +6,7 @@ import hashlib
 import logging
 import posixpath
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -52,12 +53,15 @@ class Archive:
     unreadable: list[str] = field(default_factory=list)
 
 
-def read_archive(config: RunConfig) -> Archive:
+def read_archive(config: RunConfig, predicted: Collection[str] = ()) -> Archive:
     """Everything below the archive.
 
     Pipes, devices, dead links and names that are not UTF-8 are images by their names like any other: reading them
     fails, and their rows say why. So do links that lead to the output, back to a folder above them, or nowhere,
     whatever their names are, because they may hide images.
+
+    Args:
+        predicted: what the severity encoder estimates of an image that the manifest gives nothing for.
 
     Raises:
         ConfigError: when the archive is missing or holds no image, a folder of it cannot be read, or the manifest does
@@ -105,7 +109,7 @@ def read_archive(config: RunConfig) -> Archive:
             "refused": pa.array([refused.get(key) for key in keys], pa.string()),
         }
     )
-    for name, values in manifest_columns(config, table["key"]).items():
+    for name, values in manifest_columns(config, table["key"], predicted).items():
         table = table.append_column(name, values)
     return Archive(table.select(LISTING.names).cast(LISTING), others, listed.unreadable)
 

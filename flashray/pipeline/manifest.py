@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
@@ -24,8 +24,12 @@ from flashray.pipeline.run_config import RunConfig
 _READERS = 16
 
 
-def manifest_columns(config: RunConfig, keys: pa.ChunkedArray) -> dict[str, pa.Array]:
-    """given (as JSON), noise_std and mask_size of each key, null where the manifest has no value."""
+def manifest_columns(config: RunConfig, keys: pa.ChunkedArray, predicted: Collection[str] = ()) -> dict[str, pa.Array]:
+    """given (as JSON), noise_std and mask_size of each key, null where the manifest has no value.
+
+    Args:
+        predicted: numbers that the severity encoder estimates where all that nobody gives are among them.
+    """
     degradation = config.recipe.degradation.make()
     observed = not config.io.simulated
     needed = degradation.parameter_names if observed and degradation.fixed_parameters() is None else ()
@@ -34,7 +38,7 @@ def manifest_columns(config: RunConfig, keys: pa.ChunkedArray) -> dict[str, pa.A
     if observed and low < high:
         needed = (*needed, "noise_std")
     if config.io.manifest is None:
-        if needed:
+        if not set(needed) <= set(predicted):
             raise ConfigError(
                 f"the recipe leaves {', '.join(needed)}{or_mask} open, and observed measurements need a value for each "
                 "image: give a --manifest (CSV or Parquet) with a column key and these, or fix them in the recipe"
@@ -45,7 +49,7 @@ def manifest_columns(config: RunConfig, keys: pa.ChunkedArray) -> dict[str, pa.A
     if masked:
         needed = tuple(name for name in needed if name not in degradation.parameter_names)
     missing = [name for name in ("key", *needed) if name not in manifest.column_names]
-    if missing:
+    if not set(missing) <= set(predicted):
         raise ConfigError(
             f"manifest {config.io.manifest} has no column {', '.join(missing)}{or_mask if needed else ''}; "
             f"it has {manifest.column_names}"

@@ -49,7 +49,7 @@ def open_run(config: RunConfig) -> Run:
         if uri is not None:
             storage.check(uri)
     models = load_models(config)
-    archive = read_archive(config)
+    archive = read_archive(config, models.encoder.parameter_names if models.encoder else ())
     if config.policy.overwrite is not None:
         _erase(config, models)
     status = RunStatus.read(io.output)

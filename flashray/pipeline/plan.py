@@ -49,6 +49,7 @@ PLAN = pa.schema(
         ("unit_id", pa.string()),
         ("noise_std", pa.float64()),
         ("parameters", pa.string()),  # JSON of the degradation's scalar parameters, or of its mask's URI
+        ("estimated", pa.bool_()),  # some of these numbers were not given, and are the severity encoder's
         ("status", pa.string()),  # ok or error
         ("error", pa.string()),
     ]
@@ -58,7 +59,8 @@ SEVERITY = pa.schema(
     [
         ("index", pa.int64()),
         *(PLAN.field(name) for name in ("key", "uri", "width", "height", "pixels", "windows", "sigma_hat")),
-        *(PLAN.field(name) for name in ("window_sigma", "sigma_true", "noise_std", "parameters", "status", "error")),
+        *(PLAN.field(name) for name in ("window_sigma", "sigma_true", "noise_std", "parameters", "estimated")),
+        *(PLAN.field(name) for name in ("status", "error")),
     ]
 )
 CHUNK_BYTES = 64 * 2**20  # of the files of a chunk, unless one is larger: they travel together
@@ -101,7 +103,7 @@ class SeverityActor:
         for part in batches(restorer, chunk, rows, indices, self.batch, most):
             photos, sound = decode_photos(restorer, chunk, rows, part, "given", most)
             for photo, i in zip(photos, sound, strict=True):
-                rows[i]["noise_std"] = photo.noise_std
+                rows[i] |= {"noise_std": photo.noise_std, "estimated": photo.estimated}
                 rows[i]["parameters"] = kept_parameters(photo, chunk["given"][i])
             if not photos or not restorer.start.uses_encoder:
                 continue

@@ -57,6 +57,7 @@ def summarise(
         "lost": len(results) - results["lost"].null_count,
         "warnings": len(results) - results["warnings"].null_count,
         "fallbacks": pc.sum(state.planned["fallback"]).as_py() or 0,
+        "estimated": estimated(state.planned),
     }
     for prefix in SCORED:
         for metric in METRICS:
@@ -112,7 +113,7 @@ def read_summary(output: str) -> dict[str, Any] | None:
 
 def remarks(found: Mapping[str, Any]) -> list[str]:
     """What the last message says of the files, as lines."""
-    lines = []
+    lines = of_estimates(found["estimated"])
     if 0 < found["scored"] < found["restored"]:
         lines.append(
             f"scored are {found['scored']:,} of {found['restored']:,} images: the others' references cannot be read"
@@ -132,6 +133,16 @@ def remarks(found: Mapping[str, Any]) -> list[str]:
     if found["unreadable_folders"]:
         lines.append(f"left out, because they cannot be read: {', '.join(found['unreadable_folders'])}")
     return lines
+
+
+def estimated(planned: pa.Table) -> int:
+    """How many images have parameters or noise that nobody gave."""
+    return pc.sum(planned["estimated"]).as_py() or 0
+
+
+def of_estimates(count: int) -> list[str]:
+    """What is said of so many images with estimated parameters: one line, or none."""
+    return [f"parameters of {count:,} images are estimates; a manifest would replace them"] if count else []
 
 
 def distributions(state: RunStatus) -> dict[str, dict[str, Any]]:
@@ -199,6 +210,7 @@ def quote(
         fallbacks = pc.sum(planned["fallback"]).as_py() or 0
         if fallbacks:
             lines.append(f"{fallbacks:,} images fall back to the full chain: σ̂ is beyond what the start can express")
+        lines += of_estimates(estimated(planned))
     if budget:
         lines.append(_coverage(budget))
     if storage is not None and len(load):

@@ -18,7 +18,7 @@ from flashray.pipeline.verify import verify
 from tests.support.runs import config_of
 from tests.support.small_runs import commit, planned, record_of
 
-COUNTS = {"scored": 0, "restored": 3, "unchanged": 0, "lost": 0, "warnings": 0}
+COUNTS = {"estimated": 0, "scored": 0, "restored": 3, "unchanged": 0, "lost": 0, "warnings": 0}
 
 
 @pytest.fixture
