@@ -1,11 +1,11 @@
-# make demo: see it work. make test: what CI runs. make test-faults: kills processes and servers. Everything is installed into .venv; nothing else is touched, but that
-# the tests need a Chromium: where there is none, `make browser` takes Debian's.
+# make demo: see it work. make test: what CI runs. make test-faults: kills processes and servers. make test-hostile: an hour of hostile input. Everything is
+# installed into .venv; nothing else is touched, but that the tests need a Chromium: where there is none, `make browser` takes Debian's.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: venv browser demo test test-faults lint bench clean
+.PHONY: venv browser demo test test-faults test-hostile lint bench clean
 
 venv: $(STAMP)
 
@@ -24,6 +24,14 @@ browser:
 
 test: lint browser
 	$(BIN)/python -m pytest
+
+# a seed to repeat it: make test-hostile SEED=N; the fuzzer's share of `make test` times TIMES is about an hour
+SEED ?= $(shell date +%s)
+TIMES ?= 90
+test-hostile: venv
+	@echo "seed $(SEED)"
+	FLASHRAY_FUZZ=$(TIMES) $(BIN)/python -m pytest tests/hostile -m "hostile or not hostile" -s \
+		--hypothesis-seed=$(SEED) --timeout 7200
 
 test-faults: venv
 	$(BIN)/python -m pytest -m fault

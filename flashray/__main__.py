@@ -1,8 +1,6 @@
 """`python -m flashray` is the command `flashray`."""
 
-import sys
-
-from flashray.cli import main
+from flashray.cli import command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

@@ -27,10 +27,11 @@ def build(kind: str, registry: Mapping[str, type[T]], name: str, settings: Mappi
     cls = registry[name]
     known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     settings = dict(settings or {})
-    unknown = sorted(set(settings) - set(known))
+    unknown = sorted(map(str, settings.keys() - set(known)))
     if unknown:
         raise ConfigError(f"{kind} {name}: unknown setting {', '.join(unknown)}; known: {', '.join(known) or 'none'}")
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    hints = get_type_hints(cls)
+    values = {key: _fitting(hints[key], value, f"{kind} {name}: {key}") for key, value in settings.items()}
     try:
         return cls(**values)
     except (TypeError, ValueError) as error:
@@ -55,11 +56,10 @@ def strict(cls: type[T], values: Any, where: str) -> T:
     """`cls(**values)` for nested dataclasses, every key known and every value of its type; else ConfigError."""
     hints = get_type_hints(cls)
     values = mapping(values, where)
-    unknown = sorted(set(values) - set(hints))
+    unknown = sorted(map(str, values.keys() - set(hints)))
     if unknown:
         raise ConfigError(
-            f"{where}: unknown key {', '.join(map(str, unknown))}{nearest(str(unknown[0]), hints)}; "
-            f"known: {', '.join(hints)}"
+            f"{where}: unknown key {', '.join(unknown)}{nearest(unknown[0], hints)}; known: {', '.join(hints)}"
         )
     missing = [one.name for one in dataclasses.fields(cls) if _required(one) and one.name not in values]  # type: ignore[arg-type]
     if missing:
@@ -85,15 +85,23 @@ def _fitting(hint: Any, value: Any, where: str) -> Any:
         return [_fitting(arguments[0], one, where) for one in value]
     if origin is dict:
         return {name: _fitting(arguments[1], one, f"{where}, {name}") for name, one in mapping(value, where).items()}
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if origin is tuple and isinstance(value, list | tuple) and len(value) == len(arguments):
+        return tuple(_fitting(one, part, where) for one, part in zip(arguments, value, strict=True))
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise ConfigError(f"{where}: {value} is not finite; give a number")
         return float(value)
     if hint in (int, float, str, bool) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
     wanted = " or ".join(map(str, arguments)) if origin is Literal else getattr(hint, "__name__", str(hint))
+    if arguments == (float, float):
+        raise ConfigError(f"{where}: {value!r} is no range; give [low, high], two numbers")
     raise ConfigError(f"{where}: {value!r} is not of type {wanted}")
 
 
 def mapping(values: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where}: give a mapping of names to values, not {values!r}")
+    if strange := [name for name in values if not isinstance(name, str)]:
+        raise ConfigError(f"{where}: {strange[0]!r} is no name; quote it if it is one")
     return values

@@ -50,9 +50,14 @@ def _folder(source: str, room: str) -> Iterator[Path]:
     else:
         from flashray import storage  # imported here, because the core does not need fsspec
 
+        source = storage.given(source, "model")
         with tempfile.TemporaryDirectory() as local:
-            for entry in storage.list_files(source):
-                storage.put_bytes(f"{local}/{entry.key}", storage.read_bytes(storage.join(source, entry.key)))
+            try:
+                there = {entry.key for entry in storage.list_files(source)}
+            except OSError as error:
+                raise ConfigError(f"model {source} cannot be listed: {error}") from error
+            for name in sorted(there & {"config.json", SAFETENSORS_WEIGHTS_NAME}):
+                storage.put_bytes(f"{local}/{name}", storage.read_bytes(storage.join(source, name)))
             yield Path(local)
 
 

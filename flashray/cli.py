@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from typing import NoReturn
 
 from flashray.build import nearest
 from flashray.errors import ConfigError, FlashrayError
 from flashray.help_texts import HELP, OVERVIEW
+from flashray.shown import shown
 
 _TERMINATED = 128 + signal.SIGTERM
+GRACE = 9.0  # seconds from SIGTERM until the process ends in any case
+_watchers: list[threading.Event] = []  # set by SIGTERM
 # verb → module and function; imported when the verb is used, since torch and Ray are slow to import
 VERBS = {
     "restore": "flashray.verbs:restore",
@@ -30,7 +36,9 @@ VERBS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb. Exit codes: 0 done; 1 failed images remain, or the work stopped; 2 bad arguments or configuration."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(OneLine("%(levelname)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(OVERVIEW)
@@ -54,6 +62,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exit_code(lambda: getattr(import_module(module), function)(rest))
 
 
+def command(argv: Sequence[str] | None = None) -> NoReturn:
+    """`main` as a process of its own, which ends within GRACE seconds of SIGTERM: a read of a share that does not
+    answer would hold its threads for ever.
+    """
+    terminated = threading.Event()
+    threading.Thread(target=_end_in_any_case, args=(terminated,), daemon=True).start()
+    _watchers.append(terminated)
+    sys.exit(main(argv))
+
+
+def _end_in_any_case(terminated: threading.Event) -> None:
+    terminated.wait()
+    time.sleep(GRACE)
+    print(
+        "terminated; something did not end in time, and the same command goes on from here", file=sys.stderr, flush=True
+    )
+    os._exit(_TERMINATED)
+
+
 def exit_code(work: Callable[[], int | None]) -> int:
     """The exit code of `work`: what it returns (None: 0), 2 on a bad configuration, 1 on another failure.
 
@@ -64,10 +91,10 @@ def exit_code(work: Callable[[], int | None]) -> int:
         with _ended_by_sigterm():
             return work() or 0
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_plain(error)}", file=sys.stderr)
         return 2
     except (FlashrayError, OSError) as error:  # such as a full disk or a store that does not answer
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_plain(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
@@ -79,6 +106,21 @@ def exit_code(work: Callable[[], int | None]) -> int:
         return _TERMINATED
 
 
+def _plain(text: object) -> str:
+    """On one line, and without the secrets of addresses."""
+    from flashray.storage import redact  # slow to import
+
+    return shown(redact(str(text)))
+
+
+class OneLine(logging.Formatter):
+    """A message names files, and a file's name must not look like another message."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = _plain(record.message)
+        return super().formatMessage(record)
+
+
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
     """Raise SystemExit on the first SIGTERM, as an interrupt raises KeyboardInterrupt; later ones are ignored."""
@@ -88,6 +130,8 @@ def _ended_by_sigterm() -> Iterator[None]:
 
     def terminate(*_: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for watcher in _watchers:
+            watcher.set()
         sys.exit(_TERMINATED)
 
     before = signal.signal(signal.SIGTERM, terminate)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from flashray.build import nearest
 from flashray.errors import ConfigError
+from flashray.yaml_text import read_yaml
 
 T = TypeVar("T")
 
@@ -124,11 +128,16 @@ def make_parser(prog: str, sections: Mapping[str, type[Any]], description: str =
 
 
 def parse(parser: Any, argv: Sequence[str]) -> Any:
-    """The parser's values of a normalised command line; ConfigError for a value of the wrong type."""
+    """The parser's dataclasses of a normalised command line; ConfigError for a value of the wrong type."""
     from jsonargparse import ArgumentError
 
+    for name, value in pairwise(argv):
+        if name == "--config" and os.path.isfile(value):
+            read_yaml(Path(value).read_bytes(), f"config {value}")
+        elif value.lstrip().startswith(("[", "{", "&", "!")):  # the parser reads it as YAML, whatever it unfolds into
+            read_yaml(value.encode(errors="replace"), name)
     try:
-        return parser.parse_args(list(argv))
+        return parser.instantiate(parser.parse_args(list(argv)))
     except (ArgumentError, TypeError, ValueError) as error:
         raise ConfigError(" ".join(str(error).split())) from error
 
@@ -142,5 +151,5 @@ def parse_as(
     if "--help-all" in argv:
         parser.print_help()
         raise SystemExit(0)
-    values = parser.instantiate(parse(parser, options.normalise(argv, positionals, rest)))
+    values = parse(parser, options.normalise(argv, positionals, rest))
     return cls(**{field.name: getattr(values, field.name) for field in dataclasses.fields(cls)})  # type: ignore[arg-type]

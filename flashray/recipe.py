@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
-
 from flashray.build import mapping, nearest, noise_range, strict
 from flashray.errors import ConfigError
 from flashray.severity.start import Start
+from flashray.yaml_text import read_yaml
 
 _SHIPPED = Path(__file__).parent / "recipes"
 
@@ -211,11 +210,7 @@ def read_recipe(name: str) -> dict[str, Any]:
                 f"shipped recipes: {', '.join(recipe_names())}; or give the path of a YAML file"
             )
         data = (_SHIPPED / f"{name}.yaml").read_bytes()
-    try:
-        values = yaml.safe_load(data)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"recipe {name} is not a YAML file: {' '.join(str(error).split())}") from error
-    values = dict(mapping(values, f"recipe {name}"))
+    values = dict(mapping(read_yaml(data, f"recipe {name}"), f"recipe {name}"))
     strict(Recipe, values, f"recipe {name}")
     return values
 

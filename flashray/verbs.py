@@ -11,6 +11,7 @@ from typing import Any
 from flashray.build import nearest
 from flashray.errors import ConfigError
 from flashray.options import parse_as
+from flashray.shown import shown
 
 
 def restore(argv: Sequence[str], *more: str) -> int:
@@ -54,9 +55,9 @@ def verify(argv: Sequence[str]) -> int:
     refuse_relative(output=config.output)
     if config.clean:
         orphans = clean(config.output)
-        print("\n".join([f"{len(orphans):,} files were deleted that no commit names", *orphans]))
+        print("\n".join([f"{len(orphans):,} files were deleted that no commit names", *map(shown, orphans)]))
     found = verify_output(config.output)
-    print("\n".join(found.lines()))
+    print("\n".join(map(shown, found.lines())))
     print("complete" if found.complete else "sound, not complete" if found.sound else "NOT SOUND")
     return 0 if found.complete else 1
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from flashray.cli import main
+from flashray.cli import command
 
-sys.exit(main(["restore", *sys.argv[1:]]))
+command(["restore", *sys.argv[1:]])

@@ -2,6 +2,6 @@
 
 import sys
 
-from flashray.cli import main
+from flashray.cli import command
 
-sys.exit(main(["train", "prior", *sys.argv[1:]]))
+command(["train", "prior", *sys.argv[1:]])

@@ -2,6 +2,6 @@
 
 import sys
 
-from flashray.cli import main
+from flashray.cli import command
 
-sys.exit(main(["train", "severity", *sys.argv[1:]]))
+command(["train", "severity", *sys.argv[1:]])

@@ -59,7 +59,7 @@ def with_preset(family: str, settings: Mapping[str, Any] | None) -> dict[str, An
     if name is None:
         return settings
     known = PRESETS.get(family, {})
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         listed = ", ".join(known) or "none"
         raise ConfigError(f"degradation {family}: preset {name!r} is not known; known: {listed}")
     return {**known[name].settings, **settings}

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import posixpath
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -16,7 +17,7 @@ from flashray import storage
 from flashray.errors import ConfigError
 from flashray.images import IMAGE_SUFFIXES, is_photo_name
 from flashray.pipeline.manifest import manifest_columns
-from flashray.pipeline.outputs import refuse_clashes
+from flashray.pipeline.outputs import refuse_page, without_place
 from flashray.pipeline.run_config import RunConfig
 from flashray.pipeline.run_folder import run_files
 
@@ -29,8 +30,10 @@ LISTING = pa.schema(
         ("given", pa.string()),  # the manifest's parameters, or the URI of its mask, as JSON; null without
         ("noise_std", pa.float64()),  # the manifest's, null without
         ("mask_size", pa.int64()),  # of the mask's file, null without
+        ("refused", pa.string()),  # why it is not restored, whatever its file holds; null for nothing
     ]
 )
+_APART = "it is a link to the run's own output"
 _COMPARED = ["size", "given", "noise_std", "mask_size"]  # an image with the same key and another of these has changed
 log = logging.getLogger(__name__)
 
@@ -50,12 +53,15 @@ class Archive:
     unreadable: list[str] = field(default_factory=list)
 
 
-def read_archive(config: RunConfig) -> Archive:
+def read_archive(config: RunConfig, predicted: Collection[str] = ()) -> Archive:
     """Everything below the archive.
 
     Pipes, devices, dead links and names that are not UTF-8 are images by their names like any other: reading them
-    fails, and their rows say why. So do links that lead back to a folder above them, or nowhere, whatever their names
-    are, because they may hide images.
+    fails, and their rows say why. So do links that lead to the output, back to a folder above them, or nowhere,
+    whatever their names are, because they may hide images.
+
+    Args:
+        predicted: what the severity encoder estimates of an image that the manifest gives nothing for.
 
     Raises:
         ConfigError: when the archive is missing or holds no image, a folder of it cannot be read, or the manifest does
@@ -67,7 +73,7 @@ def read_archive(config: RunConfig) -> Archive:
             raise ConfigError(f"archive {archive} does not exist")
         size = storage.file_size(archive)
         if size is None:
-            listed = storage.list_everything(archive)
+            listed = storage.list_everything(archive, apart=config.io.output)
             own = run_files([entry.key for entry in listed.entries])
             entries = [entry for entry in listed.entries if entry.key not in own]
         else:
@@ -91,18 +97,21 @@ def read_archive(config: RunConfig) -> Archive:
         )
     images = images[: config.policy.limit]
     keys = _keys(images)
-    refuse_clashes(keys, config.io.format, [entry.key for entry in others] if config.io.copy_others else [])
+    refused = without_place(keys, config.io.format)
+    refused |= {key: _APART for key, entry in zip(keys, images, strict=True) if entry.apart}
+    refuse_page(keys, config.io.format, [entry.key for entry in others] if config.io.copy_others else [])
     table = pa.table(
         {
             "index": pa.array(range(len(keys)), pa.int64()),
             "key": pa.array(keys, pa.string()),
             "uri": pa.array([archive if size else storage.join(archive, key) for key in keys], pa.string()),
             "size": pa.array([entry.size for entry in images], pa.int64()),
+            "refused": pa.array([refused.get(key) for key in keys], pa.string()),
         }
     )
-    for name, values in manifest_columns(config, table["key"]).items():
+    for name, values in manifest_columns(config, table["key"], predicted).items():
         table = table.append_column(name, values)
-    return Archive(table.cast(LISTING), others, listed.unreadable)
+    return Archive(table.select(LISTING.names).cast(LISTING), others, listed.unreadable)
 
 
 def listing_hash(listing: pa.Table) -> str:

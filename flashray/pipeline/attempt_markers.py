@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from flashray import storage
 from flashray.pipeline.run_folder import run_uri
+from flashray.pipeline.run_tables import own_names
 
 log = logging.getLogger(__name__)
 
@@ -47,13 +48,16 @@ def read(output: str, units: Collection[str]) -> dict[str, Past]:
     """The history of those of these units that earlier drivers began."""
     deaths: dict[str, int] = {}
     culprits: dict[str, set[str]] = {}
-    for entry in storage.list_files(_uri(output)):
-        unit_id, _, number = entry.key.rpartition(".")
+    for name in own_names(_uri(output), r"[^/]+\.\d{1,9}"):
+        unit_id, _, number = name.rpartition(".")
         if unit_id not in units:
             continue
         deaths[unit_id] = max(deaths.get(unit_id, 0), int(number))
         if int(number) > 2:  # the first two attempts take all images together
-            image = json.loads(storage.read_bytes(_uri(output, entry.key)))["image"]
+            try:
+                image = json.loads(storage.read_bytes(_uri(output, name)))["image"]
+            except (ValueError, TypeError, KeyError):  # damaged: the death counts, and nobody is blamed
+                image = None
             culprits.setdefault(unit_id, set()).update({image} - {None})
     return {unit: Past(count, frozenset(culprits.get(unit, ()))) for unit, count in deaths.items()}
 

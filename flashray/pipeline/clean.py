@@ -6,8 +6,10 @@ import pyarrow.compute as pc
 
 from flashray import storage
 from flashray.images import output_name
+from flashray.pipeline.commit import committed_units, read_commits
+from flashray.pipeline.damage import digests, restored_files
 from flashray.pipeline.lease import held
-from flashray.pipeline.verify import read_run, restored_files
+from flashray.pipeline.verify import read_run
 
 
 def clean(output: str) -> list[str]:
@@ -15,8 +17,8 @@ def clean(output: str) -> list[str]:
 
     Orphans are restored images that the plan names and no commit does, and half-written files (on local disks only; an
     object is written completely or not at all). Images of pending units are kept, because the same command writes them
-    again. A file that the plan does not name is never deleted: no run wrote it. A run does not search for orphans: they
-    do no harm, and on a disk the search would read the whole output at each resume.
+    again, and so is a file with the bytes of any commit, also of one that no longer counts. A file that the plan does
+    not name is never deleted: no run wrote it.
 
     Raises:
         ConfigError: when it holds no run with a plan.
@@ -30,7 +32,9 @@ def clean(output: str) -> list[str]:
         done = results.filter(pc.equal(results["status"], "ok"))["key"].to_pylist()
         keep = {output_name(key, format) for key in (*done, *status.pending["key"].to_pylist())}
         planned = {output_name(key, format) for key in status.plan["key"].to_pylist()}
-        found = [name for name in restored_files(output) if name in planned - keep]
+        found = digests(output, (name for name in restored_files(output) if name in planned - keep))
+        promised = set(read_commits(output, committed_units(output))["sha256"].to_pylist())
+        found = {name: digest for name, digest in found.items() if digest not in promised}
         orphans = [storage.join(output, name) for name in found] + storage.half_written(output)
         for uri in orphans:
             storage.delete(uri)

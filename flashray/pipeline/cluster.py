@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
+from ray._private import ray_constants
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from flashray import storage
@@ -139,14 +140,30 @@ def _start_here() -> None:
     """A cluster on this machine, which ends with the driver."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(
-        address="local",
-        num_cpus=cores() + SPARE_CPUS,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-        object_store_memory=min(_OBJECT_STORE, _memory() // 4),
-    )
+    with _on_this_machine_only():
+        ray.init(
+            address="local",
+            num_cpus=cores() + SPARE_CPUS,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            object_store_memory=min(_OBJECT_STORE, _memory() // 4),
+        )
+
+
+@contextmanager
+def _on_this_machine_only() -> Iterator[None]:
+    """Let Ray's ports listen on 127.0.0.1 alone, by its switch for machines that join no cluster.
+
+    Its processes read the environment, and this one has read it when it imported Ray.
+    """
+    name, before = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        del os.environ[name]
 
 
 @contextmanager

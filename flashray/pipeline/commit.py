@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from flashray import storage
 from flashray.pipeline.run_config import METRICS
 from flashray.pipeline.run_folder import run_uri
+from flashray.pipeline.run_tables import own_names, parquet, read_table
 
 # of the reconstruction, of the measurement itself, and of the decoded estimate ẑ alone
 SCORED = ("", "measurement_", "estimate_", "decoded_")
@@ -26,6 +25,7 @@ COMMIT = pa.schema(
         ("sigma_hat", pa.float64()),
         ("sigma_true", pa.float64()),
         ("sha256", pa.string()),  # of the restored image's bytes
+        ("size", pa.int64()),  # their number
         ("unchanged", pa.bool_()),  # no pixel would change by half a level: the file's own bytes were written
         ("lost", pa.string()),  # what the file had and the restored one does not hold, joined by "; "; null for nothing
         ("warnings", pa.string()),  # what was unclear in the file, joined by a space; null for nothing
@@ -38,24 +38,22 @@ _READERS = 16
 
 def write_commit(output: str, unit_id: str, rows: Iterable[Mapping[str, Any]]) -> bool:
     """Create the marker of a unit whose images are all written; False when another writer was first."""
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=COMMIT), sink)
-    return storage.create_if_absent(run_uri(output, "commits", f"{unit_id}.parquet"), sink.getvalue())
+    data = parquet(pa.Table.from_pylist(list(rows), schema=COMMIT))
+    return storage.create_if_absent(run_uri(output, "commits", f"{unit_id}.parquet"), data)
 
 
 def committed_units(output: str) -> set[str]:
     """The ids of the units that are done."""
-    entries = storage.list_files(run_uri(output, "commits"))
-    return {entry.key.removesuffix(".parquet") for entry in entries if entry.key.endswith(".parquet")}
+    names = own_names(run_uri(output, "commits"), r"[^./][^/]*\.parquet")
+    return {name.removesuffix(".parquet") for name in names}
 
 
 def read_commits(output: str, unit_ids: Iterable[str]) -> pa.Table:
-    """The rows of these units' markers, with a column unit_id."""
+    """The rows of these units' markers, with a column unit_id; ConfigError for a damaged one."""
 
     def read(unit_id: str) -> pa.Table:
-        data = storage.read_bytes(run_uri(output, "commits", f"{unit_id}.parquet"))
-        # earlier versions wrote fewer columns
-        table = pa.concat_tables([COMMIT.empty_table(), pq.read_table(io.BytesIO(data))], promote_options="permissive")
+        uri = run_uri(output, "commits", f"{unit_id}.parquet")
+        table = read_table(uri, COMMIT, "delete it, and the same command restores its images again", ("key", "status"))
         return table.append_column("unit_id", pa.array([unit_id] * len(table), pa.string()))
 
     with ThreadPoolExecutor(_READERS) as readers:

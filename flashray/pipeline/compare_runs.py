@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +9,8 @@ from dataclasses import dataclass
 from flashray import storage
 from flashray.errors import ConfigError
 from flashray.pipeline.run_config import flatten
-from flashray.pipeline.run_folder import run_uri
 from flashray.pipeline.run_record import read_record
-from flashray.pipeline.summary import numbers
+from flashray.pipeline.summary import numbers, read_summary
 from flashray.report.markdown import to_markdown
 
 SHOWN = ("images", "failed", "mean_nfe", "psnr", "ssim", "lpips", "images_per_second", "solver_seconds")
@@ -33,16 +31,16 @@ class Row:
 
 def row_of_output(output: str) -> Row:
     """The run of a run directory; ConfigError where there is none."""
-    output = storage.normalise(output)
+    output = storage.given(output, "output")
     record = read_record(output)
-    if record is None or "fingerprint" not in record:
+    if record is None:
         raise ConfigError(f"output {output} holds no run; name the output of flashray restore")
     weights = {name: value for name, value in record["fingerprint"].items() if name.startswith("weights.")}
     params = {name: str(value) for name, value in (flatten(record["config"]) | weights).items()}
-    try:
-        found = numbers(json.loads(storage.read_bytes(run_uri(output, "summary.json"))))
-    except FileNotFoundError:
+    summary = read_summary(output)
+    if summary is None:
         return Row(output, "not finished", params, {})
+    found = numbers(summary)
     return Row(output, "FINISHED", params, {name: value for name, value in found.items() if value is not None})
 
 

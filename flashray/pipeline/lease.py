@@ -14,8 +14,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 
 from flashray import storage
-from flashray.errors import FlashrayError
+from flashray.build import strict
+from flashray.errors import ConfigError, FlashrayError
 from flashray.pipeline.run_folder import run_uri
+from flashray.pipeline.run_tables import own_names
 
 EXPIRES = 60.0  # seconds without renewal after which a driver counts as dead
 RENEW = 15.0
@@ -31,6 +33,7 @@ class Lease:
         host, pid, began: of the driver; `began` distinguishes its process from a later one with the same pid.
         renewed: seconds since the epoch, by the driver's clock.
         ended: whether the driver has given the lease back.
+        machine: where the pid means something (`machine`).
     """
 
     number: int
@@ -39,13 +42,12 @@ class Lease:
     began: str
     renewed: float
     ended: bool = False
+    machine: str = ""
 
     @property
-    def alive(self) -> bool:
-        """Whether its driver may still be working. On the same machine a dead process is recognised at once."""
-        if self.ended or time.time() - self.renewed > EXPIRES:
-            return False
-        return self.host != socket.gethostname() or began(self.pid) == self.began
+    def age(self) -> float:
+        """Seconds since it was renewed, by this machine's clock; negative where the driver's is ahead."""
+        return time.time() - self.renewed
 
 
 @contextmanager
@@ -76,10 +78,51 @@ def held(output: str) -> Iterator[None]:
 
 def latest(output: str) -> Lease | None:
     """The current lease, or None where there never was one."""
-    files = [entry.key for entry in storage.list_files(run_uri(output, "drivers"))]
-    if not files:
+    names = own_names(run_uri(output, "drivers"), r"\d{6}\.json")
+    if not names:
         return None
-    return Lease(**json.loads(storage.read_bytes(run_uri(output, "drivers", files[-1]))))
+    uri = run_uri(output, "drivers", names[-1])
+    try:
+        return strict(Lease, json.loads(storage.read_bytes(uri)), uri)
+    except (ValueError, RecursionError, ConfigError) as error:
+        raise FlashrayError(f"{uri} is damaged ({error}); delete it if no driver is at work on {output}") from error
+
+
+def machine() -> str:
+    """The running kernel and the namespace of process numbers: containers share a name and even the kernel."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
+
+
+def living(output: str, lease: Lease) -> bool:
+    """Whether the driver of a lease may be at work.
+
+    A dead process of this machine is recognised at once. Any other driver is dead when it has been silent for EXPIRES.
+    Its clock may be wrong: this waits, and looks, where the date is in the future, or so old that a driver whose clock
+    is behind could still be renewing it.
+    """
+    if lease.ended:
+        return False
+    if lease.machine == machine():
+        return lease.age <= EXPIRES and began(lease.pid) == lease.began
+    if -RENEW <= lease.age <= EXPIRES:
+        return True
+    if lease.age < 0:
+        log.warning(
+            "the clocks of %s and of this machine differ: the lease of %s is dated %.0f s in the future",
+            *(lease.host, output, -lease.age),
+        )
+    patience = EXPIRES if lease.age < 0 else 2 * RENEW
+    log.warning("waiting %.0f s to see whether the driver on %s still renews its lease", patience, lease.host)
+    until = time.monotonic() + patience
+    while time.monotonic() < until:
+        time.sleep(min(1.0, patience / 10))
+        if latest(output) != lease:
+            return True
+    return False
 
 
 def began(pid: int) -> str:
@@ -106,29 +149,36 @@ def _alive(pid: int) -> str:
 def take(output: str) -> Lease:
     """A lease of this process; FlashrayError when another driver is at work."""
     before = latest(output)
-    if before is not None and before.alive:
+    if before is not None and living(output, before):
         raise FlashrayError(
             f"another driver is at work on {output}: process {before.pid} on {before.host}, last heard of "
-            f"{max(time.time() - before.renewed, 0):.0f} s ago. Wait for it to end; one that died on another machine "
+            f"{max(before.age, 0):.0f} s ago. Wait for it to end; one that died on another machine "
             f"is replaced {EXPIRES:.0f} s after it was last heard of"
         )
     number = 1 if before is None else before.number + 1
-    mine = Lease(number, socket.gethostname(), os.getpid(), began(os.getpid()), time.time())
+    mine = Lease(number, socket.gethostname(), os.getpid(), began(os.getpid()), time.time(), machine=machine())
     if not storage.create_if_absent(_uri(output, number), _bytes(mine)):
         raise FlashrayError(f"another driver has just begun to work on {output}; wait for it to end")
     return mine
 
 
+def renew(output: str, lease: Lease) -> bool:
+    """Date the lease now; False, and nothing else, where another driver has taken over."""
+    now = latest(output)
+    if now is not None and now.number > lease.number:
+        return False
+    _put(output, replace(lease, renewed=time.time()))
+    return True
+
+
 def _keep(output: str, lease: Lease, stop: threading.Event) -> None:
     while not stop.wait(RENEW):
         try:
-            now = latest(output)
-            if now is not None and now.number > lease.number:
+            if not renew(output, lease):
                 log.error("another driver took over %s, because this one did not renew its lease; stopping", output)
                 _interrupt()
                 return
-            _put(output, replace(lease, renewed=time.time()))
-        except (OSError, ValueError) as error:
+        except (OSError, FlashrayError) as error:
             log.warning("the lease of %s could not be renewed: %s", output, storage.redact(str(error)))
 
 

@@ -31,12 +31,14 @@ class Loaded:
 def load(table: pa.Table, work: WorkerSettings, board: Any) -> pa.Table:
     """Add to one row (a unit, or a chunk of the plan pass) the lists data, mask_data and error of its images.
 
-    The row has the lists key and uri, and each image's parameters in `given` or `parameters`. If it has a list
+    The row has the lists key and uri, and each image's parameters in `given` or `parameters`; a chunk of the plan pass
+    also `refused`. If it has a list
     reference_uri, it also gets `reference_data`, null where a reference cannot be read.
     """
-    wanted = ("unit_id", "uri", "reference_uri", "given", "parameters")
+    wanted = ("unit_id", "uri", "reference_uri", "given", "parameters", "refused")
     (row,) = table.select([name for name in wanted if name in table.column_names]).to_pylist()
     masks = [mask_uri_of(given) for given in row.get("given", row.get("parameters"))]
+    refused = row.get("refused") or [None] * len(row["uri"])
     images: list[Loaded] = []
     mask_data: list[bytes | None] = []
     references: list[bytes | None] = []
@@ -47,7 +49,7 @@ def load(table: pa.Table, work: WorkerSettings, board: Any) -> pa.Table:
                 mask_data += [None] * len(indices)
                 references += [None] * len(indices)
                 continue
-            read = read_images([row["uri"][i] for i in indices])
+            read = read_images([row["uri"][i] for i in indices], [refused[i] for i in indices])
             read_masks = read_files([masks[i] for i in indices])
             images += [with_mask(one, mask, masks[i]) for one, mask, i in zip(read, read_masks, indices, strict=True)]
             mask_data += [one.data for one in read_masks]
@@ -65,9 +67,10 @@ def load(table: pa.Table, work: WorkerSettings, board: Any) -> pa.Table:
     return table
 
 
-def read_images(uris: Sequence[str]) -> list[Loaded]:
-    """The image files of a unit or a chunk."""
-    return read_files(uris)
+def read_images(uris: Sequence[str], refused: Sequence[str | None]) -> list[Loaded]:
+    """The image files of a unit or a chunk; a refused one is not read, and the reason is its error."""
+    read = read_files([uri if why is None else None for uri, why in zip(uris, refused, strict=True)])
+    return [one if why is None else Loaded(error=why) for one, why in zip(read, refused, strict=True)]
 
 
 def read_files(uris: Sequence[str | None]) -> list[Loaded]:

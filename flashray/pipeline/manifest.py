@@ -6,6 +6,8 @@ import io
 import json
 import math
 import os
+from collections import Counter
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
@@ -22,8 +24,12 @@ from flashray.pipeline.run_config import RunConfig
 _READERS = 16
 
 
-def manifest_columns(config: RunConfig, keys: pa.ChunkedArray) -> dict[str, pa.Array]:
-    """given (as JSON), noise_std and mask_size of each key, null where the manifest has no value."""
+def manifest_columns(config: RunConfig, keys: pa.ChunkedArray, predicted: Collection[str] = ()) -> dict[str, pa.Array]:
+    """given (as JSON), noise_std and mask_size of each key, null where the manifest has no value.
+
+    Args:
+        predicted: numbers that the severity encoder estimates where all that nobody gives are among them.
+    """
     degradation = config.recipe.degradation.make()
     observed = not config.io.simulated
     needed = degradation.parameter_names if observed and degradation.fixed_parameters() is None else ()
@@ -32,7 +38,7 @@ def manifest_columns(config: RunConfig, keys: pa.ChunkedArray) -> dict[str, pa.A
     if observed and low < high:
         needed = (*needed, "noise_std")
     if config.io.manifest is None:
-        if needed:
+        if not set(needed) <= set(predicted):
             raise ConfigError(
                 f"the recipe leaves {', '.join(needed)}{or_mask} open, and observed measurements need a value for each "
                 "image: give a --manifest (CSV or Parquet) with a column key and these, or fix them in the recipe"
@@ -43,19 +49,19 @@ def manifest_columns(config: RunConfig, keys: pa.ChunkedArray) -> dict[str, pa.A
     if masked:
         needed = tuple(name for name in needed if name not in degradation.parameter_names)
     missing = [name for name in ("key", *needed) if name not in manifest.column_names]
-    if missing:
+    if not set(missing) <= set(predicted):
         raise ConfigError(
             f"manifest {config.io.manifest} has no column {', '.join(missing)}{or_mask if needed else ''}; "
             f"it has {manifest.column_names}"
         )
-    if pc.count_distinct(manifest["key"]).as_py() < len(manifest):
-        raise ConfigError(f"manifest {config.io.manifest} names a key more than once")
+    used = ("mask",) if masked else degradation.parameter_names
+    manifest = _plain(config.io.manifest, manifest, (*used, "noise_std"))
     _check_values(config.io.manifest, manifest, degradation)
     row_of_key = pc.index_in(keys, manifest["key"])
     mask_size = pa.nulls(len(keys))
     given: list[str | None]
     if masked:
-        named = manifest["mask"].cast(pa.string()).take(row_of_key).to_pylist()
+        named = manifest["mask"].take(row_of_key).to_pylist()
         masks = [_beside(config.io.manifest, mask) if mask else None for mask in named]
         given = [json.dumps({"mask": mask}) for mask in masks]
         mask_size = _mask_sizes(masks)
@@ -96,24 +102,69 @@ def _read_manifest(uri: str) -> pa.Table:
         else:
             text = pyarrow.csv.ConvertOptions(column_types={"key": pa.string()}, strings_can_be_null=False)
             table = pyarrow.csv.read_csv(io.BytesIO(data), convert_options=text)
-    except pa.ArrowInvalid as error:
+        names = table.column_names
+    except (pa.ArrowException, OSError, UnicodeError) as error:
         raise ConfigError(f"manifest {uri} is neither Parquet nor CSV with a header line: {error}") from error
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ConfigError(f"manifest {uri} has more than one column {twice[0]!r}")
     return table
+
+
+def _plain(uri: str, manifest: pa.Table, names: Sequence[str]) -> pa.Table:
+    """The columns key and `names` as text and numbers, whatever a table library made of them.
+
+    Raises:
+        ConfigError: for keys that are no text, missing or doubled, and for columns that are no numbers or paths.
+    """
+    kind = manifest.schema.field("key").type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not (pa.types.is_integer(kind) or pa.types.is_null(kind) or _is_text(kind)):
+        raise ConfigError(f"manifest {uri}: column key is of type {kind}; give the images' paths below the archive")
+    columns = {"key": _cast(uri, manifest, "key", pa.string())}
+    lacking = pc.fill_null(pc.equal(columns["key"], ""), True).to_pylist()
+    if any(lacking):
+        raise ConfigError(f"manifest {uri}: row {lacking.index(True) + 1} has no key")
+    if pc.count_distinct(columns["key"]).as_py() < len(manifest):
+        raise ConfigError(f"manifest {uri} names a key more than once")
+    for name in names:
+        if name == "mask":
+            columns[name] = _cast(uri, manifest, name, pa.string())
+        elif name in manifest.column_names:
+            whole = pa.types.is_integer(manifest.schema.field(name).type) and name != "noise_std"
+            columns[name] = _cast(uri, manifest, name, pa.int64() if whole else pa.float64())
+    return pa.table(columns)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(test(kind) for test in (*tests, pa.types.is_binary, pa.types.is_large_binary))
+
+
+def _cast(uri: str, manifest: pa.Table, name: str, kind: pa.DataType) -> pa.ChunkedArray:
+    try:
+        column = manifest[name]
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        if pa.types.is_boolean(column.type):
+            raise pa.ArrowInvalid("it holds true and false")
+        return column.cast(kind)
+    except pa.ArrowException as error:
+        what = "numbers" if kind != pa.string() else "text"
+        raise ConfigError(f"manifest {uri}: column {name} is not a column of {what}: {error}") from error
 
 
 def _beside(manifest: str, path: str) -> str:
     """The URI of a path that a manifest names: absolute, or relative to the manifest's folder."""
-    return storage.normalise(path if storage.is_absolute(path) else storage.join(os.path.dirname(manifest), path))
+    beside = path if storage.is_absolute(path) else storage.join(os.path.dirname(manifest), path)
+    return storage.given(beside, f"manifest {manifest}: the mask")
 
 
 def _check_values(uri: str, manifest: pa.Table, degradation: Degradation) -> None:
     for name in (*degradation.parameter_names, "noise_std"):
         if name not in manifest.column_names:
             continue
-        try:
-            values = [v for v in manifest[name].cast(pa.float64()).to_pylist() if v is not None]
-        except pa.ArrowInvalid as error:
-            raise ConfigError(f"manifest {uri}: column {name} is not a column of numbers: {error}") from error
+        values = [v for v in manifest[name].cast(pa.float64()).to_pylist() if v is not None]
         if name == "noise_std" and not all(0 <= value < math.inf for value in values):
             raise ConfigError(f"manifest {uri}: noise_std must be ≥ 0 and finite")
     names = degradation.parameter_names

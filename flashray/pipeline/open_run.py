@@ -18,11 +18,13 @@ from flashray.images import output_name
 from flashray.pipeline import budget, run_record
 from flashray.pipeline.archive import Archive, read_archive
 from flashray.pipeline.cluster import Pools
+from flashray.pipeline.commit import committed_units, read_commits
 from flashray.pipeline.cost import read_quoted
+from flashray.pipeline.damage import missing_and_changed, restored_files
 from flashray.pipeline.lease import held
 from flashray.pipeline.models import Models, load_models
 from flashray.pipeline.others import others_copied, read_others
-from flashray.pipeline.plan import read_plan
+from flashray.pipeline.plan import latest_rows, read_plans
 from flashray.pipeline.run_config import RunConfig, flatten, to_dict, to_yaml
 from flashray.pipeline.run_folder import PAGE, refuse_old_layout, run_uri
 from flashray.pipeline.run_status import RunStatus
@@ -31,6 +33,7 @@ from flashray.restorer import Restorer
 from flashray.schedule import NoiseSchedule
 from flashray.tracking import Tracker, TrackingConfig
 
+_NAMED = 3  # keys in a message
 log = logging.getLogger(__name__)
 _TRACKED_FILES = ("contact_sheet.png", "summary.json", f"../{PAGE}")  # artifacts in tracking, from the run folder
 
@@ -46,7 +49,7 @@ def open_run(config: RunConfig) -> Run:
         if uri is not None:
             storage.check(uri)
     models = load_models(config)
-    archive = read_archive(config)
+    archive = read_archive(config, models.encoder.parameter_names if models.encoder else ())
     if config.policy.overwrite is not None:
         _erase(config, models)
     status = RunStatus.read(io.output)
@@ -63,7 +66,8 @@ def _erase(config: RunConfig, models: Models) -> None:
         if record is None:
             return
         format = record["config"]["io"]["format"]
-        names = [output_name(key, format) for key in read_plan(output)[0]["key"].to_pylist()]
+        tables = (latest_rows(read_plans(output)), read_commits(output, committed_units(output)))
+        names = [output_name(key, format) for table in tables for key in table["key"].to_pylist()]
         copied = read_others(output)
         names += copied.filter(pc.is_null(copied["error"]))["key"].to_pylist()
         run_record.erase(output, names, *(["severity_encoder"] if models.registered else []))
@@ -103,9 +107,13 @@ class Run:
         self.images_solved, self.seconds_solving = 0, 0.0
         self.quoted = read_quoted(self.output)
         self.tracker = Tracker(self._tracking_settings(), self.output, run_uri(self.output))
+        self._decide()
+
+    def _decide(self) -> None:
+        """What is left to do, as the output is now."""
         self.unplanned = self._unplanned()
         self.rebudgeted = self._rebudgeted()
-        self.unpriced = bool(requested.policy.plan_only and len(status.pending) and self.quoted is None)
+        self.unpriced = bool(self.requested.policy.plan_only and len(self.status.pending) and self.quoted is None)
 
     @property
     def config(self) -> RunConfig:
@@ -136,14 +144,20 @@ class Run:
         self.requested = run_record.with_choices(self.requested, self.record)
 
     def open_record(self) -> None:
-        """Write run.json where it is new; the caller holds the lease."""
+        """Write run.json where it is new, and decide again: the caller holds the lease, and another start may have
+        ended since this one looked.
+        """
+        before = self.status
+        self.read_status()
         fresh = run_record.examine(
             self.requested, self.models.identity(), self.listing, set(self.status.failures["key"].to_pylist())
-        )  # another start may have ended since
+        )
         self.record = run_record.open_record(self.requested, fresh, self.models.identity(), self.listing)
         if self.models.registered is not None:
             self.record["registered"] = {"severity_encoder": self.models.registered.uri}
         self.take_choices()
+        if (self.status.attempts, self.status.units) != (before.attempts, before.units):
+            self._decide()
 
     def write_record(self) -> None:
         run_record.write_record(self.output, self.record)
@@ -214,14 +228,28 @@ class Run:
         if not self.status.attempts:
             return self.listing
         again = self.status.failures["key"].to_pylist() if self.requested.policy.retry_failed else []
+        again += self._damaged()
         return self.listing.filter(pc.is_in(self.listing["key"], pa.array(again, pa.string())))
+
+    def _damaged(self) -> list[str]:
+        """Keys of the images that were restored and whose files are gone or damaged; a quote does not look."""
+        policy = self.requested.policy
+        if policy.plan_only or not self.status.units:
+            return []
+        sizes = restored_files(self.output)
+        parts = missing_and_changed(self.output, self.requested.io.format, self.status.results, sizes, policy.verify)
+        for keys, what in zip(parts, ("missing", "damaged"), strict=True):
+            if keys:
+                named = ", ".join(keys[:_NAMED]) + (", …" if len(keys) > _NAMED else "")
+                log.warning("%d restored images are %s and are made again: %s", len(keys), what, named)
+        return [key for keys in parts for key in keys]
 
     def _rebudgeted(self) -> bool:
         """Whether the budget has changed since the plan; ConfigError if a unit of that plan is committed already."""
         here, there = budget.requested(self.requested), (self.record.get("budget") or {}).get("requested", {})
         if not self.status.attempts or here == there:
             return False
-        if self.status.units or self.status.attempts > 1:
+        if set(pc.unique(self.status.planned["unit_id"]).to_pylist()) & self.status.units:
             raise ConfigError(
                 f"output {self.output} holds a run planned with the budget {there or 'unlimited'} and partly done, and "
                 f"this start asks for {here or 'unlimited'}: choose another output, or give that budget"

@@ -79,7 +79,7 @@ def _run_config(argv: Sequence[str], prog: str) -> RunConfig:
     parser = parser_of(prog)
     if "recipe" in given:
         parser.set_defaults(dict(_leaves(read_recipe(given["recipe"]))))
-    values = parser.instantiate(parse(parser, argv))
+    values = parse(parser, argv)
     recipe = Recipe(**{name: getattr(values, name) for name in (*_RECIPE, "prior", "seed")})
     return check(RunConfig(recipe=recipe, **{name: getattr(values, name) for name in _RUN}))
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from flashray import storage
+from flashray.pipeline.outputs import is_relative_name
 from flashray.pipeline.run_config import IoConfig
 from flashray.pipeline.run_folder import run_uri
+from flashray.pipeline.run_tables import parquet, read_table
 
 # One row a file; `error` says why it could not be copied
 OTHERS = pa.schema([("key", pa.string()), ("size", pa.int64()), ("error", pa.string())])
@@ -32,6 +32,8 @@ def copy_others(run: IoConfig, others: Sequence[storage.Entry]) -> None:
     def copy(entry: storage.Entry) -> dict[str, Any]:
         row: dict[str, Any] = {"key": _text(entry.key), "size": entry.size, "error": None}
         try:
+            if not is_relative_name(entry.key):
+                raise OSError("it is no name below the output")
             storage.copy(storage.join(run.archive, entry.key), storage.join(run.output, entry.key))
         except storage.Unavailable:
             raise
@@ -42,9 +44,7 @@ def copy_others(run: IoConfig, others: Sequence[storage.Entry]) -> None:
 
     with ThreadPoolExecutor(_COPIERS) as copiers:
         rows = list(copiers.map(copy, others))
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=OTHERS), sink)
-    storage.put_bytes(_record(run.output), sink.getvalue())
+    storage.put_bytes(_record(run.output), parquet(pa.Table.from_pylist(rows, schema=OTHERS)))
 
 
 def others_copied(output: str) -> bool:
@@ -55,7 +55,7 @@ def others_copied(output: str) -> bool:
 def read_others(output: str) -> pa.Table:
     """The record of the copied files: a table of `OTHERS`, empty where none were copied."""
     try:
-        return pq.read_table(io.BytesIO(storage.read_bytes(_record(output)))).cast(OTHERS)
+        return read_table(_record(output), OTHERS, "delete it, and the same command copies the files again")
     except FileNotFoundError:
         return OTHERS.empty_table()
 

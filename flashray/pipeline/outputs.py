@@ -1,28 +1,70 @@
-"""The names of an archive's restored images, taken together."""
+"""The names of an archive's restored images, taken together: the one map from keys to outputs."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+import posixpath
+from collections.abc import Iterable, Sequence
 
 from flashray.errors import ConfigError
 from flashray.images import OutputFormat, output_name
 from flashray.pipeline.run_folder import PAGE
 
 
-def refuse_clashes(keys: Iterable[str], format: OutputFormat, copied: Iterable[str] = ()) -> None:
-    """Raise ConfigError where two keys map to one output, or one of them or of the `copied` files to the run's page."""
-    keys = list(keys)
-    names = Counter(output_name(key, format) for key in keys)
-    twice = [key for key in keys if names[output_name(key, format)] > 1]
-    if twice:
-        raise ConfigError(
-            f"{twice[0]!r} and {twice[1]!r} would be written to one file, {output_name(twice[0], format)!r}; "
-            "rename one of them, or leave out --format"
-        )
-    on_page = next((name for name in (*names, *copied) if name.split("/")[0] == PAGE), None)
-    if on_page is not None:
-        raise ConfigError(
-            f"{on_page!r} of the archive would be written where the run's page is, {PAGE}; rename it"
-            + (", or leave out --copy-others" if on_page not in names else "")
-        )
+def output_names(keys: Sequence[str], format: OutputFormat) -> dict[str, str]:
+    """Name of a restored image → its key.
+
+    Raises:
+        ConfigError: where two keys map to one name.
+    """
+    key_of: dict[str, str] = {}
+    for key in keys:
+        name = output_name(key, format)
+        if name in key_of:
+            raise ConfigError(
+                f"{key_of[name]!r} and {key!r} would be written to one file, {name!r}; "
+                "rename one of them, or leave out --format"
+            )
+        key_of[name] = key
+    return key_of
+
+
+def without_place(keys: Sequence[str], format: OutputFormat) -> dict[str, str]:
+    """The keys whose restored images have no place below the output, and why each cannot be written.
+
+    It would lie where others need a folder, or its name has parts like `..`, as objects of a store may.
+
+    Raises:
+        ConfigError: as `output_names`.
+    """
+    key_of = output_names(keys, format)
+    folders: set[str] = set()
+    for name in key_of:
+        folder = posixpath.dirname(name)
+        while folder and folder not in folders:
+            folders.add(folder)
+            folder = posixpath.dirname(folder)
+    led_out = {
+        key: f"{key!r} is no name below the output; rename the object" for key in keys if not is_relative_name(key)
+    }
+    return led_out | {
+        key_of[name]: f"its output {name!r} would lie where other images of the archive need a folder; rename it, "
+        "or leave out --format"
+        for name in key_of.keys() & folders
+    }
+
+
+def refuse_page(keys: Iterable[str], format: OutputFormat, copied: Iterable[str] = ()) -> None:
+    """Raise ConfigError where an image of these keys, or a file of the `copied`, would lie where the run's page is."""
+    places = [(output_name(key, format), "") for key in keys] + [
+        (name, ", or leave out --copy-others") for name in copied
+    ]
+    for name, other_remedy in places:
+        if name.split("/")[0] == PAGE:
+            raise ConfigError(
+                f"{name!r} of the archive would be written where the run's page is, {PAGE}; rename it{other_remedy}"
+            )
+
+
+def is_relative_name(key: str) -> bool:
+    """Whether a key, joined to a folder, is a file below it and no other key's: no part is empty, `.` or `..`."""
+    return not {"", ".", ".."} & set(key.split("/"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -12,12 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray.data
 import torch
 
 from flashray import storage
-from flashray.errors import ConfigError
+from flashray.errors import ConfigError, FlashrayError
 from flashray.pipeline.cluster import Pools, blocks, waves
 from flashray.pipeline.decoding import batches, decode_photos, kept_parameters
 from flashray.pipeline.load import load
@@ -25,6 +23,7 @@ from flashray.pipeline.progress import Progress
 from flashray.pipeline.quarantine import reason, watched
 from flashray.pipeline.run_config import RunConfig
 from flashray.pipeline.run_folder import run_uri
+from flashray.pipeline.run_tables import own_names, parquet, read_table
 from flashray.pipeline.units import Packing, unit_ids
 from flashray.pipeline.worker_settings import WorkerSettings
 from flashray.pipeline.workload import STARTS, Workload
@@ -50,6 +49,7 @@ PLAN = pa.schema(
         ("unit_id", pa.string()),
         ("noise_std", pa.float64()),
         ("parameters", pa.string()),  # JSON of the degradation's scalar parameters, or of its mask's URI
+        ("estimated", pa.bool_()),  # some of these numbers were not given, and are the severity encoder's
         ("status", pa.string()),  # ok or error
         ("error", pa.string()),
     ]
@@ -59,7 +59,8 @@ SEVERITY = pa.schema(
     [
         ("index", pa.int64()),
         *(PLAN.field(name) for name in ("key", "uri", "width", "height", "pixels", "windows", "sigma_hat")),
-        *(PLAN.field(name) for name in ("window_sigma", "sigma_true", "noise_std", "parameters", "status", "error")),
+        *(PLAN.field(name) for name in ("window_sigma", "sigma_true", "noise_std", "parameters", "estimated")),
+        *(PLAN.field(name) for name in ("status", "error")),
     ]
 )
 CHUNK_BYTES = 64 * 2**20  # of the files of a chunk, unless one is larger: they travel together
@@ -102,7 +103,7 @@ class SeverityActor:
         for part in batches(restorer, chunk, rows, indices, self.batch, most):
             photos, sound = decode_photos(restorer, chunk, rows, part, "given", most)
             for photo, i in zip(photos, sound, strict=True):
-                rows[i]["noise_std"] = photo.noise_std
+                rows[i] |= {"noise_std": photo.noise_std, "estimated": photo.estimated}
                 rows[i]["parameters"] = kept_parameters(photo, chunk["given"][i])
             if not photos or not restorer.start.uses_encoder:
                 continue
@@ -128,7 +129,7 @@ def chunks(listing: pa.Table, size: int) -> pa.Table:
     names = pa.array([f"chunk-{number:08d}" for number in range(len(offsets) - 1)], pa.string())
     lists = {
         name: pa.ListArray.from_arrays(offsets, listing[name].combine_chunks())
-        for name in ("index", "key", "uri", "given", "noise_std")
+        for name in ("index", "key", "uri", "given", "noise_std", "refused")
     }
     return pa.table({"unit_id": names, **lists})
 
@@ -141,7 +142,9 @@ def severities(
     Results are stored as shards in `folder` about once a minute, and an interrupted pass continues from there.
     """
     todo = chunks(listing, work.config.resources.severity_batch)
-    shards = [_read_parquet(storage.join(folder, entry.key)) for entry in storage.list_files(folder)]
+    again = "delete it, and the same command estimates its images again"
+    names = own_names(folder, r"\d+\.parquet")
+    shards = [read_table(storage.join(folder, name), SEVERITY, again, SEVERITY.names) for name in names]
     known = pa.concat_tables([SEVERITY.empty_table(), *shards])
     todo = todo.filter(pc.invert(pc.is_in(_firsts(todo["index"]), known["index"])))
     progress.skip(len(known))
@@ -153,7 +156,7 @@ def severities(
         fresh.append(table)
         progress.advance(len(table))
         if time.monotonic() - saved_at > KEEP_EVERY:
-            _write_parquet(storage.join(folder, f"{kept:08d}.parquet"), pa.concat_tables(fresh))
+            storage.put_bytes(storage.join(folder, f"{kept:08d}.parquet"), parquet(pa.concat_tables(fresh)))
             known, fresh, kept, saved_at = pa.concat_tables([known, *fresh]), [], kept + 1, time.monotonic()
     return pa.concat_tables([known, *fresh]).sort_by("index")
 
@@ -248,32 +251,37 @@ def plan_path(output: str, attempt: int) -> str:
 
 
 def write_plan(output: str, attempt: int, plan: pa.Table) -> None:
-    """Store the plan of an attempt; it is not changed once one of its units is committed."""
-    _write_parquet(plan_path(output, attempt), plan)
+    """Store the plan of an attempt. It is created once and never replaced, so that every commit has its plan.
+
+    Raises:
+        FlashrayError: when there is another plan of this attempt, of a driver that took over.
+    """
+    if not storage.create_if_absent(plan_path(output, attempt), parquet(plan)):
+        raise FlashrayError(f"another driver has planned {output} meanwhile; run the same command again")
 
 
-def read_plan(output: str) -> tuple[pa.Table, int]:
-    """(the latest row of each image, number of attempts planned so far); ConfigError for another version's plan."""
-    entries = storage.list_files(run_uri(output, "plan"))
-    plans = [_read_parquet(run_uri(output, "plan", entry.key)) for entry in entries]
-    if any(plan.column_names != PLAN.names for plan in plans):
-        raise ConfigError(f"output {output} holds a plan of another version of flashray; choose another output")
+def read_plans(output: str) -> list[pa.Table]:
+    """The plan of each attempt.
+
+    Raises:
+        ConfigError: when one is damaged, missing, or of another version.
+    """
+    lost = "put it back, or choose another output"
+    names = own_names(run_uri(output, "plan"), r"plan-\d+\.parquet")
+    for attempt in range(len(names)):
+        if (path := plan_path(output, attempt)) != run_uri(output, "plan", names[attempt]):
+            raise ConfigError(f"{path} is gone, and {names[attempt]} is there; {lost}")
+    return [read_table(plan_path(output, attempt), PLAN, lost, PLAN.names) for attempt in range(len(names))]
+
+
+def latest_rows(plans: Sequence[pa.Table]) -> pa.Table:
+    """Each image's row of the last plan that has it."""
     latest = PLAN.empty_table()
     for plan in plans:
-        latest = pa.concat_tables([without(latest, plan), plan.cast(PLAN)])
-    return latest, len(plans)
+        latest = pa.concat_tables([without(latest, plan), plan])
+    return latest
 
 
 def without(plan: pa.Table, other: pa.Table) -> pa.Table:
     """The rows of images that `other` does not name."""
     return plan.filter(pc.invert(pc.is_in(plan["key"], other["key"])))
-
-
-def _read_parquet(uri: str) -> pa.Table:
-    return pq.read_table(io.BytesIO(storage.read_bytes(uri)))
-
-
-def _write_parquet(uri: str, table: pa.Table) -> None:
-    sink = io.BytesIO()
-    pq.write_table(table, sink)
-    storage.put_bytes(uri, sink.getvalue())

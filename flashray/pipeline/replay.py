@@ -17,7 +17,7 @@ def replay_output(output: str, tracking_uri: str | None = None) -> str:
         ConfigError: when the output holds no run, or MLflow does not answer.
         FlashrayError: when a driver is at work on it.
     """
-    output = storage.normalise(output)
+    output = storage.given(output, "output")
     record = read_record(output)
     if record is None:
         raise ConfigError(f"output {output} holds no run; name the output of flashray restore")

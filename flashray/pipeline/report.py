@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from typing import Any
 
 from flashray import storage
 from flashray.build import strict
@@ -14,7 +12,7 @@ from flashray.pipeline.run_folder import page_uri, run_uri
 from flashray.pipeline.run_page import make_page
 from flashray.pipeline.run_record import with_choices
 from flashray.pipeline.sample_sheet import make_sheet, to_png
-from flashray.pipeline.summary import summarise, table
+from flashray.pipeline.summary import read_summary, summarise, table
 from flashray.pipeline.verify import read_run
 from flashray.pipeline.worker_settings import WorkerSettings
 
@@ -36,10 +34,7 @@ def report_output(output: str) -> str:
         start = dataclasses.replace(config.recipe.start, severity_encoder=run_uri(output, "severity_encoder"))
         config = config.replaced("recipe", start=start)
     restorer = WorkerSettings.of(config, "cpu", record.get("threads", 1), lpips=False).restorer()
-    try:
-        found: dict[str, Any] = json.loads(storage.read_bytes(run_uri(output, "summary.json")))
-    except FileNotFoundError:
-        found = summarise(status, config.recipe.solver.steps, {})
+    found = read_summary(output) or summarise(status, config.recipe.solver.steps, {})
     sheet = make_sheet(restorer, config.io, status)
     if sheet is not None:
         storage.put_bytes(run_uri(output, "contact_sheet.png"), to_png(sheet))

@@ -30,6 +30,7 @@ from flashray.pipeline.sample_sheet import make_sheet, to_png
 from flashray.pipeline.solve import solve_units
 from flashray.pipeline.storage_needed import storage_needed
 from flashray.pipeline.units import index
+from flashray.shown import shown
 
 log = logging.getLogger(__name__)
 _NAMED = 5  # failed images in the last message
@@ -69,7 +70,7 @@ def plan(run: Run, session: RaySession) -> None:
     """σ̂, start step and unit of every image that has none; with a budget, starts that fit it."""
     run.models.share()
     if run.rebudgeted:
-        _write_plan(run, session, found_again(run.status.plan, run.listing), attempt=0)
+        _write_plan(run, session, found_again(run.status.plan, run.listing), run.status.attempts)
     if len(run.unplanned):
         attempt = run.status.attempts
         folder = run_uri(run.output, "severity", f"{attempt:02d}")
@@ -175,9 +176,9 @@ def _quote(run: Run) -> str:
 
 def _write_plan(run: Run, session: RaySession, found: pa.Table, attempt: int) -> None:
     """Write the plan of an attempt; for a quote or a budget, its cost is measured first."""
-    if attempt == 0:
+    if attempt == 0 or run.rebudgeted:
         run.record.pop("budget", None)
-        attempt_markers.forget(run.output)  # they belong to other units, of a plan for another budget
+        attempt_markers.forget(run.output)  # of the units of a plan for another budget
     actors = session.pools.solver_actors
 
     def planned() -> pa.Table:
@@ -234,7 +235,7 @@ def _print_summary(run: Run, found: dict[str, Any]) -> None:
     for metric, why in run.models.unavailable.items():
         print(f"{metric} is empty: {why}")
     for line in summary.remarks(found):
-        print(line)
+        print(shown(line))
     print(f"restored images: {run.output}")
     print(f"page:            {page_uri(run.output)}")
     if run.record.get("mlflow"):

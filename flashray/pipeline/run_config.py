@@ -104,6 +104,8 @@ class PolicyConfig:
         budget_gpu_hours: the same, in hours of the pool's devices (on CPUs: of its actors).
         plan_only: print the quote (images, steps, share saved, time) and stop.
         retry_failed: try the images again that failed before.
+        verify: at the start, compare the bytes of all restored images with their commits, not only their sizes;
+            what is damaged is made again.
         overwrite: delete the run that the output holds, and start again; give the output's last component, so that no
             other run is deleted by mistake.
     """
@@ -113,6 +115,7 @@ class PolicyConfig:
     budget_gpu_hours: float | None = None
     plan_only: bool = False
     retry_failed: bool = False
+    verify: bool = False
     overwrite: str | None = None
 
 
@@ -220,13 +223,7 @@ def _with_absolute_paths(io: IoConfig) -> IoConfig:
     for name, uri in uris.items():
         if uri is None:
             continue
-        _require(bool(uri), f"{name} is empty; give a folder or a URI")
-        uris[name] = storage.normalise(uri)
-        _require(
-            storage.is_local(uris[name]) or storage.redact(uri) == uri,
-            f"{name} {storage.redact(uri)} holds a secret, and run records would keep it; give credentials in the "
-            "environment (docs/object-storage.md)",
-        )
+        uris[name] = storage.given(uri, name)
     archive, output = uris["archive"], uris["output"]
     _require(
         not storage.is_inside(output, archive),

@@ -38,6 +38,7 @@ _COLUMNS = {
     "gain": Column("Gain", 2, "dB of PSNR that the restoration adds", signed=True),
     "measurement_lpips": Column("LPIPS before", 3, "degraded against the reference; lower is better"),
     "lpips": Column("LPIPS after", 3, "restored against the reference; lower is better"),
+    "parameters": Column("Parameters", None, "estimated: by the severity encoder, where no manifest gave them"),
     "remarks": Column("Remarks"),
 }
 
@@ -203,6 +204,8 @@ def _scores(found: Mapping[str, Any]) -> Table | None:
     ]
     columns = [Column("Mean of"), *(Column(metric.upper(), _DIGITS[metric]) for metric in used)]
     note = "Means against the references. PSNR in dB and SSIM: higher is better; LPIPS: lower is better."
+    if found["estimated"]:
+        note += f" The parameters of {found['estimated']:,} images are estimates."
     return Table(columns, rows, note) if rows else None
 
 
@@ -229,6 +232,8 @@ def _row(planned: dict[str, Any], result: dict[str, Any] | None, pending: bool) 
     row = {"key": planned["key"], "sigma_hat": planned["sigma_hat"]}
     if planned["width"]:
         row["size"] = f"{planned['width']} × {planned['height']}"
+    if planned["estimated"]:
+        row["parameters"] = "estimated"
     if pending or result is None:
         return row | {"result": "pending" if pending else "failed"}
     row |= {name: result[name] for name in ("nfe", "seconds", "measurement_psnr", "psnr", "measurement_lpips", "lpips")}

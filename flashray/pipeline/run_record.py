@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 import platform
@@ -11,23 +10,23 @@ from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from flashray import storage
 from flashray.errors import ConfigError
-from flashray.pipeline.archive import differences, listing_hash
-from flashray.pipeline.run_config import RunConfig, flatten, to_dict
-from flashray.pipeline.run_folder import page_uri, refuse_old_layout, run_files, run_uri
+from flashray.pipeline.archive import LISTING, differences, listing_hash
+from flashray.pipeline.run_config import Format, RunConfig, flatten, to_dict
+from flashray.pipeline.run_folder import RUN_FOLDER, page_uri, refuse_old_layout, run_files, run_uri
+from flashray.pipeline.run_tables import parquet, read_table
 
 # Settings that a restored image's bytes do not depend on: which images fail or are left out, the output, the number of
 # actors, the weights' folders (their hashes count instead), and the manifest's path (the listing holds its values for
 # each image). A budget has its own entry in run.json, because it may change until something is committed.
 _FREE = {
     *("io.strict", "io.max_megapixels", "io.copy_others", "io.skip_unreadable"),
-    *("io.output", "io.manifest", "policy.plan_only", "policy.retry_failed", "policy.overwrite"),
+    *("io.output", "io.manifest", "policy.plan_only", "policy.retry_failed", "policy.overwrite", "policy.verify"),
     *("policy.budget_seconds", "policy.budget_gpu_hours"),
     *("resources.device", "resources.solver_actors", "resources.severity_actors", "resources.autoscale_seconds"),
     *("recipe.prior", "recipe.start.severity_encoder"),
@@ -68,11 +67,17 @@ def examine(
     """
     output = config.io.output
     old = read_record(output)
+    files = [] if old else [entry.key for entry in storage.list_files(output)]
+    old = old or read_record(output)  # another driver may have begun before the listing
     if old is None:
         refuse_old_layout(output)
-        keys = [entry.key for entry in storage.list_files(output)]
-        own = run_files(keys)
-        other = next((key for key in keys if key not in own), None)
+        if any(key.startswith((f"{RUN_FOLDER}/plan/", f"{RUN_FOLDER}/commits/")) for key in files):
+            raise ConfigError(
+                f"{run_uri(output, 'run.json')} is gone, and plan or commits of its run are there: nobody knows with "
+                "which settings they were made. Put it back, or choose another output"
+            )
+        own = run_files(files)
+        other = next((key for key in files if key not in own), None)
         if other is not None:
             raise ConfigError(
                 f"output {output} is not empty ({other!r} is there) and holds no run of flashray; choose a new folder, "
@@ -154,11 +159,24 @@ def read_record(output: str) -> dict[str, Any] | None:
         raise ConfigError(f"output {output} cannot be read: {error}") from error
     try:
         record = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{run_uri(output, 'run.json')} is damaged ({error}); choose another output") from error
-    if not isinstance(record, dict) or "created" not in record:
+    if not _is_record(record):
         raise ConfigError(f"{run_uri(output, 'run.json')} is not the record of a run; choose another output")
     return record
+
+
+def _is_record(value: Any) -> bool:
+    """Whether a value of run.json has what every run's has."""
+    if not (isinstance(value, dict) and isinstance(value.get("created"), str)):
+        return False
+    needed, optional = ("config", "fingerprint", "archive"), ("budget", "mlflow", "registered", "versions")
+    if not all(isinstance(value.get(name), dict) for name in needed):
+        return False
+    io = value["config"].get("io")
+    known = isinstance(io, dict) and io.get("format") in get_args(Format)
+    counted = isinstance(value["archive"].get("images"), int)
+    return known and counted and all(isinstance(value.get(name) or {}, dict) for name in optional)
 
 
 def write_record(output: str, record: Mapping[str, Any]) -> None:
@@ -190,7 +208,11 @@ def _refuse_other_configuration(config: RunConfig, there: Mapping[str, Any], her
 
 def _refuse_other_archive(config: RunConfig, listing: pa.Table, failed: Collection[str]) -> None:
     output = config.io.output
-    old = pq.read_table(io.BytesIO(storage.read_bytes(run_uri(output, "archive.parquet"))))
+    uri, lost = run_uri(output, "archive.parquet"), "put it back, or choose another output"
+    try:
+        old = read_table(uri, LISTING, lost, ("key", "size"))
+    except OSError as error:
+        raise ConfigError(f"{uri} cannot be read ({error}); {lost}") from error
     changes = differences(old, listing)
     hint = ""
     if set(changes["changed"]) & set(failed):
@@ -210,9 +232,7 @@ def _refuse_other_archive(config: RunConfig, listing: pa.Table, failed: Collecti
 
 
 def _write_listing(output: str, listing: pa.Table) -> None:
-    sink = io.BytesIO()
-    pq.write_table(listing, sink)
-    storage.put_bytes(run_uri(output, "archive.parquet"), sink.getvalue())
+    storage.put_bytes(run_uri(output, "archive.parquet"), parquet(listing))
 
 
 def _digest(found: Mapping[str, Any], listing: pa.Table) -> str:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from flashray.errors import ConfigError
 from flashray.pipeline.commit import committed_units, read_commits
-from flashray.pipeline.plan import read_plan
+from flashray.pipeline.plan import latest_rows, read_plans
+from flashray.pipeline.run_folder import run_uri
+
+_NAMED = 3  # units in a message
 
 
 @dataclass(frozen=True)
@@ -21,17 +26,32 @@ class RunStatus:
         plan: one row an image, the latest attempt's.
         attempts: number of plans; 0 before the first one is complete.
         units: ids of the committed units.
+        members: key and unit_id of every row of every plan that belongs to a unit.
     """
 
     output: str
     plan: pa.Table
     attempts: int
     units: frozenset[str]
+    members: pa.Table
 
     @classmethod
     def read(cls, output: str) -> RunStatus:
-        plan, attempts = read_plan(output)
-        return cls(output, plan, attempts, frozenset(committed_units(output)) if attempts else frozenset())
+        """As the run folder has it now.
+
+        Raises:
+            ConfigError: when a plan is damaged or missing, or a commit belongs to no plan.
+        """
+        # commits first: the plan of one that is there was there before
+        units = frozenset(committed_units(output))
+        plans = read_plans(output)
+        latest = latest_rows(plans)
+        members = pa.concat_tables([plan.select(["key", "unit_id"]) for plan in [latest.slice(0, 0), *plans]])
+        members = members.filter(pc.is_valid(members["unit_id"]))
+        strange = units.difference(pc.unique(members["unit_id"]).to_pylist())
+        if strange:
+            raise _misfit(output, strange, "belong to no plan")
+        return cls(output, latest, len(plans), units, members)
 
     @property
     def planned(self) -> pa.Table:
@@ -46,9 +66,16 @@ class RunStatus:
 
     @cached_property
     def results(self) -> pa.Table:
-        """Valid commit rows; the old row of a retried image is not. Columns of `COMMIT`, and unit_id."""
+        """Valid commit rows; the old row of a retried image is not. Columns of `COMMIT`, and unit_id.
+
+        Raises:
+            ConfigError: when a commit is damaged, or has other images than its unit.
+        """
         wanted = set(pc.unique(self.planned["unit_id"]).to_pylist()) & self.units
         rows = read_commits(self.output, wanted)
+        planned = self.members.filter(pc.is_in(self.members["unit_id"], pa.array(sorted(wanted), pa.string())))
+        if misfits := _differing(planned, rows):
+            raise _misfit(self.output, misfits, "have other images than the plan gives their units")
         unit = self.plan["unit_id"].take(pc.index_in(rows["key"], self.plan["key"]))
         return rows.filter(pc.equal(unit, rows["unit_id"]))
 
@@ -58,3 +85,20 @@ class RunStatus:
         sources = (self.plan, self.results)
         failed = [table.filter(pc.equal(table["status"], "error")).select(["key", "error"]) for table in sources]
         return pa.concat_tables(failed).sort_by("key")
+
+
+def _differing(planned: pa.Table, committed: pa.Table) -> set[str]:
+    """The units that have other keys in one table than in the other."""
+    one, other = (pc.binary_join_element_wise(t["unit_id"], t["key"], "/") for t in (planned, committed))
+    odd = [
+        t["unit_id"].filter(pc.invert(pc.is_in(a, b))) for t, a, b in ((planned, one, other), (committed, other, one))
+    ]
+    return {unit for column in odd for unit in column.to_pylist()}
+
+
+def _misfit(output: str, units: Collection[str], what: str) -> ConfigError:
+    named = ", ".join(sorted(units)[:_NAMED]) + (", …" if len(units) > _NAMED else "")
+    return ConfigError(
+        f"{len(units)} commits in {run_uri(output, 'commits')} {what} ({named}): the plan was deleted, or belongs to "
+        "another run. Put it back, or choose another output; the restored images stay where they are"
+    )

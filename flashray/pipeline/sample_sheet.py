@@ -23,6 +23,7 @@ from flashray.pipeline.load import mask_uri_of, read_file, read_files
 from flashray.pipeline.run_config import IoConfig
 from flashray.pipeline.run_status import RunStatus
 from flashray.restorer import Restorer
+from flashray.shown import shown
 
 ROWS = 12
 SHOWN = 256  # pixels to a side of a picture in the sheet, or the prior's size; larger ones are shrunk
@@ -96,7 +97,7 @@ def row_of_sheet(restorer: Restorer, io: IoConfig, row: dict[str, Any]) -> tuple
     sigma = "" if row["sigma_hat"] is None else f"σ̂ {row['sigma_hat']:.3f}, "
     side = max(SHOWN, restorer.prior.sample_size)
     images = [measured.shown_BCHW[0].cpu(), estimate, restored, reference]
-    return f"{row['key']}\n{sigma}{round(row['nfe'], 1):g} NFE", [
+    return f"{shown(row['key'])}\n{sigma}{round(row['nfe'], 1):g} NFE", [
         one if one is None else shrunk(one, side) for one in images
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -11,16 +12,20 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from flashray import storage
+from flashray.errors import ConfigError
 from flashray.metrics import mean_interval
 from flashray.pipeline.archive import Archive
 from flashray.pipeline.commit import SCORED
 from flashray.pipeline.cost import CostModel, Quoted, predict_full, predict_plan
 from flashray.pipeline.progress import clock
 from flashray.pipeline.run_config import METRICS
+from flashray.pipeline.run_folder import run_uri
 from flashray.pipeline.run_status import RunStatus
 from flashray.pipeline.workload import workload_of
 
 _BINS = 10
+_FEWEST = 3  # values that an interval is made of
 _FAILURES = 20  # listed in summary.json; the plan and the commits hold them all
 
 
@@ -47,18 +52,22 @@ def summarise(
         "mean_nfe": _mean(nfe),
         "full_chain_nfe": chain,
         "nfe_saved": _finite(1 - nfe.mean() / chain) if len(nfe) else None,
-        "mean_sigma_hat": _mean(_numbers(results, "sigma_hat")),
+        "mean_sigma_hat": _mean(_finite_numbers(results, "sigma_hat")),
         "unchanged": pc.sum(results["unchanged"]).as_py() or 0,
         "lost": len(results) - results["lost"].null_count,
         "warnings": len(results) - results["warnings"].null_count,
         "fallbacks": pc.sum(state.planned["fallback"]).as_py() or 0,
+        "estimated": estimated(state.planned),
     }
     for prefix in SCORED:
         for metric in METRICS:
             summary[prefix + metric] = _mean(_numbers(results, prefix + metric))
+    summary["scored"] = max(len(_numbers(results, metric)) for metric in METRICS)
     for metric in METRICS:
-        _, low, high = mean_interval(_numbers(results, metric))
-        summary[f"{metric}_interval"] = [low, high] if math.isfinite(low) and math.isfinite(high) else None
+        values = _numbers(results, metric)
+        _, low, high = mean_interval(values)
+        tells = len(values) >= _FEWEST and math.isfinite(low) and math.isfinite(high)
+        summary[f"{metric}_interval"] = [low, high] if tells else None
     summary["unavailable"] = unavailable
     seconds = _finite(float(_numbers(state.results, "seconds").sum()))
     predicted = predict_plan(state.planned, slots, quoted.actors, quoted.cost).solver_seconds if quoted else None
@@ -85,9 +94,30 @@ def beside_the_images(archive: Archive, copied: pa.Table) -> dict[str, Any]:
     }
 
 
+def read_summary(output: str) -> dict[str, Any] | None:
+    """summary.json, or None where the run is not finished; ConfigError where it is damaged."""
+    uri = run_uri(output, "summary.json")
+    try:
+        found = json.loads(storage.read_bytes(uri))
+        counts = [found[name] for name in ("images", "restored", "failed")] + [found["mean_nfe"] or 0]
+        if not all(isinstance(count, int | float) for count in counts):
+            raise TypeError("its counts are no numbers")
+        numbers(found)
+        table(found)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{uri} is damaged ({error}); delete it, and the same command writes it again") from error
+    return dict(found)
+
+
 def remarks(found: Mapping[str, Any]) -> list[str]:
     """What the last message says of the files, as lines."""
-    lines = []
+    lines = of_estimates(found["estimated"])
+    if 0 < found["scored"] < found["restored"]:
+        lines.append(
+            f"scored are {found['scored']:,} of {found['restored']:,} images: the others' references cannot be read"
+        )
     if found["unchanged"]:
         lines.append(f"{found['unchanged']:,} images would not change by half a grey level, and are the same files")
     if found["lost"]:
@@ -105,11 +135,21 @@ def remarks(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def estimated(planned: pa.Table) -> int:
+    """How many images have parameters or noise that nobody gave."""
+    return pc.sum(planned["estimated"]).as_py() or 0
+
+
+def of_estimates(count: int) -> list[str]:
+    """What is said of so many images with estimated parameters: one line, or none."""
+    return [f"parameters of {count:,} images are estimates; a manifest would replace them"] if count else []
+
+
 def distributions(state: RunStatus) -> dict[str, dict[str, Any]]:
     """Mean, quantiles and histogram of nfe and sigma_hat over the plan."""
     found = {}
     for name in ("nfe", "sigma_hat"):
-        values = _numbers(state.planned, name)
+        values = _finite_numbers(state.planned, name)
         if len(values):
             counts, edges = np.histogram(values, bins=_BINS)
             found[name] = {
@@ -170,6 +210,7 @@ def quote(
         fallbacks = pc.sum(planned["fallback"]).as_py() or 0
         if fallbacks:
             lines.append(f"{fallbacks:,} images fall back to the full chain: σ̂ is beyond what the start can express")
+        lines += of_estimates(estimated(planned))
     if budget:
         lines.append(_coverage(budget))
     if storage is not None and len(load):
@@ -232,7 +273,7 @@ def table(summary: Mapping[str, Any]) -> str:
     lines = []
     stages = (("measurement_", "degraded"), ("decoded_", "D(ẑ)"), ("estimate_", "0 NFE"), ("", "restored"))
     for prefix, name in stages:
-        values = {metric: summary[prefix + metric] for metric in METRICS}
+        values = {metric: summary.get(prefix + metric) for metric in METRICS}
         if any(value is not None for value in values.values()):
             lines.append(f"  {name:<10}" + "".join(f"{_cell(metric, value):>9}" for metric, value in values.items()))
     if not lines:
@@ -248,6 +289,12 @@ def _cell(metric: str, value: float | None) -> str:
 
 def _numbers(rows: pa.Table, name: str) -> npt.NDArray[np.float64]:
     return rows[name].drop_null().cast(pa.float64()).to_numpy()
+
+
+def _finite_numbers(rows: pa.Table, name: str) -> npt.NDArray[np.float64]:
+    """Without σ̂ that is NaN or infinite: such an image falls back to the full chain, and is counted there."""
+    values = _numbers(rows, name)
+    return values[np.isfinite(values)]
 
 
 def _mean(values: npt.NDArray[np.float64]) -> float | None:

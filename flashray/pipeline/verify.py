@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,13 +10,13 @@ import pyarrow.compute as pc
 
 from flashray import storage
 from flashray.errors import ConfigError
-from flashray.images import output_name
+from flashray.pipeline.damage import missing_and_changed, restored_files
 from flashray.pipeline.others import read_others
-from flashray.pipeline.run_folder import refuse_old_layout, run_files
+from flashray.pipeline.outputs import output_names
+from flashray.pipeline.run_folder import refuse_old_layout
 from flashray.pipeline.run_record import read_record
 from flashray.pipeline.run_status import RunStatus
 
-_READERS = 16
 _NAMED = 5  # keys a line
 
 
@@ -69,6 +67,8 @@ class Verified:
                 found.append(f"{len(keys):,} {name}: {', '.join(keys[:_NAMED])}{more}")
         if self.unplanned:
             found.append(f"{self.unplanned:,} images of the archive are in no plan")
+        if self.missing or self.changed:
+            found.append("the same command with --verify makes missing and changed images again")
         return found
 
 
@@ -81,47 +81,30 @@ def verify(output: str) -> Verified:
     record, status = read_run(output)
     output = status.output
     results = status.results
-    done = results.filter(pc.equal(results["status"], "ok"))
-    promised = dict(zip(done["key"].to_pylist(), done["sha256"].to_pylist(), strict=True))
+    promised = set(results.filter(pc.equal(results["status"], "ok"))["key"].to_pylist())
     format = record["config"]["io"]["format"]
-    key_of = {output_name(key, format): key for key in status.plan["key"].to_pylist()}
+    key_of = output_names(pc.unique(status.plan["key"]).to_pylist(), format)
     sizes = restored_files(output)
     copied = read_others(output)
     copied = copied.filter(pc.is_null(copied["error"]))
     others = dict(zip(copied["key"].to_pylist(), copied["size"].to_pylist(), strict=True))
     files = [name for name in sizes if name not in others]
-    there = {key_of[name] for name in files if name in key_of}
-
-    def digest(key: str) -> str:
-        return hashlib.sha256(storage.read_bytes(storage.join(output, output_name(key, format)))).hexdigest()
-
-    present = sorted(promised.keys() & there)
-    with ThreadPoolExecutor(_READERS) as readers:
-        changed = [
-            key for key, found in zip(present, readers.map(digest, present), strict=True) if found != promised[key]
-        ]
+    missing, changed = missing_and_changed(output, format, results, {name: sizes[name] for name in files}, by_hash=True)
     failed, pending = (sorted(table["key"].to_pylist()) for table in (status.failures, status.pending))
     # an earlier or interrupted attempt may have left a file of a failed or pending image
-    known = promised.keys() | set(failed) | set(pending)
+    known = promised | set(failed) | set(pending)
     return Verified(
         images=len(status.plan),
-        restored=len(present) - len(changed),
+        restored=len(promised) - len(missing) - len(changed),
         failed=failed,
         pending=pending,
         duplicated=sorted({*_twice(status.plan["key"]), *_twice(results["key"])}),
-        missing=sorted(promised.keys() - there),
+        missing=missing,
         changed=changed,
         others_missing=sorted(name for name, size in others.items() if sizes.get(name) != size),
         strangers=sorted(name for name in files if key_of.get(name) not in known),
         unplanned=record["archive"]["images"] - len(pc.unique(status.plan["key"])),
     )
-
-
-def restored_files(output: str) -> dict[str, int]:
-    """Name → size of the files below an output that are not the run's own records."""
-    entries = storage.list_files(output)
-    own = run_files([entry.key for entry in entries])
-    return {entry.key: entry.size for entry in entries if entry.key not in own}
 
 
 def read_run(output: str) -> tuple[dict[str, Any], RunStatus]:
@@ -130,7 +113,7 @@ def read_run(output: str) -> tuple[dict[str, Any], RunStatus]:
     Raises:
         ConfigError: when the output holds no run with a plan.
     """
-    output = storage.normalise(output)
+    output = storage.given(output, "output")
     refuse_old_layout(output)
     record = read_record(output)
     if record is None:

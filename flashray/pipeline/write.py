@@ -47,7 +47,7 @@ def write(table: pa.Table, work: WorkerSettings) -> pa.Table:
             row |= {"status": "error", "error": f"its name is too long for the output's filesystem: {error.strerror}"}
         else:
             row |= {"unchanged": encoded.unchanged, "lost": encoded.lost, "warnings": encoded.warnings}
-            row["sha256"] = hashlib.sha256(encoded.data).hexdigest()
+            row |= {"sha256": hashlib.sha256(encoded.data).hexdigest(), "size": len(encoded.data)}
 
     with ThreadPoolExecutor(_WRITERS) as writers:
         list(writers.map(put, unit["rows"], unit["images"]))

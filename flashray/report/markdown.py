@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from flashray.shown import shown
+
 
 def to_markdown(rows: Sequence[Mapping[str, str]]) -> str:
     """A Markdown table without the columns that are empty in every row; text left, the rest right."""
@@ -16,5 +18,10 @@ def to_markdown(rows: Sequence[Mapping[str, str]]) -> str:
         "|" + "|".join("---" if n == 0 else "---:" for n in range(len(names))) + "|",
     ]
     for row in rows:
-        lines.append("| " + " | ".join(str(row.get(name) or "").replace("|", "\\|") for name in names) + " |")
+        lines.append("| " + " | ".join(_cell(row.get(name) or "") for name in names) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _cell(text: object) -> str:
+    """On one line, without the end of a cell or the beginning of HTML."""
+    return shown(text).replace("|", "\\|").replace("<", "\\<")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 Identity = tuple[int, int]
 
@@ -17,14 +18,16 @@ class Found:
         key: its path relative to the root.
         size: in bytes; 0 where it is no ordinary file, or cannot be asked.
         regular: whether it is a file that can be opened without waiting: no pipe, socket, device or dead link.
-        hides: a link behind which files may be that are not found: it leads back to a folder above it, or, without a
-            suffix in its name, nowhere.
+        hides: a link behind which files may be that are not found: it leads back to a folder above it, to the folder
+            that is kept `apart`, or, without a suffix in its name, nowhere.
+        apart: whether it is a link to the folder that is kept apart, into it, or to one that holds it.
     """
 
     key: str
     size: int
     regular: bool
     hides: bool = False
+    apart: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,17 @@ class Unreadable:
     why: str
 
 
-def walk_folder(root: str) -> Iterator[Found | Unreadable]:
+def walk_folder(root: str, apart: str | None = None) -> Iterator[Found | Unreadable]:
     """Everything below a folder, in no particular order; nothing where there is no such folder.
 
     A link to a folder is followed unless it leads back to a folder that contains it.
+
+    Args:
+        apart: a folder whose files are none of these, whichever link leads there, and whether it exists or not.
     """
+    apart = apart and os.path.realpath(apart)
     try:
-        above: tuple[Identity, ...] = (_identity(os.stat(root)),)
+        above = tuple(_identity(os.stat(folder)) for folder in [root, *map(str, Path(os.path.realpath(root)).parents)])
     except OSError as error:
         if not isinstance(error, FileNotFoundError | NotADirectoryError):
             yield Unreadable("", str(error.strerror))
@@ -59,11 +66,16 @@ def walk_folder(root: str) -> Iterator[Found | Unreadable]:
             continue
         for entry in listed:
             key = f"{folder}/{entry.name}" if folder else entry.name
+            if apart and entry.is_symlink() and _related(os.path.realpath(entry.path), apart):
+                yield Found(key, 0, regular=False, hides=True, apart=True)
+                continue
             try:
                 status = entry.stat()
-            except OSError:  # a dead link, a link to itself, or a folder that may be listed and not searched
-                dead = entry.is_symlink()
-                yield Found(key, 0, regular=False, hides=dead and "." not in entry.name)
+            except OSError as error:  # a dead link, a link to itself, or below a folder that may be listed only
+                if entry.is_dir(follow_symlinks=False):
+                    yield Unreadable(key, str(error.strerror))
+                else:
+                    yield Found(key, 0, regular=False, hides=entry.is_symlink() and "." not in entry.name)
                 continue
             if not entry.is_dir():
                 yield Found(key, status.st_size if entry.is_file() else 0, regular=entry.is_file())
@@ -75,3 +87,8 @@ def walk_folder(root: str) -> Iterator[Found | Unreadable]:
 
 def _identity(status: os.stat_result) -> Identity:
     return status.st_dev, status.st_ino
+
+
+def _related(one: str, other: str) -> bool:
+    """Whether two real paths are the same, or one lies below the other."""
+    return os.path.commonpath([one, other]) in (one, other)

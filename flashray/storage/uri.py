@@ -9,6 +9,7 @@ at both as their fsspec filesystem.)
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
 import re
@@ -31,6 +32,7 @@ from flashray.storage.local_walk import Found, Unreadable, walk_folder
 from flashray.storage.redaction import redact
 
 _TEMPORARY = ".flashray-"  # the name of a local file that is not whole yet starts so
+_SPECIAL = "it is no file but a pipe, a socket or a device"
 
 
 class Unavailable(OSError):
@@ -42,12 +44,13 @@ class Entry:
     """A file below a listed prefix: its path relative to the prefix, and its size in bytes.
 
     Attributes:
-        hides: a local link behind which files may be that are not listed (`local_walk.Found`).
+        hides, apart: of local links (`local_walk.Found`).
     """
 
     key: str
     size: int
     hides: bool = False
+    apart: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,29 @@ def normalise(uri: str) -> str:
             )
         return f"{scheme}://{rest.rstrip('/')}"
     return os.path.abspath(os.path.expanduser(rest))
+
+
+def given(uri: str, what: str) -> str:
+    """The normalised form of an address that a person gave.
+
+    Args:
+        what: it is, for messages.
+
+    Raises:
+        ConfigError: when it is empty or no path, or holds a secret, which records and messages would keep.
+    """
+    if not uri:
+        raise ConfigError(f"{what} is empty; give a folder or a URI")
+    if re.search("[\0\ud800-\udfff]", uri):
+        raise ConfigError(
+            f"{what} {redact(uri)!r} holds NUL or bytes that are not UTF-8, and records cannot; rename it"
+        )
+    if not is_local(uri) and redact(uri) != uri:
+        raise ConfigError(
+            f"{what} {redact(uri)} holds a secret, and run records would keep it; give credentials in the environment "
+            "(docs/object-storage.md)"
+        )
+    return normalise(uri)
 
 
 def is_absolute(uri: str) -> bool:
@@ -142,7 +168,7 @@ def read_bytes(uri: str) -> bytes:
         OSError: when this one cannot be read.
     """
     if is_local(uri):
-        return Path(normalise(uri)).read_bytes()
+        return _read_local(normalise(uri))
     try:
         return _read(uri)
     except FileNotFoundError:
@@ -177,6 +203,7 @@ def put_bytes(uri: str, data: bytes, modified_ns: int | None = None) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+    _sync(path.parent)
 
 
 def modified(uri: str) -> int | None:
@@ -206,10 +233,12 @@ def copy(source: str, target: str) -> None:
     try:
         shutil.copyfile(normalise(source), temporary)
         shutil.copystat(normalise(source), temporary)
+        _sync(temporary)
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+    _sync(path.parent)
 
 
 def refuse_special(uri: str) -> None:
@@ -226,7 +255,7 @@ def refuse_special(uri: str) -> None:
     if stat.S_ISDIR(mode):
         raise OSError("it is a folder, or a link that leads back to a folder above it")
     if not stat.S_ISREG(mode):
-        raise OSError("it is no file but a pipe, a socket or a device")
+        raise OSError(_SPECIAL)
 
 
 def create_if_absent(uri: str, data: bytes) -> bool:
@@ -245,6 +274,7 @@ def create_if_absent(uri: str, data: bytes) -> bool:
         return path.read_bytes() == data
     finally:
         temporary.unlink(missing_ok=True)
+    _sync(path.parent)
     return True
 
 
@@ -281,13 +311,17 @@ def list_files(uri: str) -> list[Entry]:
     return sorted(walk(uri), key=lambda entry: entry.key)
 
 
-def list_everything(uri: str) -> Listing:
-    """Every file below a folder or prefix as `list_files`, and whatever else is there."""
+def list_everything(uri: str, apart: str | None = None) -> Listing:
+    """Every file below a folder or prefix as `list_files`, and whatever else is there.
+
+    Args:
+        apart: a place that links below the folder must not lead to.
+    """
     if not is_local(uri):
         return Listing(list_files(uri), [])
-    found = list(walk_folder(normalise(uri)))
+    found = list(walk_folder(normalise(uri), normalise(apart) if apart and is_local(apart) else None))
     entries = [
-        Entry(one.key, one.size, one.hides)
+        Entry(one.key, one.size, one.hides, one.apart)
         for one in found
         if isinstance(one, Found) and not _is_temporary_key(one.key)
     ]
@@ -318,7 +352,8 @@ def walk(uri: str) -> Iterator[Entry]:
     if not is_local(uri):
         for info in files.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True)):
             if info.type == pafs.FileType.File:
-                yield Entry(posixpath.relpath(info.path, root), info.size)
+                # not a relative path: a key may have parts like `..`, which mean nothing in a store
+                yield Entry(info.path.removeprefix(root.rstrip("/") + "/"), info.size)
         return
     for one in walk_folder(root):
         if isinstance(one, Found) and one.regular and not _is_temporary_key(one.key):
@@ -345,15 +380,37 @@ def _split(uri: str) -> tuple[str, str]:
 
 
 def write_temporary(path: Path, data: bytes) -> Path:
-    """The bytes in a new file beside `path`, so that moving it there is one atomic step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """The bytes on the disk in a new file beside `path`, so that moving it there is one atomic step."""
+    _make_folder(path.parent)
     temporary = path.with_name(_TEMPORARY + uuid.uuid4().hex)
     try:
         temporary.write_bytes(data)
+        _sync(temporary)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
     return temporary
+
+
+def _make_folder(folder: Path) -> None:
+    """The folder and those above it, each on the disk."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync(folder.parent)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of files, is on the disk and survives a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # filesystems that cannot sync folders
+            raise
+    finally:
+        os.close(descriptor)
 
 
 @lru_cache(maxsize=8)
@@ -363,6 +420,19 @@ def _fsspec(scheme: str) -> Any:
         return fsspec.filesystem(scheme, use_listings_cache=False)
     except ImportError as error:
         raise ConfigError(f"{scheme}:// needs a package that is not installed: {error}") from error
+    except Exception as error:  # such as a server's name that it wants to be told
+        raise ConfigError(f"{scheme}:// cannot be used ({error}); set it up in fsspec's configuration") from error
+
+
+def _read_local(path: str) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # of a pipe, without waiting for a writer
+    with open(descriptor, "rb") as file:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        if not stat.S_ISREG(mode):
+            raise OSError(_SPECIAL)
+        return file.read()
 
 
 def _read(uri: str) -> bytes:

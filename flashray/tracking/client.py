@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from flashray import storage
 from flashray.errors import ConfigError
@@ -22,12 +23,17 @@ def default_uri(output: str) -> str:
     can be compared.
     """
     folder = Path(storage.normalise(output)).parent if storage.is_local(output) else Path.cwd()
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.absolute() / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or _database(folder.absolute() / "mlflow.db")
 
 
 def lost_with_the_job(uri: str) -> bool:
     """Whether a database lies in the temporary working folder of a submitted job."""
-    return in_submitted_job() and uri.startswith(f"sqlite:///{Path.cwd().absolute()}/")
+    return in_submitted_job() and uri.startswith(f"{_database(Path.cwd().absolute())}/")
+
+
+def _database(path: Path) -> str:
+    """The URI of an embedded database; only what would end or change the path is quoted."""
+    return "sqlite:///" + str(path).replace("%", "%25").replace("?", "%3F")
 
 
 def uri_again(shown: str, given: str | None = None) -> str:
@@ -119,4 +125,4 @@ def _artifacts(uri: str) -> str | None:
     """The artifact location of a new experiment: beside an embedded database, else the server's choice."""
     if not uri.startswith("sqlite:///"):
         return None
-    return (Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts").as_uri()
+    return (Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0])).absolute().parent / "mlartifacts").as_uri()

@@ -24,12 +24,17 @@ def replay(folder: str, tracking_uri: str | None = None) -> tuple[int, dict[str,
         ConfigError: when the run was never tracked, or the password of its server is not known.
         FlashrayError: when MLflow does not take all of it.
     """
-    spool = Spool(folder)
-    starts = list(spool.of("start", "resume"))
+    try:
+        spool = Spool(folder)
+        starts = list(spool.of("start", "resume"))
+        shown = starts[-1]["tracking_uri"] if starts else ""
+        status = spool.status
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"{folder}/tracking is damaged ({brief(error)}); delete the damaged file") from error
     if not starts:
         raise ConfigError(f"output {folder} keeps nothing for MLflow: its folder tracking holds no start of a run")
-    uri = uri_again(starts[-1]["tracking_uri"], tracking_uri)
-    if spool.status == "RUNNING":
+    uri = uri_again(shown, tracking_uri)
+    if status == "RUNNING":
         spool.append("end", status="KILLED")
     load_mlflow()
     sender = Sender(uri, spool)

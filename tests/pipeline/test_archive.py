@@ -14,7 +14,7 @@ import pytest
 from flashray.errors import ConfigError
 from flashray.pipeline.archive import LISTING, differences, listing_hash, read_archive
 from flashray.pipeline.load import read_file
-from flashray.pipeline.outputs import refuse_clashes
+from flashray.pipeline.outputs import output_names
 from flashray.pipeline.run_config import RunConfig
 from flashray.recipe import DegradationConfig
 from tests.support.runs import config_of
@@ -214,7 +214,7 @@ def test_a_changed_manifest_is_a_difference(folder: Path, tmp_path: Path) -> Non
 
 
 def test_two_keys_that_map_to_one_output_are_refused_before_any_work() -> None:
-    refuse_clashes(["a.jpg", "a.png"], "same")
-    refuse_clashes(["a.jpg", "a.png"], "webp")
+    output_names(["a.jpg", "a.png"], "same")
+    output_names(["a.jpg", "a.png"], "webp")
     with pytest.raises(ConfigError, match=r"'a\.jpg' and 'a\.jpg\.png' would be written to one file, 'a\.jpg\.png'"):
-        refuse_clashes(["a.jpg", "a.jpg.png", "b.png"], "png")
+        output_names(["a.jpg", "a.jpg.png", "b.png"], "png")

@@ -46,17 +46,22 @@ def test_sorted_by_a_number() -> None:
 
 
 def test_a_run_directory_is_a_row(tmp_path: Path) -> None:
-    config = {"recipe": {"solver": {"steps": 20}}}
+    config = {"recipe": {"solver": {"steps": 20}}, "io": {"format": "same"}}
     fingerprint = {"weights.prior": "abc", "recipe.seed": 0}
-    written: dict[str, Any] = {"created": "now", "config": config, "fingerprint": fingerprint}
+    written: dict[str, Any] = {"created": "now", "config": config, "fingerprint": fingerprint, "archive": {"images": 1}}
     record(tmp_path).mkdir()
     (record(tmp_path) / "run.json").write_text(json.dumps(written))
+    params = {"recipe.solver.steps": "20", "io.format": "same", "weights.prior": "abc"}
     row = row_of_output(str(tmp_path))
-    assert (row.status, row.params) == ("not finished", {"recipe.solver.steps": "20", "weights.prior": "abc"})
-    summary = {"psnr": 20.5, "lpips": None, "psnr_interval": [20, 21], "distributions": {}, "failures": []}
+    assert (row.status, row.params) == ("not finished", params)
+    counts = {"images": 1, "restored": 1, "failed": 0, "mean_nfe": 3.0}
+    summary = counts | {"psnr": 20.5, "lpips": None, "psnr_interval": [20, 21], "distributions": {}, "failures": []}
     (record(tmp_path) / "summary.json").write_text(json.dumps(summary))
     row = row_of_output(str(tmp_path))
-    assert (row.status, row.metrics) == ("FINISHED", {"psnr": 20.5, "psnr_interval_low": 20, "psnr_interval_high": 21})
+    assert (row.status, row.metrics) == (
+        "FINISHED",
+        counts | {"psnr": 20.5, "psnr_interval_low": 20, "psnr_interval_high": 21},
+    )
     with pytest.raises(ConfigError, match="holds no run"):
         row_of_output(str(tmp_path / "nothing"))
 

@@ -17,7 +17,7 @@ import pytest
 
 from flashray.errors import FlashrayError
 from flashray.pipeline import lease
-from flashray.pipeline.lease import EXPIRES, Lease, began, held, latest
+from flashray.pipeline.lease import EXPIRES, Lease, began, held, latest, living, machine
 from flashray.pipeline.run_folder import RUN_FOLDER
 
 HOLDER = """
@@ -60,10 +60,10 @@ def test_a_lease_ends_with_its_block_and_the_next_is_a_new_one(tmp_path: Path):
         with held(str(tmp_path)):
             found = latest(str(tmp_path))
             assert found is not None
-            assert (found.number, found.pid, found.alive) == (number, os.getpid(), True)
+            assert (found.number, found.pid, living(str(tmp_path), found)) == (number, os.getpid(), True)
         found = latest(str(tmp_path))
         assert found is not None
-        assert not found.alive
+        assert not living(str(tmp_path), found)
 
 
 def test_a_second_driver_is_refused_by_name_until_the_first_is_dead(tmp_path: Path, other: subprocess.Popen[str]):
@@ -78,7 +78,8 @@ def test_a_second_driver_is_refused_by_name_until_the_first_is_dead(tmp_path: Pa
         pass
 
 
-def test_a_driver_of_another_machine_is_believed_for_a_while(tmp_path: Path):
+def test_a_driver_of_another_machine_is_believed_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(lease, "RENEW", 0.1)
     put(tmp_path, elsewhere())
     with pytest.raises(FlashrayError, match="on another-machine"), held(str(tmp_path)):
         pass
@@ -91,7 +92,7 @@ def test_a_driver_of_another_machine_is_believed_for_a_while(tmp_path: Path):
 
 
 def test_another_process_of_the_same_number_is_not_the_driver(tmp_path: Path):
-    put(tmp_path, dataclasses.replace(elsewhere(), host=lease.socket.gethostname(), pid=os.getpid(), began="1"))
+    put(tmp_path, dataclasses.replace(elsewhere(), machine=machine(), pid=os.getpid(), began="1"))
     with held(str(tmp_path)):
         pass
     assert began(os.getpid()).isdigit()

@@ -18,7 +18,7 @@ from flashray.pipeline.verify import verify
 from tests.support.runs import config_of
 from tests.support.small_runs import commit, planned, record_of
 
-COUNTS = {"unchanged": 0, "lost": 0, "warnings": 0}
+COUNTS = {"estimated": 0, "scored": 0, "restored": 3, "unchanged": 0, "lost": 0, "warnings": 0}
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_verify_knows_them(archive: Path, tmp_path: Path) -> None:
 
 def test_what_is_left_out_is_said(archive: Path) -> None:
     found = beside_the_images(read(archive), read_others("/nowhere"))
-    counted = {"unchanged": 2, "lost": 1, "warnings": 1, "unreadable_folders": ["a (Permission denied)"]}
+    counted = COUNTS | {"unchanged": 2, "lost": 1, "warnings": 1, "unreadable_folders": ["a (Permission denied)"]}
     assert remarks(found | counted) == [
         "2 images would not change by half a grey level, and are the same files",
         "1 files lost something that their format cannot hold: column lost of the commits",

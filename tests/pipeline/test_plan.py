@@ -11,7 +11,7 @@ import torch
 from flashray.errors import ConfigError
 from flashray.pipeline.archive import LISTING
 from flashray.pipeline.commit import write_commit
-from flashray.pipeline.plan import PLAN, chunks, finish_plan, read_plan, write_plan
+from flashray.pipeline.plan import PLAN, chunks, finish_plan, latest_rows, read_plans, write_plan
 from flashray.pipeline.run_status import RunStatus
 from flashray.pipeline.units import gather, index
 from flashray.severity import Start
@@ -58,13 +58,14 @@ def test_an_archive_of_which_nothing_can_be_read() -> None:
 
 def test_the_latest_attempt_counts(tmp_path: Path) -> None:
     output = str(tmp_path)
-    assert read_plan(output)[1] == 0
+    assert read_plans(output) == []
     first = finish_plan(found([0.1, None, 0.3]), schedule(), work().config, attempt=0)
     write_plan(output, 0, first)
     second = finish_plan(found([0.1, 0.2, 0.3]).slice(1, 1), schedule(), work().config, attempt=1)
     write_plan(output, 1, second)
-    plan, attempts = read_plan(output)
-    assert attempts == 2
+    plans = read_plans(output)
+    assert len(plans) == 2
+    plan = latest_rows(plans)
     rows = {row["key"]: row for row in plan.to_pylist()}
     assert len(plan) == len(rows) == 3
     assert rows["key 1"]["unit_id"] == "01-00000000"
@@ -75,7 +76,7 @@ def test_a_plan_of_another_version_is_refused(tmp_path: Path) -> None:
     plan = finish_plan(found([0.1]), schedule(), work().config, attempt=0)
     write_plan(str(tmp_path), 0, plan.drop_columns(["windows"]))
     with pytest.raises(ConfigError, match="another version"):
-        read_plan(str(tmp_path))
+        read_plans(str(tmp_path))
 
 
 def test_state_tells_pending_from_done_and_old_from_new(tmp_path: Path) -> None:

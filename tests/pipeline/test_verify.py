@@ -13,7 +13,7 @@ from flashray.pipeline.commit import write_commit
 from flashray.pipeline.plan import write_plan
 from flashray.pipeline.run_record import write_record
 from flashray.pipeline.verify import Verified, verify
-from tests.support.small_runs import KEYS, commit, planned, record_of
+from tests.support.small_runs import KEYS, commit, planned, record_of, replan
 
 
 @pytest.fixture
@@ -42,15 +42,18 @@ def test_a_lost_a_changed_and_a_strange_file_are_named(run: Path):
     assert found.restored == 2
     assert not found.sound
     assert "1 missing: a.png" in found.lines()
+    assert found.lines()[-1] == "the same command with --verify makes missing and changed images again"
 
 
 def test_an_image_that_two_units_committed_is_a_duplicate(run: Path):
-    write_plan(str(run), 0, planned([*KEYS, "a.png"], ["u0", "u0", "u1", "u1", "u1"]))
+    replan(run, 0, planned([*KEYS, "a.png"], ["u0", "u0", "u1", "u1", "u1"]))
+    (run / "_flashray" / "commits" / "u1.parquet").unlink()
+    commit(run, "u1", [*KEYS[2:], "a.png"])
     assert verify(str(run)).duplicated == ["a.png"]
 
 
 def test_what_is_failed_or_still_to_do_is_sound_and_not_complete(run: Path):
-    write_plan(str(run), 0, planned([*KEYS, "f.png", "g.png", "h.png"], ["u0", "u0", "u1", "u1", None, "u2", "u3"]))
+    replan(run, 0, planned([*KEYS, "f.png", "g.png", "h.png"], ["u0", "u0", "u1", "u1", None, "u2", "u3"]))
     commit(run, "u3", ["h.png"], failed=("h.png",))
     (run / "g.png").write_bytes(b"its unit was cut short before its commit")
     found = verify(str(run))
@@ -61,7 +64,7 @@ def test_what_is_failed_or_still_to_do_is_sound_and_not_complete(run: Path):
 
 def test_a_retried_image_counts_once_and_by_its_later_commit(run: Path):
     write_record(str(run), record_of(5))
-    write_plan(str(run), 0, planned([*KEYS, "f.png"], ["u0", "u0", "u1", "u1", "u2"]))
+    replan(run, 0, planned([*KEYS, "f.png"], ["u0", "u0", "u1", "u1", "u2"]))
     commit(run, "u2", ["f.png"], failed=("f.png",))
     assert verify(str(run)).failed == ["f.png"]
     write_plan(str(run), 1, planned(["f.png"], ["r0"]))

@@ -8,14 +8,22 @@ from typing import Any
 
 import pyarrow as pa
 
+from flashray import storage
 from flashray.pipeline.commit import write_commit
-from flashray.pipeline.plan import PLAN
+from flashray.pipeline.plan import PLAN, plan_path, write_plan
 
 KEYS = ["a.png", "b c.png", "deep/d.png", "e.png"]
 
 
 def record_of(images: int) -> dict[str, Any]:
-    return {"created": "now", "archive": {"images": images}, "config": {"io": {"format": "same"}}}
+    config = {"io": {"format": "same"}}
+    return {"created": "now", "archive": {"images": images}, "config": config, "fingerprint": {}}
+
+
+def replan(output: Path, attempt: int, plan: pa.Table) -> None:
+    """Another plan of an attempt, in place of the one that is there."""
+    storage.delete(plan_path(str(output), attempt))
+    write_plan(str(output), attempt, plan)
 
 
 def planned(keys: list[str], units: list[str | None], attempt: int = 0) -> pa.Table:
@@ -35,5 +43,6 @@ def commit(output: Path, unit: str, keys: list[str], failed: tuple[str, ...] = (
         path = output / key
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(key.encode())
-        rows.append({"key": key, "status": "ok", "sha256": hashlib.sha256(key.encode()).hexdigest()})
+        digest = hashlib.sha256(key.encode()).hexdigest()
+        rows.append({"key": key, "status": "ok", "sha256": digest, "size": len(key.encode())})
     write_commit(str(output), unit, rows)
