@@ -102,7 +102,7 @@ class FusionConfig:
     """
 
     name: Literal["none", "operator", "learned"] = "none"
-    threshold: float = 0.2
+    threshold: float = 0.05
     decoder_std: float = 0.03
     gain: float = 0.15
 
