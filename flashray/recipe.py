@@ -154,6 +154,16 @@ class Recipe:
                 f"solver {self.solver.name} needs an adjoint, and {degradation.name} is nonlinear and has none; "
                 "use a solver that needs none, such as latent_dps"
             )
+        if not degradation.known and (solver.name != "unguided" or self.fusion.name == "operator"):
+            raise ConfigError(
+                f"solver {solver.name} and fusion {self.fusion.name} need an operator, and nobody knows that of "
+                f"{degradation.name}; use solver unguided, with fusion learned or none"
+            )
+        if self.fusion.name == "learned" and not self.start.uses_encoder:
+            raise ConfigError(
+                f"fusion.name is learned, and start.mode {self.start.mode} uses no severity encoder that would know "
+                "the weights; use start.mode flash, or fusion.name none"
+            )
         if self.start.mode == "fixed" and self.start.step is None:
             raise ConfigError("start.mode is fixed, and start.step is missing; give the step")
         return self

@@ -33,10 +33,10 @@ def crops() -> dict[str, torch.Tensor]:
     return sample_crops(8)
 
 
-def test_binaries_stay_under_60_megabytes():
+def test_binaries_stay_under_96_megabytes():
     files = [path for path in bundled().rglob("*") if path.is_file()]
     assert files
-    assert sum(path.stat().st_size for path in files) < 60e6
+    assert sum(path.stat().st_size for path in files) < 96e6  # a wheel of 100 MB is the largest that PyPI takes
 
 
 def test_every_model_says_how_it_was_made():
@@ -46,7 +46,7 @@ def test_every_model_says_how_it_was_made():
     for folder in folders:
         card = json.loads((folder / "card.json").read_text())
         for stage in card["trained"].values():
-            assert stage["command"].startswith("python jobs/train_")
+            assert stage["command"].startswith("python jobs/train")
             assert {"seed", "seconds", "samples"} <= set(stage)
         assert (folder / "README.md").is_file()
 

@@ -53,6 +53,7 @@ class Photo(Degradation):
 
     name: ClassVar[str] = "photo"
     linear: ClassVar[bool] = False
+    known: ClassVar[bool] = False
     parameter_names: ClassVar[tuple[str, ...]] = ("damage", "damage_seed")
 
     def __post_init__(self) -> None:
@@ -72,7 +73,8 @@ class Photo(Degradation):
 
     def sample_parameters(self, generator: torch.Generator, n: int) -> Parameters:
         spared_B = torch.rand(n, generator=generator) < self.undamaged
-        return self.parameters_at(torch.rand(n, generator=generator).masked_fill(spared_B, 0.0), generator)
+        drawn = self.parameters_at(torch.rand(n, generator=generator), generator)
+        return drawn | {"damage": drawn["damage"].masked_fill(spared_B, 0.0)}
 
     def check_parameters(self, parameters: Parameters) -> None:
         if not bool(((parameters["damage"] >= 0) & (parameters["damage"] <= 1)).all()):
