@@ -14,7 +14,7 @@ from flashray.metrics import psnr
 from flashray.prior import LatentPrior, bundled, load_prior
 from flashray.recipe import Recipe, SolverConfig
 from flashray.restorer import Restorer
-from flashray.severity import SeverityEncoder, Start, load_severity_encoder
+from flashray.severity import SeverityEncoder, Start, estimate, load_severity_encoder
 from flashray.training.severity_task import ordering_accuracy
 
 
@@ -33,10 +33,10 @@ def crops() -> dict[str, torch.Tensor]:
     return sample_crops(8)
 
 
-def test_binaries_stay_under_60_megabytes():
+def test_binaries_stay_under_96_megabytes():
     files = [path for path in bundled().rglob("*") if path.is_file()]
     assert files
-    assert sum(path.stat().st_size for path in files) < 60e6
+    assert sum(path.stat().st_size for path in files) < 96e6  # a wheel of 100 MB is the largest that PyPI takes
 
 
 def test_every_model_says_how_it_was_made():
@@ -46,7 +46,7 @@ def test_every_model_says_how_it_was_made():
     for folder in folders:
         card = json.loads((folder / "card.json").read_text())
         for stage in card["trained"].values():
-            assert stage["command"].startswith("python jobs/train_")
+            assert stage["command"].startswith("python jobs/train")
             assert {"seed", "seconds", "samples"} <= set(stage)
         assert (folder / "README.md").is_file()
 
@@ -59,15 +59,14 @@ def test_autoencoder_keeps_photos_and_latents_have_unit_mean_square(prior: Laten
     assert 0.5 < z.square().mean() < 2
 
 
-def test_sigma_hat_orders_blur_levels_of_the_same_photo(encoder: SeverityEncoder):
+def test_sigma_hat_orders_blur_levels_of_the_same_photo(prior: LatentPrior, encoder: SeverityEncoder):
     x = torch.stack(list(sample_crops(63).values()))  # all there are: of eight, one pair is more than a percent
     degradation = make_degradation("gaussian_blur")
     rows = []
     for n, level in enumerate(torch.linspace(0, 1, 5)):
         operator = degradation.bind(degradation.parameters_at(level.expand(len(x))), (128, 128))
         y = add_noise(operator.A(x), torch.full((len(x),), 0.05), torch.arange(len(x)) + 100 * n)
-        with torch.no_grad():
-            rows.append(encoder(y)[1])
+        rows.append(estimate(encoder, prior, y).sigma_Bhw.square().mean(dim=(1, 2)).sqrt())
     assert ordering_accuracy(torch.stack(rows, dim=1)) > 0.88  # of garments it orders .95; these are not
 
 

@@ -74,7 +74,8 @@ class Photo(Degradation):
 
     def sample_parameters(self, generator: torch.Generator, n: int) -> Parameters:
         spared_B = torch.rand(n, generator=generator) < self.undamaged
-        return self.parameters_at(torch.rand(n, generator=generator).masked_fill(spared_B, 0.0), generator)
+        drawn = self.parameters_at(torch.rand(n, generator=generator), generator)
+        return drawn | {"damage": drawn["damage"].masked_fill(spared_B, 0.0)}
 
     def fixed_parameters(self) -> Parameters:
         return {}

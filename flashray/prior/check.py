@@ -60,7 +60,7 @@ def _check_scale(prior: LatentPrior, z: Tensor) -> None:
         raise ConfigError(
             f"prior {prior.name}: the latents of a test picture have a standard deviation of {std:.3g} and should have "
             f"about 1: the latent scale is {_scale(prior)}, and about {prior.scale.mean().item() / std:.3g} would fit; "
-            "correct scaling_factor in the autoencoder's config.json"
+            "correct scaling_factor in the autoencoder's config.json, or std in latent_statistics.json"
         )
 
 

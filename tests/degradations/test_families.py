@@ -12,7 +12,7 @@ from torch import Tensor
 from flashray.degradations import DEGRADATIONS, Degradation, Operator, Parameters, make_degradation
 from flashray.degradations.simulate import draw_parameters
 from flashray.errors import ConfigError
-from tests.support.families import CASES, LINEAR, NONLINEAR, SEVERE, SMOOTH, Case, named
+from tests.support.families import CASES, LINEAR, NONLINEAR, ORDERED, SEVERE, SMOOTH, Case, named
 from tests.support.unit_scale import on_unit_scale
 
 SIZE = (24, 32)
@@ -72,7 +72,7 @@ def test_parameters_follow_from_the_seed_and_are_sound(case: Case) -> None:
     assert torch.equal(family.bind(values, SIZE).A(x), family.bind(one, SIZE).A(x))
 
 
-@named(SEVERE)
+@named(ORDERED)
 def test_more_severity_is_more_damage(case: Case, photo: Tensor) -> None:
     family = case.make()
     side = 64
@@ -163,6 +163,11 @@ def test_nonlinear_operators_have_no_adjoint(case: Case) -> None:
         ("nonlinear_blur", {"highlights": -1}, "highlights"),
         ("nonlinear_blur", {"gamma": 0.5}, "gamma"),
         ("nonlinear_blur", {"frames": 1}, "frames"),
+        ("photo", {"damage": [-0.1, 0.5]}, "damage"),
+        ("photo", {"damage": [0.5, 0.2]}, "damage"),
+        ("photo", {"damage": [0.0, 1.1]}, "damage"),
+        ("photo", {"undamaged": 1.5}, "undamaged"),
+        ("photo", {"partial": -0.1}, "partial"),
     ],
 )
 def test_bad_settings_are_config_errors(name: str, settings: dict[str, Any], words: str) -> None:
@@ -183,6 +188,10 @@ def test_bad_settings_are_config_errors(name: str, settings: dict[str, Any], wor
         ("jpeg", {"quality": 0}),
         ("nonlinear_blur", {"motion": -1.0, "motion_seed": 0}),
         ("nonlinear_blur", {"motion": 1.0, "motion_seed": -1}),
+        ("photo", {"damage": 1.1, "damage_seed": 0}),
+        ("photo", {"damage": float("nan"), "damage_seed": 0}),
+        ("photo", {"damage": 0.5, "damage_seed": 0.5}),
+        ("photo", {"damage": 0.5, "damage_seed": 2**24}),
     ],
 )
 def test_parameters_out_of_range_are_config_errors(name: str, parameters: dict[str, float]) -> None:

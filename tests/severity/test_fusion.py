@@ -10,7 +10,8 @@ from torch import Tensor
 from flashray.degradations import make_degradation
 from flashray.degradations.base import AffineOperator
 from flashray.errors import ConfigError
-from flashray.recipe import FusionConfig
+from flashray.recipe import DegradationConfig, FusionConfig, Recipe, SolverConfig
+from flashray.severity import Start
 from flashray.severity.fusion import GREY_LEVEL, agree_with_measurement, fuse
 from flashray.solvers.base import Problem
 
@@ -136,3 +137,18 @@ def test_blurred_measurements_are_met_by_sharper_images():
 def test_bad_settings_of_fusion_are_config_errors(settings: dict[str, Any], message: str):
     with pytest.raises(ConfigError, match=message):
         FusionConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("solver", "fusion"), [("latent_dps", "none"), ("proximal", "learned"), ("unguided", "operator")]
+)
+def test_nothing_uses_an_operator_that_nobody_knows(solver: str, fusion: Any):
+    recipe = Recipe(DegradationConfig("photo"), solver=SolverConfig(solver), fusion=FusionConfig(fusion))
+    with pytest.raises(ConfigError, match=r"nobody knows that of photo; use solver unguided"):
+        recipe.check()
+
+
+def test_learned_weights_need_the_encoder_that_learned_them():
+    recipe = Recipe(start=Start(mode="full"), fusion=FusionConfig("learned"))
+    with pytest.raises(ConfigError, match=r"fusion.name is learned, and start.mode full"):
+        recipe.check()

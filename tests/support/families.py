@@ -34,11 +34,15 @@ CASES = [
     Case("nonlinear_blur"),
     Case("jpeg"),
     Case("jpeg", {"subsampling": False}),
+    Case("photo"),
+    Case("photo", {"partial": 1.0}),
 ]
+KNOWN = [case for case in CASES if case.name != "photo"]  # families whose operator a solver may use
 LINEAR = [case for case in CASES if DEGRADATIONS[case.name].linear]
-NONLINEAR = [case for case in CASES if not DEGRADATIONS[case.name].linear]
+NONLINEAR = [case for case in KNOWN if not DEGRADATIONS[case.name].linear]
 SMOOTH = [case for case in NONLINEAR if case.name != "jpeg"]  # whose gradient is a straight-through one, by design
 SEVERE = [case for case in CASES if DEGRADATIONS[case.name].parameter_names]
+ORDERED = [case for case in SEVERE if case in KNOWN]  # each image is damaged more at a higher severity
 
 
 def case_id(case: Case) -> str:

@@ -108,7 +108,7 @@ def test_views_are_crops_of_every_scale_place_and_both_hands():
     stack = torch.stack([red, green, torch.zeros_like(red)]).to(torch.uint8).expand(16, -1, -1, -1)
     generator = torch.Generator().manual_seed(0)
     lefts, tops, mirrored, spans = set(), set(), [], set()
-    for _ in range(60):
+    for _ in range(120):
         x = (random_views(stack, 32, generator) + 1) * 127.5 / 6
         ends = x[:, 0, 5, [0, -1]]
         mirrored += (ends[:, 0] > ends[:, 1]).tolist()

@@ -15,7 +15,8 @@ from torch import Tensor
 from flashray.errors import ConfigError
 from flashray.images import encode_png
 from flashray.prior import load_autoencoder, load_prior
-from flashray.severity import error_std, load_severity_encoder
+from flashray.severity import estimate, load_severity_encoder
+from flashray.severity.loss import position_error
 from flashray.tracking.model_registry import fetch
 from flashray.training import launch
 from flashray.training.autoencoder_task import AutoencoderConfig
@@ -165,7 +166,7 @@ def test_a_trained_severity_encoder_opens_and_knows_its_family(
         val_photos=photos("val"),
         output=str(tmp_path / "encoder"),
         prior=str(trained / "prior"),
-        severity=SeverityConfig(crop=32),
+        severity=SeverityConfig(widths=(8, 12), blocks=(1, 1), crop=32),
         loop=LOOP,
         launch=LaunchConfig("local", str(tmp_path / "state"), device="cpu"),
     )
@@ -175,12 +176,13 @@ def test_a_trained_severity_encoder_opens_and_knows_its_family(
     assert encoder.degradation == "gaussian_blur"
     assert encoder.config.noise_std == 0.05
     x = load_fitted(list_photos(photos("val")), 32)
-    z_hat, sigma_hat = encoder(x)
-    z0 = load_prior(config.prior).encode(x)
-    assert z_hat.shape == z0.shape
-    assert (sigma_hat > 0).all()
+    prior = load_prior(config.prior)
+    severity, z0 = estimate(encoder, prior, x), prior.encode(x)
+    encoder.check_prior(prior, "ours")
+    assert encoder.config.parameter_ranges == {"blur_std": pytest.approx([0.3, 3.0], rel=0.5)}
+    assert severity.parameters_BP2.shape == (len(x), 1, 2)
     # two epochs from the prior's own encoder stay near it
-    assert (error_std(z_hat, z0) < 1).all()
+    assert (position_error(severity.z_hat_BCHW, z0).sqrt() < 1).all()
     registry = f"sqlite:///{tmp_path}/mlflow.db"
     registering = dataclasses.replace(config, register="blur", tracking_uri=registry)
     assert train_severity(registering) == figures  # finished: nothing is trained again

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,8 +16,11 @@ from flashray.degradations.noise import spread_noise_std
 from flashray.errors import ConfigError
 from flashray.prior import LatentPrior
 from flashray.schedule import NoiseSchedule
-from flashray.severity import SeverityEncoder, error_std
+from flashray.severity import Severity
+from flashray.severity.fusion import fuse
+from flashray.severity.loss import FLOOR, position_error
 from flashray.training.degrade import degrade
+from flashray.training.photo_windows import random_views
 from flashray.training.severity_task import (
     ORDERING_LEVELS,
     SeverityConfig,
@@ -24,10 +28,12 @@ from flashray.training.severity_task import (
     ordering_accuracy,
     severity_figures,
 )
-from tests.support.models import SIDE, dc, unet
+from flashray.training.train_severity import parameter_ranges
+from tests.support.models import SIDE, dc, severity_encoder, unet
 
 BLUR = make_degradation("gaussian_blur")
 NOISE = (0.05, 0.05)
+SMALL = SeverityConfig(widths=(8, 12, 16), blocks=(1, 1, 1), crop=SIDE)
 
 
 class Pixels(nn.Module):
@@ -36,6 +42,9 @@ class Pixels(nn.Module):
     def encode(self, x: Tensor) -> SimpleNamespace:
         return SimpleNamespace(latent=x)
 
+    def decode(self, z: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(sample=z)
+
 
 def pixel_prior() -> LatentPrior:
     return LatentPrior(Pixels(), nn.Identity(), NoiseSchedule.from_scheduler_config({}), SIDE)
@@ -43,8 +52,13 @@ def pixel_prior() -> LatentPrior:
 
 def tiny_task(photo: Tensor, config: SeverityConfig) -> SeverityTask:
     prior = LatentPrior(dc(), unet(), NoiseSchedule.from_scheduler_config({}), SIDE, scale=2.5).requires_grad_(False)
-    encoder = SeverityEncoder.from_prior(prior, "gaussian_blur", {}, 0.05)
-    return SeverityTask(encoder, prior, BLUR, NOISE, config, crops(photo, 2))
+    ranges = {"blur_std": [0.3, 3.0]}
+    encoder = severity_encoder(prior, parameter_ranges=ranges, widths=config.widths, blocks=config.blocks)
+    return SeverityTask(encoder.train(), prior, BLUR, NOISE, config, crops(photo, 2))
+
+
+def windows(photo: Tensor) -> Tensor:
+    return ((crops(photo, 4) + 1) * 127.5).to(torch.uint8)
 
 
 def crops(photo: Tensor, count: int) -> Tensor:
@@ -58,12 +72,16 @@ class Oracle:
         self.batches = x_NCHW.split(16)
         self.sigma, self.calls = sigma, 0
         self.true: list[Tensor] = []
+        self.factor = 1
 
-    def __call__(self, y: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, y: Tensor, e: Tensor) -> Severity:
         x = self.batches[self.calls // ORDERING_LEVELS]
         self.calls += 1
-        self.true.append(error_std(y, x))
-        return y, self.sigma(self.true[-1])
+        error_Bhw = position_error(y, x)
+        self.true.append(error_Bhw.mean(dim=(1, 2)).sqrt())
+        factor = (self.sigma(self.true[-1]) / self.true[-1])[:, None, None]
+        log_variance = (factor.square() * error_Bhw).log()
+        return Severity(y, log_variance, torch.full_like(error_Bhw, 0.25), y.new_zeros(len(y), 0, 2))
 
 
 @pytest.mark.parametrize("count", [1, 16, 21])
@@ -74,9 +92,13 @@ def test_an_encoder_that_knows_its_error_has_perfect_figures(photo: Tensor, coun
     assert oracle.calls == len(oracle.batches) * ORDERING_LEVELS
     assert figures["ordering"] == figures["ordering_true"] == 1
     assert figures["spearman_sigma"] == pytest.approx(1)
-    assert figures["sigma_error"] == 0
+    assert figures["spearman_map"] == pytest.approx(1, abs=1e-5)
+    assert figures["sigma_error"] == pytest.approx(0, abs=1e-6)
     assert figures["spearman_level"] == pytest.approx(figures["spearman_level_true"])
-    assert figures["sigma_hat_mean"] == figures["sigma_true_mean"] > 0
+    assert figures["sigma_hat_mean"] == pytest.approx(figures["sigma_true_mean"])
+    assert figures["sigma_true_mean"] > 0
+    assert figures["latent_mse"] == figures["latent_mse_of_y"]  # ẑ is y
+    assert figures["y_psnr"] == figures["decoded_psnr"] == pytest.approx(figures["fused_psnr"], abs=1e-4)
 
 
 def test_figures_equal_scipys_on_the_same_numbers(photo: Tensor):
@@ -103,15 +125,14 @@ def test_figures_equal_scipys_on_the_same_numbers(photo: Tensor):
     by_hand = np.mean([row[i] < row[j] for row in predicted for i, j in pairs])
     assert figures["ordering"] == pytest.approx(by_hand)
     assert figures["ordering"] < figures["ordering_true"]
-    # the pixels' own error has a mean of nearly zero, so its square is its variance
-    assert figures["latent_mse"] == pytest.approx((true**2).mean(), rel=0.02)
+    assert figures["latent_mse"] == pytest.approx((true**2).mean(), rel=1e-5)
 
 
-@pytest.mark.parametrize(("sign", "value"), [(-1, 0.0), (0, 0.0)])
-def test_wrong_way_round_or_constant_severity_orders_nothing(photo: Tensor, sign: int, value: float):
+@pytest.mark.parametrize("wrong", [lambda true: 1 / true, lambda true: torch.full_like(true, 0.0)])
+def test_wrong_way_round_or_constant_severity_orders_nothing(photo: Tensor, wrong: Any):
     x = crops(photo, 4)
-    figures = severity_figures(Oracle(x, lambda true: sign * true), pixel_prior(), BLUR, (0.0, 0.0), x)  # type: ignore[arg-type]
-    assert figures["ordering"] == value
+    figures = severity_figures(Oracle(x, wrong), pixel_prior(), BLUR, (0.0, 0.0), x)  # type: ignore[arg-type]
+    assert figures["ordering"] == 0
     assert figures["ordering_true"] == 1
 
 
@@ -131,30 +152,75 @@ def test_ordering_accuracy_by_hand(rows: list[list[float]], accuracy: float):
 
 
 def test_the_same_validation_gives_the_same_figures(photo: Tensor):
-    task = tiny_task(photo, SeverityConfig(crop=SIDE)).eval()
+    task = tiny_task(photo, SMALL).eval()
     torch.manual_seed(1)
     first = task.validate()
     torch.manual_seed(2)
     assert task.validate() == first
 
 
-@pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 0.0), (0.0, 0.5)])
-def test_the_task_trains_the_encoder_and_nothing_else(photo: Tensor, weights: tuple[float, float]):
-    task = tiny_task(photo, SeverityConfig(*weights, crop=SIDE))
-    window = ((crops(photo, 4) + 1) * 127.5).to(torch.uint8)
-    terms = task(window, torch.Generator().manual_seed(0))
-    assert terms["loss"].item() == pytest.approx(
-        (terms["latent"] + weights[0] * terms["sigma"] + weights[1] * terms["image"]).item(), rel=1e-5
-    )
-    assert (terms["image"] == 0) == (weights[1] == 0)
+@pytest.mark.parametrize(("lambda_sigma", "lambda_parameters"), [(0.1, 0.02), (1.0, 0.0), (0.0, 0.5)])
+def test_the_task_trains_the_encoder_and_nothing_else(photo: Tensor, lambda_sigma: float, lambda_parameters: float):
+    config = dataclasses.replace(SMALL, lambda_sigma=lambda_sigma, lambda_parameters=lambda_parameters)
+    task = tiny_task(photo, config)
+    terms = task(windows(photo), torch.Generator().manual_seed(0))
+    assert set(terms) == {"loss", "latent", "sigma", "parameters"}
     terms["loss"].backward()
     assert all(parameter.grad is None for parameter in task.prior.parameters())
-    assert all(parameter.grad is not None for parameter in task.model.encoder.parameters())
-    assert (task.model.head[1].weight.grad.abs().sum() > 0) == (weights[0] > 0)
+    assert all(parameter.grad is None for parameter in task.model.weight_head.parameters())
+    assert all(parameter.grad.abs().sum() > 0 for parameter in task.model.net.trunk.parameters())
+    of_z, of_sigma, _, of_parameters = (
+        sum(parameter.grad.abs().sum().item() for parameter in head.parameters() if parameter.grad is not None)
+        for head in task.model.net.heads
+    )
+    assert of_z > 0
+    assert (of_sigma > 0) == (lambda_sigma > 0)
+    assert (of_parameters > 0) == (lambda_parameters > 0)
+
+
+def test_the_terms_are_those_of_the_losses(photo: Tensor):
+    task = tiny_task(photo, SMALL)
+    torch.manual_seed(0)
+    terms = task(windows(photo), torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    x = random_views(windows(photo), SIDE, generator, SMALL.widest)
+    y, parameters = degrade(x, BLUR, NOISE, generator)
+    severity = task.model(y, task.prior.encode(y))
+    error = position_error(severity.z_hat_BCHW, task.prior.encode(x))
+    wanted = 2 * (parameters["blur_std"] - 0.3) / 2.7 - 1
+    mean, log_variance = severity.parameters_BP2[:, 0].unbind(1)
+    of_parameters = 0.5 * (((mean - wanted) ** 2 + FLOOR) / log_variance.exp() + log_variance).mean()
+    assert_close(terms["latent"], error.mean())
+    assert_close(terms["parameters"], of_parameters)
+    of_z = (error / severity.sigma_Bhw).mean()
+    assert_close(terms["loss"], of_z + 0.1 * terms["sigma"] + 0.02 * of_parameters)
+
+
+def test_the_fusion_weight_is_trained_alone_and_last(photo: Tensor):
+    task = tiny_task(photo, dataclasses.replace(SMALL, part="fusion"))
+    terms = task(windows(photo), torch.Generator().manual_seed(0))
+    assert set(terms) == {"loss"}
+    terms["loss"].backward()
+    trained = {name for name, parameter in task.model.named_parameters() if parameter.grad is not None}
+    assert trained == {f"net.heads.2.{name}" for name, _ in task.model.weight_head.named_parameters()}
+    assert all(parameter.grad.abs().sum() > 0 for parameter in task.model.weight_head.parameters())
+    assert all(parameter.grad is None for parameter in task.prior.parameters())
+
+
+def test_the_fusion_loss_is_the_fused_images_squared_error(photo: Tensor):
+    task = tiny_task(photo, dataclasses.replace(SMALL, part="fusion"))
+    x = crops(photo, 2)
+    y = x + 0.1
+    severity = task.model(y, task.prior.encode(y))
+    fused = fuse(y, task.prior.decode(severity.z_hat_BCHW), severity.weight_Bhw, 4, (SIDE, SIDE))
+    assert_close(task.fusion_loss(x, y, severity), (fused - x).square().mean())
+    kept = severity._replace(weight_Bhw=torch.zeros_like(severity.weight_Bhw))
+    assert task.fusion_loss(x, y, kept).item() == pytest.approx(0.01, rel=1e-4)
 
 
 def test_every_photo_of_a_batch_is_degraded_with_its_own_severity(photo: Tensor, monkeypatch: pytest.MonkeyPatch):
-    task = tiny_task(photo, SeverityConfig(crop=SIDE))
+    task = tiny_task(photo, SMALL)
     seen: list[Tensor] = []
     real = type(BLUR).bind
 
@@ -171,36 +237,33 @@ def test_every_photo_of_a_batch_is_degraded_with_its_own_severity(photo: Tensor,
     assert std.max() > 2.6
 
 
-def test_each_view_is_seen_at_several_severities(photo: Tensor, monkeypatch: pytest.MonkeyPatch):
-    task = tiny_task(photo, SeverityConfig(crop=SIDE, levels=3, lambda_order=1.0))
-    seen: list[Tensor] = []
-
-    def recording(x: Tensor, generator: torch.Generator) -> Tensor:
-        seen.append(x)
-        return degrade(x, BLUR, NOISE, generator)
-
-    monkeypatch.setattr(task, "degrade", recording)
-    window = ((crops(photo, 4) + 1) * 127.5).to(torch.uint8)
-    terms = task(window, torch.Generator().manual_seed(0))
-    (x,) = seen
-    assert len(x) == 12
-    assert torch.equal(x.reshape(4, 3, *x.shape[1:]).amax(1), x.reshape(4, 3, *x.shape[1:]).amin(1))
-    assert len(x[::3].flatten(1).unique(dim=0)) == 4
-    assert terms["order"] > 0
-
-
-def test_the_head_alone_is_trained(photo: Tensor):
-    task = tiny_task(photo, SeverityConfig(crop=SIDE, only_head=True))
-    window = ((crops(photo, 4) + 1) * 127.5).to(torch.uint8)
-    task(window, torch.Generator().manual_seed(0))["loss"].backward()
-    assert all(parameter.grad is None for parameter in task.model.encoder.parameters())
-    assert task.model.head[1].weight.grad.abs().sum() > 0
+@pytest.mark.parametrize(
+    ("name", "settings", "noise", "expected"),
+    [
+        ("gaussian_blur", {"std": [0.5, 2.0]}, (0.05, 0.05), {"blur_std": [0.5, 2.0]}),
+        ("gaussian_blur", {"std": [1.0, 1.0]}, (0.05, 0.05), {}),
+        ("gaussian_blur", {"std": [0.5, 2.0]}, (0.0, 0.2), {"blur_std": [0.5, 2.0], "noise_std": [0.0, 0.2]}),
+        ("random_inpainting", {"missing": [0.1, 0.8]}, (0.05, 0.05), {"missing": [0.1, 0.8]}),
+        ("jpeg", {"quality": [10, 60]}, (0.0, 0.0), {"quality": [10.0, 60.0]}),
+        ("photo", {}, (0.0, 0.2), {}),
+    ],
+)
+def test_what_severity_decides_can_be_predicted(
+    name: str, settings: dict[str, Any], noise: tuple[float, float], expected: dict[str, list[float]]
+):
+    found = parameter_ranges(make_degradation(name, settings), noise)
+    assert set(found) == set(expected)
+    for key, (low, high) in expected.items():
+        assert found[key] == pytest.approx([low, high], rel=1e-5)
 
 
-@pytest.mark.parametrize("settings", [{"levels": 0}, {"lambda_order": 1.0}])
-def test_an_order_needs_levels(settings: dict[str, Any]):
-    with pytest.raises(ConfigError, match=r"severity\.levels"):
-        SeverityConfig(**settings)
+@pytest.mark.parametrize("name", ["motion_blur", "nonlinear_blur", "box_inpainting", "random_inpainting"])
+def test_seeds_and_angles_are_not_predicted(name: str):
+    """They are drawn and not decided by the severity: at both of its ends they may be anything."""
+    for seed in range(3):
+        torch.manual_seed(seed)
+        found = parameter_ranges(make_degradation(name, {}), (0.0, 0.0))
+        assert set(found) == {make_degradation(name, {}).parameter_names[0]}
 
 
 @pytest.mark.parametrize(
@@ -215,7 +278,8 @@ def test_an_order_needs_levels(settings: dict[str, Any]):
 )
 def test_other_families_are_degraded_to_images_and_ordered(photo: Tensor, name: str, settings: dict[str, Any]):
     x, family = crops(photo, 18), make_degradation(name, settings)
-    y = degrade(x, family, NOISE, torch.Generator().manual_seed(0))
+    y, parameters = degrade(x, family, NOISE, torch.Generator().manual_seed(0))
+    assert set(parameters) == {*family.parameter_names, "noise_std"}
     assert y.shape == x.shape
     figures = severity_figures(Oracle(x), pixel_prior(), family, (0.0, 0.0), x)  # type: ignore[arg-type]
     assert figures["ordering_true"] > 0.9  # one mask or path an image, harder from level to level
@@ -223,7 +287,7 @@ def test_other_families_are_degraded_to_images_and_ordered(photo: Tensor, name: 
 
 def test_smaller_measurements_are_shown_at_the_images_size(photo: Tensor):
     x, family = crops(photo, 2), make_degradation("super_resolution", {"scale": 4})
-    assert degrade(x, family, NOISE, torch.Generator().manual_seed(0)).shape == x.shape
+    assert degrade(x, family, NOISE, torch.Generator().manual_seed(0))[0].shape == x.shape
     figures = severity_figures(Oracle(x), pixel_prior(), family, NOISE, x)  # type: ignore[arg-type]
     assert figures["sigma_true_mean"] > 0.1
 
@@ -232,7 +296,9 @@ def test_noise_of_a_range_is_drawn_for_each_image(monkeypatch: pytest.MonkeyPatc
     x, identity = torch.zeros(64, 3, 32, 32), make_degradation("gaussian_blur", {"std": [1e-3, 1e-3]})
     fixed, free = (torch.Generator().manual_seed(0) for _ in "ab")
     torch.manual_seed(0)
-    std_B = degrade(x, identity, (0.01, 0.2), free).flatten(1).std(dim=1) / 2
+    y, parameters = degrade(x, identity, (0.01, 0.2), free)
+    std_B = y.flatten(1).std(dim=1) / 2
+    assert_close(parameters["noise_std"], std_B, rtol=0.1, atol=0)
     assert std_B.min() > 0.009
     assert std_B.max() < 0.21
     assert std_B.max() - std_B.min() > 0.15
@@ -262,7 +328,7 @@ def test_figures_of_a_range_of_noise_are_those_of_each_photo(photo: Tensor):
 
 
 def test_a_family_that_does_not_fit_the_views_is_refused(photo: Tensor):
-    task = tiny_task(photo, SeverityConfig())
+    task = tiny_task(photo, SeverityConfig(widths=(8,), blocks=(1,)))
     wide = make_degradation("nonlinear_blur", {"motion": [0, 20]})
     with pytest.raises(ConfigError, match="motion of 20 pixels"):
         SeverityTask(task.model, task.prior, wide, NOISE, task.config, task.val)
