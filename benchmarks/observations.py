@@ -14,7 +14,7 @@ from benchmarks.experiment_photos import Photos
 from flashray.degradations import Degradation
 from flashray.measurement import Measurement
 from flashray.restorer import BATCH, Estimate, Restorer
-from flashray.severity import Start
+from flashray.severity import Severity, Start
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,12 @@ def first_of(batches: Sequence[Observed], count: int) -> list[Observed]:
         if not len(rows):
             break
         count -= len(rows)
-        z_hat = one.estimate.z_hat_BCHW
-        estimate = Estimate(None if z_hat is None else z_hat[rows], one.estimate.sigma_BK[rows])
+        z_hat, said = one.estimate.z_hat_BCHW, one.estimate.severity
+        estimate = Estimate(
+            None if z_hat is None else z_hat[rows],
+            one.estimate.sigma_BK[rows],
+            None if said is None else Severity(*(value[rows] for value in said)),
+        )
         found.append(Observed(one.measured.select(rows), estimate, one.sigma_true_B[rows]))
     return found
 

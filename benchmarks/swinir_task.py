@@ -74,7 +74,8 @@ class SwinIRTask(Task):
 
     def forward(self, window_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         x = random_views(window_BCHW, self.crop, generator)
-        x_hat = self.model(degrade(x, self.degradation, self.noise, generator)).float()
+        y, _ = degrade(x, self.degradation, self.noise, generator)
+        x_hat = self.model(y).float()
         square = (x_hat - x).square()
         return {"loss": (square + self.charbonnier**2).sqrt().mean(), "mse": square.mean()}
 

@@ -45,6 +45,8 @@ def test_the_first_photos_are_the_first_of_all_batches(batches: list[Observed]):
     (few,) = first_of(batches, 3)
     assert few.measured.keys == ["0", "1", "2"]
     assert sigma([few]) == sigma(batches)[:3]
+    assert few.estimate.severity is not None
+    assert all(len(value) == 3 for value in few.estimate.severity)
 
 
 def test_a_severity_is_every_photos(restorer: Restorer, photo: Tensor):

@@ -13,7 +13,7 @@ from benchmarks.swinir import SwinIR, load_swinir
 from flashray.prior import LatentPrior, load_prior
 from flashray.recipe import DegradationConfig, Recipe, SolverConfig
 from flashray.restorer import Restorer
-from flashray.severity import load_severity_encoder
+from flashray.severity import estimate, load_severity_encoder
 from tests.conftest import TinyModels
 from tests.support.models import SIDE
 
@@ -69,8 +69,8 @@ def test_the_autoencoder_is_the_decoded_estimate(restorer: Restorer, photos: Pho
     batches = observe(restorer, photos)
     assert restorer.encoder is not None
     with torch.no_grad():
-        z_hat, _ = restorer.encoder(batches[0].measured.seen_BCHW)
-        expected = restorer.prior.decode(z_hat).clamp(-1, 1)
+        said = estimate(restorer.encoder, restorer.prior, batches[0].measured.seen_BCHW)
+        expected = restorer.prior.decode(said.z_hat_BCHW).clamp(-1, 1)
     assert torch.equal(restored("autoencoder", batches, restorer, swinir), expected)
 
 

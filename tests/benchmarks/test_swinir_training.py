@@ -75,7 +75,7 @@ def test_it_can_learn_one_batch_by_heart(photo: Tensor):
 def test_the_loss_is_charbonniers(photo: Tensor, monkeypatch: pytest.MonkeyPatch):
     """Of a model that is still the identity: the mean over pixels of √((y - x)² + ε²)."""
     seen: list[Tensor] = []
-    monkeypatch.setattr("benchmarks.swinir_task.degrade", lambda x, *_: seen.append(x) or x + 0.3)
+    monkeypatch.setattr("benchmarks.swinir_task.degrade", lambda x, *_: (seen.append(x) or x + 0.3, {}))
     task = SwinIRTask(tiny(), BLUR, NOISE, crops(photo, 2), crop=16, charbonnier=0.4)
     terms = task(torch.zeros(3, 3, 40, 40, dtype=torch.uint8), torch.Generator().manual_seed(0))
     assert seen[0].shape == (3, 3, 16, 16)
