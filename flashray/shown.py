@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import re
-
-# control characters, the line and paragraph separators, what turns the writing direction, halves of characters
-_UNSEEN = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060\u2066-\u2069\ufeff\ud800-\udfff]")
-_SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
-
 
 def shown(text: object) -> str:
-    r"""The text with line breaks, terminal escapes and invisible characters as \n, \x1b, \u202e."""
-    return _UNSEEN.sub(_escape, str(text))
+    r"""The text in which each character can be seen.
 
-
-def _escape(found: re.Match[str]) -> str:
-    code = ord(found[0])
-    return _SHORT.get(found[0]) or (f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}")
+    Line breaks, control characters, spaces of other widths, marks that turn the direction of writing, halves of
+    characters and the like become escapes such as \n and \u202e; no name can then look like another, or turn the text
+    around it.
+    """
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(text))

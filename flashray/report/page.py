@@ -16,6 +16,7 @@ from html import escape
 from importlib import resources
 
 from flashray.report.pictures import View
+from flashray.shown import shown
 
 NARROW = 320  # pixels; the frame of a wider photo takes two columns
 LONGEST = 160  # characters of a text in the table or below a picture
@@ -140,12 +141,8 @@ def render(page: Page) -> bytes:
 
 
 def readable(value: str, most: int = LONGEST) -> str:
-    """A text of one line in which each character can be seen, cut in its middle where it is longer than `most`.
-
-    Line breaks, control characters, marks that turn the direction of writing, lone surrogates and the like become
-    escapes such as \\n and \\u202e; no name can then look like another, or turn the text around it.
-    """
-    seen = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in value)
+    """A text as `shown`, cut in its middle where it is longer than `most`."""
+    seen = shown(value)
     head = most * 2 // 3
     return seen if len(seen) <= most else f"{seen[:head]} … {seen[head - most :]}"
 
@@ -180,7 +177,7 @@ def _gallery(gallery: Gallery, number: dict[str, int]) -> str:
 def _picture(picture: Picture, number: int) -> str:
     """A figure: its views under sliders, its name and facts, and switches where it has several views or a map."""
     name = f"p{number}"
-    shown = "".join(_view(view, picture, n, name) for n, view in enumerate(picture.views))
+    layers = "".join(_view(view, picture, n, name) for n, view in enumerate(picture.views))
     switches = ""
     if len(picture.views) > 1:
         switches += "".join(
@@ -193,7 +190,7 @@ def _picture(picture: Picture, number: int) -> str:
     switches = f'<div class="switches">{switches}</div>' if switches else ""
     facts = "".join(f"<span>{text(what)} <b>{text(value)}</b></span>" for what, value in picture.facts)
     return (
-        f'<figure id="{name}" class="picture{" large" if picture.views[0].width > NARROW else ""}">{shown}'
+        f'<figure id="{name}" class="picture{" large" if picture.views[0].width > NARROW else ""}">{layers}'
         f'<figcaption>{_name(picture.key)}<div class="facts">{facts}</div>{switches}</figcaption></figure>'
     )
 
@@ -308,8 +305,8 @@ def _cells(columns: Sequence[Column], row: Sequence[str | float | None], number:
             kind = "" if column.digits is None else ' class="n"'
             cells.append(f'<td{kind} data-v="">–</td>')
         else:
-            shown = f"{value:{'+' if column.signed else ''},.{column.digits or 0}f}".replace("inf", "∞")
-            cells.append(f'<td class="n" data-v="{str(float(value)).replace("inf", "Infinity")}">{shown}</td>')
+            said = f"{value:{'+' if column.signed else ''},.{column.digits or 0}f}".replace("inf", "∞")
+            cells.append(f'<td class="n" data-v="{str(float(value)).replace("inf", "Infinity")}">{said}</td>')
     return "".join(cells)
 
 
