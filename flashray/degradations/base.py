@@ -78,7 +78,6 @@ class Degradation(ABC):
 
     name: ClassVar[str]
     linear: ClassVar[bool]
-    known: ClassVar[bool] = True  # whether a solver may use the operator
     # Scalar parameters of one image, by the names that a manifest's columns use; the first one is the severity
     parameter_names: ClassVar[tuple[str, ...]]
     # Whether a parameter `mask`, [B, 1, H, W] with 1 where a pixel is known, may replace them

@@ -42,7 +42,7 @@ def jobs(family: Degradation) -> list[Job]:
 
 
 def allowed(case: Case, name: str) -> bool:
-    if not case.make().known:
+    if case.make().unknown:
         return name == "unguided"
     return case.make().linear or not make_solver(name, {}).needs_adjoint
 
