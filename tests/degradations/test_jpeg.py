@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from flashray.degradations import make_degradation
-from flashray.degradations.jpeg import _CHROMA, _LUMA, Codec, dct_basis, quantisation
+from flashray.degradations.jpeg import CHROMA, LUMA, Codec, dct_basis, quantisation
 from flashray.images import decode_image, to_pil
 from tests.support.unit_scale import on_unit_scale
 
@@ -40,7 +40,7 @@ def test_tables_are_libjpegs(quality: int):
     file = io.BytesIO()
     Image.new("RGB", (16, 16)).save(file, format="JPEG", quality=quality)
     tables = Image.open(io.BytesIO(file.getvalue())).quantization  # type: ignore[attr-defined]
-    for base, table in zip((_LUMA, _CHROMA), (tables[0], tables[1]), strict=True):
+    for base, table in zip((LUMA, CHROMA), (tables[0], tables[1]), strict=True):
         assert quantisation(torch.tensor([float(quality)]), base)[0].flatten().tolist() == list(table)
 
 
