@@ -109,6 +109,20 @@ def test_training_needs_to_know_what(capsys: pytest.CaptureFixture[str]):
     assert "--photoz is not an option (did you mean --photos" in capsys.readouterr().err
 
 
+def test_parts_of_an_option_that_may_be_none_are_options_too():
+    """`autoencoder` is a configuration or the word none."""
+    from flashray.options import Options
+    from flashray.training.train_prior import TrainPriorConfig
+
+    options = Options.of({"": TrainPriorConfig})
+    assert options.resolve("autoencoder.latent-channels") == "autoencoder.latent_channels"
+    assert options.resolve("autoencoder") == "autoencoder"
+    line = ["--autoencoder.latent-channels", "8", "--denoiser.layers=2"]
+    assert options.normalise(line) == ["--autoencoder.latent_channels", "8", "--denoiser.layers", "2"]
+    with pytest.raises(ConfigError, match=r"autoencoder.latent-chanels is not an option \(did you mean --autoencoder"):
+        options.resolve("autoencoder.latent-chanels")
+
+
 def test_importing_the_package_is_light():
     """Neither torch nor Ray, MLflow, diffusers or pyarrow are loaded before they are used."""
     code = "import sys, flashray, flashray.cli; print(sorted(set(sys.modules) & set(sys.argv[1:])), len(sys.modules))"
