@@ -150,7 +150,7 @@ def _described(encoder: SeverityEncoder, model: Any, run_id: str) -> Any:
         inputs=Schema([TensorSpec(single, (-1, 3, -1, -1), "y_BCHW")]),
         outputs=Schema(
             [
-                TensorSpec(single, (-1, encoder.latent_channels, -1, -1), "z_hat_BCHW"),
+                TensorSpec(single, (-1, encoder.config.latent_channels, -1, -1), "z_hat_BCHW"),
                 TensorSpec(single, (-1,), "sigma_hat_B"),
             ]
         ),
