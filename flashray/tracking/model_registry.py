@@ -151,7 +151,7 @@ def _described(encoder: SeverityEncoder, model: Any, run_id: str) -> Any:
         outputs=Schema(
             [
                 TensorSpec(single, (-1, encoder.config.latent_channels, -1, -1), "z_hat_BCHW"),
-                TensorSpec(single, (-1,), "sigma_hat_B"),
+                TensorSpec(single, (-1, -1, -1), "log_variance_Bhw"),
             ]
         ),
     )
