@@ -59,7 +59,7 @@ def test_a_registered_encoder_is_the_same_encoder(tiny_models: TinyModels, uri: 
     assert [(one.name, one.shape) for one in signature.inputs] == [("y_BCHW", (-1, 3, -1, -1))]
     assert [(one.name, one.shape) for one in signature.outputs] == [
         ("z_hat_BCHW", (-1, 4, -1, -1)),
-        ("sigma_hat_B", (-1,)),
+        ("log_variance_Bhw", (-1, -1, -1)),
     ]
     client = mlflow.MlflowClient()
     version = client.get_model_version_by_alias("same", "champion")
