@@ -145,15 +145,13 @@ def _described(encoder: SeverityEncoder, model: Any, run_id: str) -> Any:
     from mlflow.models import Model, ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    single, latent = np.dtype(np.float32), (-1, encoder.config.latent_channels, -1, -1)
+    single = np.dtype(np.float32)
     signature = ModelSignature(
-        inputs=Schema([TensorSpec(single, (-1, 3, -1, -1), "y_BCHW"), TensorSpec(single, latent, "e_BCHW")]),
+        inputs=Schema([TensorSpec(single, (-1, 3, -1, -1), "y_BCHW")]),
         outputs=Schema(
             [
-                TensorSpec(single, latent, "z_hat_BCHW"),
+                TensorSpec(single, (-1, encoder.config.latent_channels, -1, -1), "z_hat_BCHW"),
                 TensorSpec(single, (-1, -1, -1), "log_variance_Bhw"),
-                TensorSpec(single, (-1, -1, -1), "weight_Bhw"),
-                TensorSpec(single, (-1, len(encoder.parameter_names), 2), "parameters_BP2"),
             ]
         ),
     )

@@ -421,3 +421,18 @@ def test_a_report_of_a_run_under_way_shows_what_is_there(
         path.unlink()
     assert main(["report", str(output)]) == 0
     assert "<figure" not in (output / "report.html").read_text()
+
+
+def test_a_run_without_a_recipe_is_for_unknown_damage(photo: torch.Tensor, tmp_path: Path, ray_cluster: None) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(encode_png(photo[:, 50:125, 180:271]))
+    output = tmp_path / "out"
+    assert main(["restore", str(tmp_path / "in"), str(output), "--device", "cpu", "--tracking.enabled", "false"]) == 0
+    state = RunStatus.read(str(output))
+    (planned,), (row,) = state.plan.to_pylist(), state.results.to_pylist()
+    assert (row["status"], planned["parameters"], planned["noise_std"]) == ("ok", "{}", 0)
+    assert planned["sigma_hat"] > 0
+    assert decode_image((output / "a.png").read_bytes()).shape == (3, 75, 91)
+    config = json.loads((record(output) / "run.json").read_text())["config"]
+    assert config["recipe"]["degradation"]["name"] == "photo"
+    assert config["recipe"]["fusion"]["name"] == "learned"

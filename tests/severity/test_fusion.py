@@ -144,11 +144,11 @@ def test_bad_settings_of_fusion_are_config_errors(settings: dict[str, Any], mess
 )
 def test_nothing_uses_an_operator_that_nobody_knows(solver: str, fusion: Any):
     recipe = Recipe(DegradationConfig("photo"), solver=SolverConfig(solver), fusion=FusionConfig(fusion))
-    with pytest.raises(ConfigError, match=r"nobody knows that of photo; use solver unguided"):
+    with pytest.raises(ConfigError, match=r"photo stands for unknown damage, .* use solver unguided"):
         recipe.check()
 
 
 def test_learned_weights_need_the_encoder_that_learned_them():
     recipe = Recipe(start=Start(mode="full"), fusion=FusionConfig("learned"))
-    with pytest.raises(ConfigError, match=r"fusion.name is learned, and start.mode full"):
+    with pytest.raises(ConfigError, match=r"fusion learned takes the severity encoder's weights, and start.mode full"):
         recipe.check()
