@@ -15,7 +15,7 @@ from flashray.report.markdown import to_markdown
 
 SHOWN = ("images", "failed", "mean_nfe", "psnr", "ssim", "lpips", "images_per_second", "solver_seconds")
 # parameters that say nothing of what was done
-_LEFT_OUT = ("io.output", "tracking.", "policy.plan_only", "policy.retry_failed", "policy.overwrite")
+_LEFT_OUT = ("io.output", "tracking.", "policy.plan_only", "policy.retry_failed", "policy.overwrite", "policy.verify")
 _LONGEST = 40  # characters of a parameter
 
 
