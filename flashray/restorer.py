@@ -220,6 +220,10 @@ class Restorer:
         sigma_BK = torch.stack([window_sigma(sigma_hw, windows, valid) for sigma_hw in severity.sigma_Bhw.cpu()])
         return Estimate(severity.z_hat_BCHW, sigma_BK, severity)
 
+    def sigma_maps(self, severity: Severity, size: tuple[int, int]) -> Tensor:
+        """[B, h, w] σ̂ of the latent positions of images of (H, W) pixels, without the padding, on the CPU."""
+        return crop(severity.sigma_Bhw, self.grid.valid_size(size)).cpu()
+
     def start_steps(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """(long start steps, bool fall-backs to the full chain) of σ̂ of any shape, such as [B, K]."""
         step, fallback = self.start.start_step(sigma.flatten(), self.schedule)
@@ -410,8 +414,7 @@ class Restorer:
             sigma |= dict(zip(measured.keys, found.sigma_hat_B.tolist(), strict=True))
             fallback |= dict(zip(measured.keys, fallback_BK.any(dim=1).tolist(), strict=True))
             if found.severity is not None:
-                sigma_Bhw = crop(found.severity.sigma_Bhw, self.grid.valid_size(measured.image_size)).cpu()
-                maps |= dict(zip(measured.keys, sigma_Bhw, strict=True))
+                maps |= dict(zip(measured.keys, self.sigma_maps(found.severity, measured.image_size), strict=True))
         jobs.sort(key=lambda job: -job.start_step)
         solved = {one.key: one for one in self.solve(jobs)}
         nothing = Solved("", None, 0.0, 0.0)

@@ -14,7 +14,7 @@ import torch
 from flashray import storage
 from flashray.pipeline.run_config import METRICS, RunConfig, flatten, to_dict
 from flashray.pipeline.run_status import RunStatus
-from flashray.pipeline.sample_sheet import read_sample, spread
+from flashray.pipeline.sample_sheet import ESTIMATED, read_sample, spread
 from flashray.pipeline.summary import remarks
 from flashray.report.page import Card, Column, Gallery, Histogram, Page, Picture, Table, render
 from flashray.report.pictures import views
@@ -129,7 +129,10 @@ def _picture(
         error = measured.y_BCHW - measured.operator.A(restored[None].to(measured.y_BCHW))
         residuals.append(error.double().square().mean().sqrt().item() / (2 * photo.noise_std))
         facts.append(("residual", f"{residuals[-1]:.2f} × noise"))
-    return Picture(planned["key"], views(shown, restored), facts)
+    height, width = measured.image_size
+    severity = restorer.estimate(measured).severity if height * width <= ESTIMATED else None
+    sigma_hw = None if severity is None else restorer.sigma_maps(severity, (height, width))[0]
+    return Picture(planned["key"], views(shown, restored, sigma_hw), facts)
 
 
 def _cards(found: Mapping[str, Any], done: pa.Table, residuals: Sequence[float], pending: int) -> list[Card]:

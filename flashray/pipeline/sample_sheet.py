@@ -27,7 +27,7 @@ from flashray.shown import shown
 
 ROWS = 12
 SHOWN = 256  # pixels to a side of a picture in the sheet, or the prior's size; larger ones are shrunk
-_ESTIMATED = 2_000_000  # pixels of a photo whose ẑ is shown, because the driver computes it again
+ESTIMATED = 2_000_000  # pixels of a photo whose ẑ is shown, because the driver computes it again
 
 
 @torch.no_grad()
@@ -87,7 +87,7 @@ def row_of_sheet(restorer: Restorer, io: IoConfig, row: dict[str, Any]) -> tuple
         return None
     photo, measured, restored = found
     height, width = measured.image_size
-    z_hat = restorer.estimate(measured).z_hat_BCHW if height * width <= _ESTIMATED else None
+    z_hat = restorer.estimate(measured).z_hat_BCHW if height * width <= ESTIMATED else None
     estimate = None if z_hat is None else restorer.decode(z_hat, (height, width))[0].cpu()
     reference = photo.x if restorer.measurer.simulated else None
     if io.references is not None:
