@@ -31,6 +31,7 @@ SCHEDULE = NoiseSchedule.from_scheduler_config({"beta_schedule": "scaled_linear"
 CHAIN = SCHEDULE.respaced(30)
 BLUR = make_degradation("gaussian_blur", {"kernel_size": 15})
 SETTINGS: dict[str, dict[str, Any]] = {
+    "unguided": {},
     "latent_dps": {"dc_step": 0.5},
     "gml_dps": {"dc_step": 0.5},
     "psld": {"dc_step": 0.5},

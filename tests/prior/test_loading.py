@@ -21,7 +21,7 @@ from tests.support.models import dc, edit_json, kl, save_pipeline, unet
 from tests.support.prior_layouts import LAYOUTS
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-BUNDLED_HASH = "8fd2207f42f1d0516f9082fff8bc740ffba77e0ff159f06d0c5725093a812a6e"
+BUNDLED_HASH = "44734a5a41bfff6497bc3b45bafba8033ee8e29e7b4cbd1b76438f2477675cfc"
 
 
 def change(path: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -> None:
