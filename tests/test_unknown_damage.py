@@ -99,7 +99,7 @@ def test_without_strength_the_denoiser_is_never_asked(
     torch.testing.assert_close(restored.images[0], restorer.fuse(decoded, jobs)[0], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("weight", [0.0, 0.2])
+@pytest.mark.parametrize("weight", [0.0, FusionConfig().threshold])
 def test_weights_up_to_the_threshold_give_the_photo_itself(tiny: Restorer, photo: Tensor, weight: float) -> None:
     says(tiny, weight)
     y = photo[:, : SIZE[0], : SIZE[1]]

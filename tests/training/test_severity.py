@@ -208,15 +208,17 @@ def test_the_fusion_weight_is_trained_alone_and_last(photo: Tensor):
     assert all(parameter.grad is None for parameter in task.prior.parameters())
 
 
-def test_the_fusion_loss_is_the_fused_images_squared_error(photo: Tensor):
+def test_the_fusion_loss_is_the_fused_images_squared_error_over_that_of_y(photo: Tensor):
     task = tiny_task(photo, dataclasses.replace(SMALL, part="fusion"))
     x = crops(photo, 2)
-    y = x + 0.1
+    y = torch.stack([x[0] + 0.1, x[1]])  # the second is undamaged
     severity = task.model(y, task.prior.encode(y))
-    fused = fuse(y, task.prior.decode(severity.z_hat_BCHW), severity.weight_Bhw, 4, (SIDE, SIDE))
-    assert_close(task.fusion_loss(x, y, severity), (fused - x).square().mean())
+    decoded = task.prior.decode(severity.z_hat_BCHW).clamp(-1, 1)
+    fused = fuse(y, decoded, severity.weight_Bhw, 4, (SIDE, SIDE))
+    error_B = (fused - x).square().mean(dim=(1, 2, 3))
+    assert_close(task.fusion_loss(x, y, severity), (error_B / torch.tensor([0.01 + 1e-4, 1e-4])).mean())
     kept = severity._replace(weight_Bhw=torch.zeros_like(severity.weight_Bhw))
-    assert task.fusion_loss(x, y, kept).item() == pytest.approx(0.01, rel=1e-4)
+    assert task.fusion_loss(x, y, kept).item() == pytest.approx(0.5 * 0.01 / (0.01 + 1e-4), rel=1e-3)
 
 
 def test_every_photo_of_a_batch_is_degraded_with_its_own_severity(photo: Tensor, monkeypatch: pytest.MonkeyPatch):
