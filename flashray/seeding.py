@@ -23,6 +23,7 @@ STREAMS = 2**8  # a stream's number is below this
 STEPS = 2**24  # and a step's below this
 _MASK = 0xFFFFFFFF
 _AT_ONCE = 2**16  # counters: their words stay in a processor's cache
+_AT_ONCE_ON_GPU = 2**24  # a GPU spends its time on calls and not on words
 _MULTIPLIER_0, _MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
 _WEYL_0, _WEYL_1 = 0x9E3779B9, 0xBB67AE85
 
@@ -82,7 +83,7 @@ def normal(
     row_h1 = corner[0] + torch.arange(height, device=device)[:, None]
     column_w = corner[1] + torch.arange(width, device=device)
     values_BGjhw = torch.empty(len(seed_B), len(block_G11), 4, height, width, device=device)
-    images, rows = _chunk(len(block_G11) * width, height)
+    images, rows = _chunk(len(block_G11) * width, height, _AT_ONCE if device.type == "cpu" else _AT_ONCE_ON_GPU)
     for one in range(0, len(seed_B), images):
         some = slice(one, one + images)
         key = (seed_B111[some] & _MASK, (seed_B111[some] >> 32) & _MASK)
@@ -94,11 +95,11 @@ def normal(
     return values_BGjhw.flatten(1, 2)[:, :channels]
 
 
-def _chunk(row: int, height: int) -> tuple[int, int]:
+def _chunk(row: int, height: int, most: int) -> tuple[int, int]:
     """(images, rows) to draw at once, for a row of so many counters: whole images, or some rows of one."""
-    if row * height < _AT_ONCE:
-        return _AT_ONCE // max(1, row * height), max(1, height)
-    return 1, max(1, _AT_ONCE // row)
+    if row * height < most:
+        return most // max(1, row * height), max(1, height)
+    return 1, max(1, most // row)
 
 
 def box_muller(words: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
