@@ -352,7 +352,7 @@ def halve_the_decoder(tensors: dict[str, torch.Tensor]) -> None:
     [
         (
             latents_of_a_fifth,
-            r"standard deviation of .* the latent scale is .*, and about 0\.\d+ would fit; correct scaling_factor",
+            r"standard deviation of .* the latent scale is .*, and about 1\.\d+ would fit; correct scaling_factor",
         ),
         (
             config_of("scheduler", prediction_type="epsilon"),
