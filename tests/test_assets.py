@@ -46,7 +46,7 @@ def test_every_model_says_how_it_was_made():
     for folder in folders:
         card = json.loads((folder / "card.json").read_text())
         for stage in card["trained"].values():
-            assert stage["command"].startswith("python jobs/train")
+            assert stage["command"].startswith("python jobs/train_")
             assert {"seed", "seconds", "samples"} <= set(stage)
         assert (folder / "README.md").is_file()
 

@@ -114,7 +114,7 @@ class PhotoDamage(Operator):
         level = self.level_B.to(x_BCHW)
         blurred_B, scaled_B = u_BN[:, 0] < 0.65, u_BN[:, 1] < 0.4
         kernel_BKK = self._kernel(level, u_BN)
-        scale_B = 1 - (1 - 0.9 * u_BN[:, 2]) * level  # the sharpest of SCALES below it is taken
+        scale_B = 1 - (1 - 0.9 * u_BN[:, 2]) * level
 
         def blur(image: Tensor) -> Tensor:
             return torch.where(_wide(blurred_B), convolve(image, kernel_BKK), image)
