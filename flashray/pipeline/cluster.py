@@ -24,6 +24,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from flashray import storage
 from flashray.errors import ConfigError
+from flashray.pipeline.memory import machine_memory
 from flashray.pipeline.progress import clock
 from flashray.pipeline.run_config import RunConfig
 
@@ -103,11 +104,6 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _memory() -> int:
-    """Bytes of memory that this machine has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def connect() -> bool:
     """Connect to the configured cluster (RAY_ADDRESS), or start one on this machine; returns whether this call did.
 
@@ -147,7 +143,7 @@ def _start_here() -> None:
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.WARNING,
-            object_store_memory=min(_OBJECT_STORE, _memory() // 4),
+            object_store_memory=min(_OBJECT_STORE, machine_memory() // 4),
         )
 
 

@@ -12,6 +12,7 @@ from flashray.errors import ImageError
 from flashray.images import MAX_MEGAPIXELS, open_image, read_header
 from flashray.measurement import Photo
 from flashray.pipeline.load import mask_uri_of
+from flashray.pipeline.pixel_budget import PixelBudget
 from flashray.restorer import Restorer
 
 
@@ -22,6 +23,7 @@ def batches(
     indices: Iterable[int],
     count: int,
     max_megapixels: float,
+    budget: PixelBudget,
 ) -> Iterator[list[int]]:
     """The indices of images that can be measured together: of one size, in batches bounded by their pixels.
 
@@ -31,6 +33,7 @@ def batches(
     Args:
         unit: a loaded unit, or a chunk of the plan pass.
         count: images of the prior's size in a batch.
+        budget: refuses images that this machine cannot hold.
     """
     by_size: dict[tuple[int, int], list[int]] = {}
     for i in indices:
@@ -45,6 +48,7 @@ def batches(
                     f"{size[0]} x {size[1]}; --retry-failed plans it again"
                 )
             restorer.check_photo(seen)
+            budget.check(seen[0] * seen[1])
         except ImageError as error:
             row["error"] = str(error)
             continue
@@ -55,6 +59,11 @@ def batches(
     for size, some in by_size.items():
         most = restorer.batch_size(size, count)
         yield from (some[first : first + most] for first in range(0, len(some), most))
+
+
+def most_pixels(rows: Sequence[Mapping[str, Any]], indices: Iterable[int]) -> int:
+    """Pixels of the largest of these images whose size is known."""
+    return max((rows[i]["width"] * rows[i]["height"] for i in indices if rows[i].get("width")), default=0)
 
 
 def decode_photos(

@@ -9,6 +9,7 @@ import platform
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, get_args
 
@@ -240,7 +241,9 @@ def _digest(found: Mapping[str, Any], listing: pa.Table) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+@cache
 def _versions() -> dict[str, str]:
+    """Of Python, the platform and the packages that results depend on."""
     versions = {"python": platform.python_version(), "platform": platform.platform()}
     for package in _PACKAGES:
         try:
