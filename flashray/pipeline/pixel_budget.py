@@ -14,7 +14,7 @@ from pathlib import Path
 from flashray.errors import FlashrayError, ImageError
 from flashray.pipeline.memory import give_back_freed_memory, machine_memory
 
-PIXEL_BYTES = 300  # of memory that a pixel of a large photo takes at most (docs/results/any-size.md)
+PIXEL_BYTES = 250  # of memory that a pixel of a large photo takes at most (docs/results/any-size.md)
 MEGAPIXEL = 2**20
 _SHARE = 0.5  # of the machine's memory that large photos may take; models and small photos take the rest
 _WAIT = 0.05  # seconds between two looks
