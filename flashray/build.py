@@ -40,10 +40,11 @@ def build(kind: str, registry: Mapping[str, type[T]], name: str, settings: Mappi
 
 def noise_range(noise_std: float | Sequence[float], name: str = "noise_std") -> tuple[float, float]:
     """(low, high) of a noise_std on the [0, 1] scale: one number is both; ConfigError unless 0 ≤ low ≤ high < ∞."""
-    values = [noise_std, noise_std] if isinstance(noise_std, (int, float)) else list(noise_std)
-    if not (len(values) == 2 and 0 <= values[0] <= values[1] < math.inf):
+    values = [noise_std, noise_std] if isinstance(noise_std, (int, float)) else noise_std
+    numbers = isinstance(values, Sequence) and [one for one in values if isinstance(one, (int, float))]
+    if not (numbers and numbers == list(values) and len(numbers) == 2 and 0 <= numbers[0] <= numbers[1] < math.inf):
         raise ConfigError(f"{name} is {noise_std}; give a number ≥ 0, or [low, high]")
-    return float(values[0]), float(values[1])
+    return float(numbers[0]), float(numbers[1])
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

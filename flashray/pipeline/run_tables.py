@@ -34,6 +34,7 @@ def read_table(uri: str, schema: pa.Schema, remedy: str, needed: Sequence[str] =
     data = storage.read_bytes(uri)
     try:
         found = pq.read_table(io.BytesIO(data))
+        found.validate(full=True)  # text that is no UTF-8, above all
         lacking = [name for name in needed if name not in found.column_names or (name == "key" and _gaps(found, name))]
         if lacking:
             raise pa.ArrowInvalid(f"column {', '.join(lacking)} is missing or has gaps")
