@@ -14,7 +14,7 @@ from flashray.errors import ConfigError
 from flashray.prior import LatentPrior
 from flashray.seeding import STREAM_START, normal
 from flashray.severity.regions import mean_nfe, position_starts
-from flashray.solvers.base import Problem
+from flashray.solvers.solver import Problem
 from flashray.windows import LatentGrid, Windows, crop
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from flashray.build import nearest
 from flashray.errors import ConfigError
-from flashray.options import parse_as
+from flashray.option_parser import parse_as
 from flashray.shown import shown
 
 

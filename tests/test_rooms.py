@@ -23,7 +23,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("engine",),
     ("sampling", "measurement"),
     ("restorer",),
-    ("tracking", "options", "report"),
+    ("tracking", "option_parser", "report"),
     ("pipeline", "training"),
     ("help_texts", "verbs"),
     ("cli",),
@@ -38,7 +38,7 @@ KNOWS = {
     "s3fs": ("storage",),
     "boto3": ("storage",),
     "botocore": ("storage",),
-    "jsonargparse": ("options.py",),
+    "jsonargparse": ("option_parser.py",),
     "benchmarks": (),
     "torchvision": (),
 }

@@ -6,7 +6,7 @@ squares, without colour profiles.
 """
 
 from flashray.images.decode import MAX_PIXELS, MAX_SIDE, MIN_SIDE, decode_image, image_size
-from flashray.images.encode import encode_png
+from flashray.images.encode import NO_PLACE_FOR_NOTE, Encoded, encode_like, encode_png
 from flashray.images.formats import OutputFormat
 from flashray.images.given import ImageLike, as_image, as_list, name_of
 from flashray.images.header import MAX_MEGAPIXELS, ImageHeader, read_header
@@ -16,7 +16,6 @@ from flashray.images.reframed import reframed
 from flashray.images.sheet import contact_sheet
 from flashray.images.sizes import Fit, fit_image
 from flashray.images.source import SourceImage, open_image, unchanged
-from flashray.images.write import NO_PLACE_FOR_NOTE, Encoded, encode_like
 
 __all__ = [
     "ImageLike",

@@ -7,7 +7,7 @@ from flashray.errors import ConfigError
 from flashray.pipeline.lease import held
 from flashray.pipeline.run_folder import run_uri
 from flashray.pipeline.run_record import note_tracked, read_record
-from flashray.tracking.replay import replay
+from flashray.tracking.replay_events import replay
 
 
 def replay_output(output: str, tracking_uri: str | None = None) -> str:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flashray.solvers.base import Problem
 from flashray.solvers.proximal import Proximal
+from flashray.solvers.solver import Problem
 
 GREY_LEVEL = 1 / 255  # a measurement is never trusted to more
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flashray.errors import ConfigError
 from flashray.seeding import STREAM_SOLVER
-from flashray.solvers.base import Problem, Step, norm, reverse_step
+from flashray.solvers.solver import Problem, Step, norm, reverse_step
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from flashray.degradations.base import AffineOperator, Operator
 from flashray.errors import ConfigError
 from flashray.seeding import STREAM_SOLVER
-from flashray.solvers.base import Problem, Step, norm, per_image, reverse_step
+from flashray.solvers.solver import Problem, Step, norm, per_image, reverse_step
 
 Linear = Callable[[Tensor], Tensor]
 

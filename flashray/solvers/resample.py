@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flashray.errors import ConfigError
 from flashray.seeding import STREAM_RESAMPLE, STREAM_SOLVER
-from flashray.solvers.base import Problem, Step, per_image, reverse_step
+from flashray.solvers.solver import Problem, Step, per_image, reverse_step
 
 
 @dataclass(frozen=True)

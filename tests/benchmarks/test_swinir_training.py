@@ -17,7 +17,7 @@ from flashray.degradations import make_degradation
 from flashray.errors import ConfigError
 from flashray.images import encode_png
 from flashray.metrics import psnr
-from flashray.options import parse_as
+from flashray.option_parser import parse_as
 from flashray.training import launch
 from flashray.training.degrade import degrade_at
 
