@@ -1,11 +1,9 @@
 """Images in and out: files to tensors and back, colour profiles and metadata, sizes, contact sheets.
 
 Inside flashray an image is a float32 tensor [3, H, W] of RGB in [-1, 1]. `open_image` and `encode_like` read a photo of
-any kind and write the same kind of photo again; `decode_image`, `fit_image` and `encode_png` serve experiments on
-squares, without colour profiles.
+any kind and write the same kind of photo again; `fit_image` and `encode_png` serve experiments on squares.
 """
 
-from flashray.images.decode import MAX_PIXELS, MAX_SIDE, MIN_SIDE, decode_image, image_size
 from flashray.images.encode import NO_PLACE_FOR_NOTE, Encoded, encode_like, encode_png
 from flashray.images.formats import OutputFormat
 from flashray.images.given import ImageLike, as_image, as_list, name_of
@@ -34,12 +32,7 @@ __all__ = [
     "ImageHeader",
     "read_header",
     "MAX_MEGAPIXELS",
-    "decode_image",
     "encode_png",
-    "image_size",
-    "MIN_SIDE",
-    "MAX_SIDE",
-    "MAX_PIXELS",
     "fit_image",
     "Fit",
     "to_uint8",

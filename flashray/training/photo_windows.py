@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flashray.errors import ConfigError, ImageError
-from flashray.images import decode_image, fit_image, is_image_name, to_uint8
+from flashray.images import fit_image, is_image_name, open_image, to_uint8
 
 WINDOW_ZOOM = 1.5  # a window's side over the training size: what random views may crop
 WHOLE = 0.5  # share of the batches with views at the scale of whole photos, the finest detail of images in use
@@ -50,7 +50,7 @@ def load_windows(paths: Iterable[Path], side: int) -> Tensor:
 
     def read(path: Path) -> list[Tensor]:
         try:
-            return windows(decode_image(path.read_bytes()), side)
+            return windows(open_image(path.read_bytes()).pixels, side)
         except ImageError as error:
             raise ImageError(f"{path}: {error}") from error
 
@@ -60,7 +60,7 @@ def load_windows(paths: Iterable[Path], side: int) -> Tensor:
 
 def load_fitted(paths: Iterable[Path], size: int) -> Tensor:
     """[n, 3, size, size] photos in [-1, 1], resized and centre-cropped as the restoration job does."""
-    return torch.stack([fit_image(decode_image(path.read_bytes()), size, "resize") for path in paths])
+    return torch.stack([fit_image(open_image(path.read_bytes()).pixels, size, "resize") for path in paths])
 
 
 def random_views(window_BCHW: Tensor, size: int, generator: torch.Generator, widest: float = WINDOW_ZOOM) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from flashray import storage
 from flashray.errors import ConfigError, FlashrayError
-from flashray.images import decode_image, is_image_name
+from flashray.images import is_image_name, open_image
 from flashray.training.launch_config import BuildTask, LaunchConfig, line
 from flashray.training.loop import LoopConfig, fit
 from flashray.training.photo_windows import WINDOW_ZOOM, windows
@@ -71,7 +71,7 @@ def list_photo_uris(photos: str) -> list[str]:
 
 def cut_windows(batch: dict[str, Any], side: int) -> dict[str, Any]:
     """Photos by their URIs → their square uint8 windows, [n, 3, side, side]."""
-    cut = [window for uri in batch["uri"] for window in windows(decode_image(storage.read_bytes(uri)), side)]
+    cut = [window for uri in batch["uri"] for window in windows(open_image(storage.read_bytes(uri)).pixels, side)]
     return {"window": np.stack([window.numpy() for window in cut])}
 
 
