@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from flashray.degradations import Degradation, Operator, Parameters
-from flashray.degradations.noise import add_noise
-from flashray.degradations.simulate import draw_parameters, observe
+from flashray.degradations.simulate import add_noise, draw_parameters, observe
 from flashray.errors import ConfigError, ImageError
 from flashray.images import Fit, fit_image
 from flashray.seeding import generator_of, image_seed

@@ -10,13 +10,12 @@ from torch import Tensor, nn
 from torchmetrics.functional import spearman_corrcoef
 
 from flashray.degradations import Degradation
-from flashray.degradations.noise import spread_noise_std
+from flashray.degradations.simulate import degrade, degrade_at, spread_noise_std
 from flashray.prior import LatentPrior
 from flashray.severity.encoder import Severity, SeverityEncoder, estimate
 from flashray.severity.fusion import fuse
 from flashray.severity.loss import FLOOR, map_loss, normal_loss, position_error
 from flashray.training.augment import vary
-from flashray.training.degrade import degrade, degrade_at
 from flashray.training.loop import Task
 from flashray.training.photo_windows import WINDOW_ZOOM, random_views
 
