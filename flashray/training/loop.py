@@ -112,7 +112,14 @@ class Task(nn.Module, ABC):
         """Figures on the validation photos, computed with the weights that `model` holds now."""
 
 
+BuildTask = Callable[[], Task]  # must be picklable for Ray: a functools.partial over a module's function
 Report = Callable[[dict[str, Any], Callable[[Path], None]], None]  # (metrics, save state into this folder)
+
+
+def line(name: str, metrics: dict[str, Any]) -> str:
+    """One line of progress."""
+    figures = (f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in metrics.items())
+    return f"{name}: {' '.join(figures)}"
 
 
 def learning_rate(config: LoopConfig, step: int, progress: float) -> float:

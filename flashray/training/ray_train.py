@@ -22,9 +22,9 @@ from torch import Tensor
 from flashray import storage
 from flashray.errors import ConfigError, FlashrayError
 from flashray.images import is_image_name, open_image
-from flashray.training.launch_config import BuildTask, LaunchConfig, line
-from flashray.training.loop import LoopConfig, fit
+from flashray.training.loop import BuildTask, LoopConfig, fit, line
 from flashray.training.photo_windows import WINDOW_ZOOM, windows
+from flashray.training.train_config import LaunchConfig
 
 
 def launch_on_ray(build: BuildTask, loop: LoopConfig, photos: str, size: int, name: str, config: LaunchConfig) -> Path:
