@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from flashray.prior import LatentPrior
-from flashray.training.photo_windows import random_views
+from flashray.training.photo_windows import pixels_at, random_views
 
 _BATCH = 64
 
@@ -88,6 +88,5 @@ def random_crops(z_BCHW: Tensor, side: int, generator: torch.Generator) -> Tenso
     device = z_BCHW.device
     top_B = torch.randint(0, height - side + 1, (batch, 1, 1), generator=generator).to(device)
     left_B = torch.randint(0, width - side + 1, (batch, 1, 1), generator=generator).to(device)
-    row, image = torch.arange(side, device=device), torch.arange(batch, device=device)[:, None, None]
-    crop_BhwC = z_BCHW.permute(0, 2, 3, 1)[image, top_B + row[:, None], left_B + row]
-    return crop_BhwC.permute(0, 3, 1, 2)
+    row = torch.arange(side, device=device)
+    return pixels_at(z_BCHW, top_B + row[:, None], left_B + row)
