@@ -10,12 +10,11 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from flashray.degradations import Degradation
 from flashray.degradations.simulate import add_noise, draw_parameters
 from flashray.errors import ConfigError
-from flashray.images import as_image, encode_png
+from flashray.images import as_image, encode_png, resize
 from flashray.seeding import image_seed
 
 _PHOTOS = (
@@ -42,10 +41,8 @@ def sample_crops(count: int, size: int = 128) -> dict[str, Tensor]:
         except (ModuleNotFoundError, FileNotFoundError) as error:
             raise ConfigError(f"sample photo {name}: {error}; install flashray[demo]") from error
         scale = 2 * size / min(photo.shape[1:])
-        sides = [round(side * scale) for side in photo.shape[1:]]
-        photo = interpolate(photo[None], size=sides, mode="bicubic", antialias=True, align_corners=False)[0].clamp(
-            -1, 1
-        )
+        sides = (round(photo.shape[1] * scale), round(photo.shape[2] * scale))
+        photo = resize(photo[None], sides)[0]
         for top in range(0, sides[0] - size + 1, size // 2):
             for left in range(0, sides[1] - size + 1, size // 2):
                 crops[f"{Path(name).stem}-{top:03d}-{left:03d}"] = photo[:, top : top + size, left : left + size]

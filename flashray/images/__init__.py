@@ -12,7 +12,7 @@ from flashray.images.levels import from_uint8, from_uint16, to_pil, to_uint8, to
 from flashray.images.names import IMAGE_SUFFIXES, is_image_name, is_photo_name, output_name
 from flashray.images.reframed import reframed
 from flashray.images.sheet import contact_sheet
-from flashray.images.sizes import Fit, fit_image
+from flashray.images.sizes import Fit, fit_image, resize
 from flashray.images.source import SourceImage, open_image, unchanged
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "MAX_MEGAPIXELS",
     "encode_png",
     "fit_image",
+    "resize",
     "Fit",
     "to_uint8",
     "from_uint8",

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from flashray.errors import ConfigError, ImageError
-from flashray.images import fit_image, from_uint8, is_image_name, open_image, to_uint8
+from flashray.images import fit_image, from_uint8, is_image_name, open_image, resize, to_uint8
 
 WINDOW_ZOOM = 1.5  # a window's side over the training size: what random views may crop
 WHOLE = 0.5  # share of the batches with views at the scale of whole photos, the finest detail of images in use
@@ -37,7 +36,7 @@ def windows(x_CHW: Tensor, side: int) -> list[Tensor]:
     _, height, width = x_CHW.shape
     scale = side / min(height, width)
     size = (max(side, round(height * scale)), max(side, round(width * scale)))
-    x = F.interpolate(x_CHW[None], size=size, mode="bicubic", antialias=True, align_corners=False)[0].clamp(-1, 1)
+    x = resize(x_CHW[None], size)[0]
     slack = max(size) - side
     offsets = [slack // 2] if slack < side // 10 else [0, slack // 2, slack]
     if size[0] > size[1]:
@@ -81,11 +80,7 @@ def random_views(window_BCHW: Tensor, size: int, generator: torch.Generator, wid
     mirror_B = (torch.rand(batch, 1, 1, generator=generator) < 0.5).to(device)
     row = torch.arange(crop, device=device)
     x = from_uint8(pixels_at(window_BCHW, top_B + row[:, None], left_B + torch.where(mirror_B, crop - 1 - row, row)))
-    if crop == size:
-        return x
-    # bicubic as in `fit_image`: bilinear views are softer than the photos that the models are used on
-    x = F.interpolate(x, size=(size, size), mode="bicubic", antialias=True, align_corners=False)
-    return x.clamp(-1, 1)
+    return x if crop == size else resize(x, (size, size))  # bilinear would be softer than photos in use
 
 
 def pixels_at(x_BCHW: Tensor, row: Tensor, column: Tensor) -> Tensor:
