@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from flashray.metrics import LPIPS, score
 from flashray.training.discriminator import PatchDiscriminator, hinge_losses
-from flashray.training.latent_figures import neighbour_roughness
 from flashray.training.latents import (
     add_latent_noise,
     halve_image,
     halve_latent,
+    neighbour_roughness,
     roughness,
     standardise,
     unit_penalty,

@@ -21,7 +21,7 @@ from flashray.prior import LatentPrior
 from flashray.prior.pixel_space import SpaceToDepth
 from flashray.sampling import sample
 from flashray.training.denoiser_task import DenoiserTask
-from flashray.training.latent_figures import latent_figures
+from flashray.training.latents import latent_figures
 from flashray.training.loop import STATE_FILE, LoopConfig
 
 Interval = tuple[float, float, float]  # mean, and the ends of its 95 % interval
