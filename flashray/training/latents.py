@@ -1,4 +1,4 @@
-"""What makes latents that a diffusion model can learn: terms of the autoencoder's objective, and figures of learnability.
+"""What makes latents that a diffusion model can learn: terms of an objective, and figures to compare by.
 
 Latents here are [B, C, h, w], of zero mean and unit variance a channel over a batch unless said otherwise.
 """

@@ -17,7 +17,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from flashray.errors import ConfigError
-from flashray.training.rate import Rate, matrix_rate, operations_a_sample, zero_gradients
+from flashray.training.rate import Rate, matrix_rate, operations_a_sample
 
 STATE_FILE = "state.pt"
 
@@ -28,19 +28,18 @@ class LoopConfig:
 
     Attributes:
         epochs: passes over the training windows, or over `epoch_steps` batches of them.
-        epoch_steps: an epoch ends after so many batches, drawn anew each time: where a pass takes long, validations and
-            checkpoints come more often. 0: a whole pass.
+        epoch_steps: an epoch ends after so many batches, drawn anew each time, so that validations and checkpoints come
+            more often; 0 is a whole pass.
         seconds: stop at this much training time (0: no limit); the learning rate decays towards whichever end is
             nearer.
         batch_size: per worker.
         decay: `cosine` lowers the learning rate from the first step to the last. `cooldown` keeps it constant, then
-            lowers it in a straight line over the last share `cooldown` of the training; the state before that is kept,
-            and another training can go on from it as if this one had never ended.
+            lowers it in a straight line over the last share `cooldown`; the state before that is kept, for `go_on`.
         cooldown: share of the training, 0 … 1.
         go_on: folder with a state of another training, whose weights, optimizer and average this one starts from.
         precision: `bf16` autocasts the forward pass.
         validate_every: epochs between validations, each followed by a checkpoint.
-        compile: compile the task's parts with torch.compile.
+        compile: with torch.compile.
         seed: of initialisation, order, views, and noise.
         progress_every: seconds between two lines of progress with draws a second and the share of the device's matrix
             rate; 0 prints none.
@@ -74,10 +73,7 @@ class LoopConfig:
 
 
 class Task(nn.Module, ABC):
-    """A model with its loss.
-
-    `forward` computes the terms of one batch, so that DDP and torch.compile can wrap the task.
-    """
+    """A model with its loss, computed by `forward`, so that DDP and torch.compile can wrap the task."""
 
     model: nn.Module  # what is trained, averaged and saved
     companion: nn.Module | None  # trained beside it and neither averaged nor saved as the model
@@ -98,7 +94,6 @@ class Task(nn.Module, ABC):
 
         Args:
             load: reads the windows [n, 3, side, side] of all photos.
-            paths: the photos.
             storage: folder for what is worth keeping from one training to the next.
         """
         return load()
@@ -109,7 +104,7 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def validate(self) -> dict[str, float]:
-        """Figures on the validation photos, computed with the weights that `model` holds now."""
+        """Figures on the validation photos, with the weights that `model` holds now."""
 
 
 BuildTask = Callable[[], Task]  # must be picklable for Ray: a functools.partial over a module's function
@@ -191,18 +186,14 @@ def fit(
     rate: Rate | None = None
     started, cooling = step, False
 
+    def progress_made() -> dict[str, Any]:
+        return {"epoch": epoch, "step": step, "seconds": spent, "samples": step * config.batch_size * workers}
+
     def save(folder: Path) -> None:
         state = {"model": task.model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict()}
-        state |= {
-            "epoch": epoch,
-            "step": step,
-            "samples": step * config.batch_size * workers,
-            "seconds": spent,
-            "config": asdict(config),
-        }
         if task.companion is not None:
             state["companion"] = task.companion.state_dict()
-        torch.save(state, folder / STATE_FILE)
+        torch.save(state | progress_made() | {"config": asdict(config)}, folder / STATE_FILE)
 
     while epoch < config.epochs and not (config.seconds and spent >= config.seconds):
         seed = (config.seed * 1_000_003 + epoch) * 4_099 + rank  # a resumed epoch draws what it would have drawn
@@ -252,18 +243,11 @@ def fit(
         if not last and epoch % config.validate_every:
             continue
         metrics: dict[str, Any] = {f"train/{name}": (total / count).item() for name, total in sums.items()}
-        metrics |= {
-            "epoch": epoch,
-            "step": step,
-            "seconds": round(spent, 1),
-            "samples": step * config.batch_size * workers,
-        }
+        metrics |= progress_made() | {"seconds": round(spent, 1)}
         with averaged(ema, trained), torch.compiler.set_stance("force_eager"):
             task.eval()
             figures = task.validate()
-        metrics |= {f"val/{name}": value for name, value in figures.items()}
-
-        report(metrics, save)
+        report(metrics | {f"val/{name}": value for name, value in figures.items()}, save)
         if last:
             break
     ema.copy_to(trained)
@@ -286,7 +270,7 @@ def _load_state(
 
 
 def load_averaged(task: Task, folder: Path) -> None:
-    """Put the EMA weights of a saved training state into `task.model`."""
+    """Put the averaged weights of a saved training state into `task.model`."""
     state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
     task.model.load_state_dict(state["model"])
     trained = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
@@ -320,7 +304,7 @@ def _rate(task: Task, config: LoopConfig, batch: Tensor, device: str | torch.dev
         return Rate()
     with _autocast(config, device), torch.compiler.set_stance("force_eager"):
         operations = operations_a_sample(task, batch)
-    zero_gradients(task)
+    task.zero_grad(set_to_none=True)
     peak = matrix_rate(device, torch.bfloat16 if config.precision == "bf16" else torch.float32)
     return Rate(config.progress_every, task.draws, operations, peak)
 
