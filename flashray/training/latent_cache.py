@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -29,8 +28,8 @@ def cached_latents(
 ) -> Tensor:
     """[views · n, C, h, w] half-precision latents of random views of n windows, mapped from a file.
 
-    The file is made when it is missing. Its name tells the autoencoder's weights, the photos' names and the views, so
-    that trainings of one autoencoder share it.
+    The file's name tells the autoencoder's weights, the photos' names and the views: trainings of one autoencoder share
+    it.
 
     Args:
         load: reads the uint8 windows; called only when the file is missing.
@@ -39,13 +38,9 @@ def cached_latents(
     path = storage / f"latents-{_key(prior, paths, views)}.npy"
     if not path.is_file():
         storage.mkdir(parents=True, exist_ok=True)
-        handle, fresh = tempfile.mkstemp(dir=storage, prefix=".latents-")
-        os.close(handle)
-        try:
-            _encode(prior, load(), views, Path(fresh), device)
-            os.replace(fresh, path)
-        finally:
-            Path(fresh).unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory(dir=storage, prefix=".latents-") as fresh:
+            _encode(prior, load(), views, Path(fresh, path.name), device)
+            Path(fresh, path.name).replace(path)
     return torch.from_numpy(np.load(path, mmap_mode="c"))
 
 

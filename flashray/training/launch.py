@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -99,14 +98,10 @@ def fingerprint(build: BuildTask, loop: LoopConfig, photos: str) -> str:
 
 def write_state(folder: Path, save: Callable[[Path], None]) -> None:
     """Save a training state so that a killed process leaves either the old or the new one."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".state-"))
-    try:
-        save(fresh)
-        folder.mkdir(exist_ok=True)
-        (fresh / STATE_FILE).replace(folder / STATE_FILE)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".state-") as fresh:
+        save(Path(fresh))
+        Path(fresh, STATE_FILE).replace(folder / STATE_FILE)
 
 
 def append_log(path: Path, metrics: dict[str, Any]) -> None:

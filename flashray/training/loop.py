@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -171,11 +170,10 @@ def fit(
     ema.to(device)
     if config.epoch_steps and batches_per_epoch:
         batches_per_epoch = min(batches_per_epoch, config.epoch_steps)
-    epoch = step = 0
-    spent = 0.0
+    epoch, step, spent = 0, 0, 0.0
     if resume is None and config.go_on:
         _load_state(Path(config.go_on), task, optimizer, ema, device)
-    if resume is not None:
+    elif resume is not None:
         state = _load_state(resume, task, optimizer, ema, device)
         epoch, step, spent = state["epoch"], state["step"], state["seconds"]
     if config.compile:
@@ -244,9 +242,12 @@ def fit(
             continue
         metrics: dict[str, Any] = {f"train/{name}": (total / count).item() for name, total in sums.items()}
         metrics |= progress_made() | {"seconds": round(spent, 1)}
-        with averaged(ema, trained), torch.compiler.set_stance("force_eager"):
-            task.eval()
+        ema.store(trained)
+        ema.copy_to(trained)
+        task.eval()
+        with torch.compiler.set_stance("force_eager"):
             figures = task.validate()
+        ema.restore(trained)
         report(metrics | {f"val/{name}": value for name, value in figures.items()}, save)
         if last:
             break
@@ -287,19 +288,8 @@ def save_half(model: Any, folder: Path) -> None:
     twin.save_pretrained(folder, safe_serialization=True)
 
 
-@contextlib.contextmanager
-def averaged(ema: EMAModel, parameters: list[nn.Parameter]) -> Iterator[None]:
-    """The EMA weights in place of the trained ones, for the duration of a block."""
-    ema.store(parameters)
-    ema.copy_to(parameters)
-    try:
-        yield
-    finally:
-        ema.restore(parameters)
-
-
 def _rate(task: Task, config: LoopConfig, batch: Tensor, device: str | torch.device) -> Rate:
-    """Counts this task's samples, the operations of one and the device's matrix rate measured."""
+    """For this task's samples, with the operations of one and the device's matrix rate measured."""
     if not config.progress_every:
         return Rate()
     with _autocast(config, device), torch.compiler.set_stance("force_eager"):
@@ -309,6 +299,5 @@ def _rate(task: Task, config: LoopConfig, batch: Tensor, device: str | torch.dev
     return Rate(config.progress_every, task.draws, operations, peak)
 
 
-def _autocast(config: LoopConfig, device: str | torch.device) -> contextlib.AbstractContextManager[Any]:
-    enabled = config.precision == "bf16"
-    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=enabled)
+def _autocast(config: LoopConfig, device: str | torch.device) -> torch.autocast:
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.precision == "bf16")
