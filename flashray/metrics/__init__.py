@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from torch import Tensor
 
-from flashray.metrics.bootstrap import mean_interval, paired_interval
+from flashray.metrics.bootstrap import mean_interval
 from flashray.metrics.lpips import LPIPS, MetricUnavailable, load_lpips
 from flashray.metrics.pixel import SSIM_SIDE, psnr, ssim
 
@@ -15,7 +15,6 @@ __all__ = [
     "MetricUnavailable",
     "load_lpips",
     "mean_interval",
-    "paired_interval",
     "psnr",
     "score",
     "ssim",
