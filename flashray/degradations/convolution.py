@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flashray.degradations.base import AffineOperator
+from flashray.degradations.separable import reflection
 from flashray.errors import ConfigError
 
 
@@ -52,9 +53,3 @@ class KernelBlur(AffineOperator):
             shape[dim] = size[dim - 2]
             x = x.new_zeros(shape).index_add(dim, reflection(size[dim - 2], self.radius, x.device), x)
         return x
-
-
-def reflection(length: int, radius: int, device: torch.device) -> Tensor:
-    """[length + 2 radius] indices of the pixels that padding repeats; the border pixel itself is not."""
-    source = torch.arange(-radius, length + radius, device=device).abs()
-    return torch.where(source >= length, 2 * (length - 1) - source, source)

@@ -85,9 +85,13 @@ class MaskFamily(Degradation):
             self.check_drawn(parameters)
 
     def bind(self, parameters: Parameters, size: tuple[int, int]) -> Masking:
-        if "mask" in parameters:
-            return bind_mask(parameters["mask"], size, self.fill)
-        return Masking(self.draw(parameters, size), self.fill)
+        mask = parameters["mask"] if "mask" in parameters else self.draw(parameters, size)
+        height, width = mask.shape[2:]
+        if (height, width) != size:
+            raise ConfigError(
+                f"the mask has {width} x {height} pixels and its image {size[1]} x {size[0]}; give one of the same size"
+            )
+        return Masking(mask, self.fill)
 
     @abstractmethod
     def check_drawn(self, parameters: Parameters) -> None:
@@ -96,13 +100,3 @@ class MaskFamily(Degradation):
     @abstractmethod
     def draw(self, parameters: Parameters, size: tuple[int, int]) -> Tensor:
         """[B, 1, H, W] masks, 1 where a pixel is known."""
-
-
-def bind_mask(mask_B1HW: Tensor, size: tuple[int, int], filled: bool) -> Masking:
-    """The operator of given masks; ConfigError if mask and image differ in size."""
-    height, width = mask_B1HW.shape[2:]
-    if (height, width) != size:
-        raise ConfigError(
-            f"the mask has {width} x {height} pixels and its image {size[1]} x {size[0]}; give a mask of the same size"
-        )
-    return Masking(mask_B1HW, filled)

@@ -10,15 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flashray.degradations.base import (
-    Degradation,
-    Operator,
-    Parameters,
-    between,
-    check_range,
-    check_seeds,
-    draw_seeds,
-)
+from flashray.degradations.base import Degradation, Operator, Parameters, between, check_range, check_seeds, draw_seeds
 from flashray.errors import ConfigError
 from flashray.seeding import STREAM_OPERATOR, uniform
 
@@ -122,52 +114,35 @@ def saturate(light: Tensor) -> Tensor:
 
 def move(x_BCHW: Tensor, path_B23: Tensor) -> Tensor:
     """Images seen through affine maps of normalised coordinates: bilinear, the border reflected."""
-    return Move.apply(x_BCHW, F.affine_grid(path_B23, list(x_BCHW.shape), align_corners=False).to(x_BCHW))
+    grid_BHW2 = F.affine_grid(path_B23, list(x_BCHW.shape), align_corners=False).to(x_BCHW)
+    return Move.apply(x_BCHW, grid_BHW2, False)
 
 
 class Move(torch.autograd.Function):
-    """`grid_sample` as a linear map of x with a forward-mode derivative, which PyTorch's own lacks."""
+    """`grid_sample`, or its transpose, as a linear map with a forward-mode derivative, which PyTorch's own lacks."""
 
     @staticmethod
-    def forward(x_BCHW: Tensor, grid_BHW2: Tensor) -> Tensor:
-        return F.grid_sample(x_BCHW, grid_BHW2, mode="bilinear", padding_mode="reflection", align_corners=False)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
-        ctx.save_for_forward(inputs[1])
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return MoveBack.apply(gradients[0], *ctx.saved_tensors), None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
-        return Move.apply(tangents[0], *ctx.saved_tensors)
-
-
-class MoveBack(torch.autograd.Function):
-    """The transpose of `Move`."""
-
-    @staticmethod
-    def forward(y_BCHW: Tensor, grid_BHW2: Tensor) -> Tensor:
+    def forward(x_BCHW: Tensor, grid_BHW2: Tensor, transposed: bool) -> Tensor:
+        if not transposed:
+            return F.grid_sample(x_BCHW, grid_BHW2, mode="bilinear", padding_mode="reflection", align_corners=False)
         bilinear, reflection, wanted = 0, 2, [True, False]
-        zeros = torch.zeros_like(y_BCHW)
+        zeros = torch.zeros_like(x_BCHW)
         backward = torch.ops.aten.grid_sampler_2d_backward
-        return backward(y_BCHW.contiguous(), zeros, grid_BHW2, bilinear, reflection, False, wanted)[0]
+        return backward(x_BCHW.contiguous(), zeros, grid_BHW2, bilinear, reflection, False, wanted)[0]
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
-        ctx.save_for_forward(inputs[1])
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:
+        _, grid_BHW2, ctx.transposed = inputs
+        ctx.save_for_backward(grid_BHW2)
+        ctx.save_for_forward(grid_BHW2)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return Move.apply(gradients[0], *ctx.saved_tensors), None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return Move.apply(gradients[0], *ctx.saved_tensors, not ctx.transposed), None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
-        return MoveBack.apply(tangents[0], *ctx.saved_tensors)
+        return Move.apply(tangents[0], *ctx.saved_tensors, ctx.transposed)
 
 
 def camera_path(motion_B: Tensor, seed_B: Tensor, frames: int, size: tuple[int, int]) -> Tensor:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flashray.degradations.base import Degradation, Operator, Parameters, check_seeds, draw_seeds
-from flashray.degradations.convolution import reflection
+from flashray.degradations.base import Degradation, Operator, Parameters, between, check_seeds, draw_seeds
 from flashray.degradations.jpeg import CHROMA, LUMA, Codec, quantisation
 from flashray.degradations.motion_blur import draw_kernel, motion_path
+from flashray.degradations.separable import reflection
 from flashray.errors import ConfigError
 from flashray.seeding import STREAM_MEASUREMENT, STREAM_OPERATOR, normal, uniform
 
@@ -67,10 +67,7 @@ class Photo(Degradation):
 
     def parameters_at(self, severity_B: Tensor, generator: torch.Generator | None = None) -> Parameters:
         low, high = self.damage
-        return {
-            "damage": low + (high - low) * severity_B,
-            "damage_seed": draw_seeds(generator, len(severity_B)),
-        }
+        return {"damage": between(low, high, severity_B), "damage_seed": draw_seeds(generator, len(severity_B))}
 
     def sample_parameters(self, generator: torch.Generator, n: int) -> Parameters:
         spared_B = torch.rand(n, generator=generator) < self.undamaged

@@ -8,14 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flashray.degradations.base import (
-    Parameters,
-    between,
-    check_flags,
-    check_range,
-    check_seeds,
-    draw_seeds,
-)
+from flashray.degradations.base import Parameters, between, check_flags, check_range, check_seeds, draw_seeds
 from flashray.degradations.masking import MaskFamily
 from flashray.errors import ConfigError
 from flashray.seeding import STREAM_OPERATOR, random_words

@@ -15,34 +15,8 @@ from flashray.images.sheet import contact_sheet
 from flashray.images.sizes import Fit, fit_image, resize
 from flashray.images.source import SourceImage, open_image, unchanged
 
-__all__ = [
-    "ImageLike",
-    "as_image",
-    "as_list",
-    "name_of",
-    "SourceImage",
-    "open_image",
-    "encode_like",
-    "Encoded",
-    "unchanged",
-    "reframed",
-    "NO_PLACE_FOR_NOTE",
-    "output_name",
-    "OutputFormat",
-    "ImageHeader",
-    "read_header",
-    "MAX_MEGAPIXELS",
-    "encode_png",
-    "fit_image",
-    "resize",
-    "Fit",
-    "to_uint8",
-    "from_uint8",
-    "to_uint16",
-    "from_uint16",
-    "to_pil",
-    "contact_sheet",
-    "is_image_name",
-    "is_photo_name",
-    "IMAGE_SUFFIXES",
-]
+__all__ = ["SourceImage", "open_image", "unchanged", "reframed", "Encoded", "encode_like", "NO_PLACE_FOR_NOTE"]
+__all__ += ["ImageHeader", "read_header", "MAX_MEGAPIXELS", "ImageLike", "as_image", "as_list", "name_of"]
+__all__ += ["OutputFormat", "output_name", "is_image_name", "is_photo_name", "IMAGE_SUFFIXES"]
+__all__ += ["Fit", "fit_image", "resize", "encode_png", "contact_sheet"]
+__all__ += ["to_uint8", "from_uint8", "to_uint16", "from_uint16", "to_pil"]

@@ -10,15 +10,7 @@ from flashray.metrics.bootstrap import mean_interval
 from flashray.metrics.lpips import LPIPS, MetricUnavailable, load_lpips
 from flashray.metrics.pixel import SSIM_SIDE, psnr, ssim
 
-__all__ = [
-    "LPIPS",
-    "MetricUnavailable",
-    "load_lpips",
-    "mean_interval",
-    "psnr",
-    "score",
-    "ssim",
-]
+__all__ = ["LPIPS", "MetricUnavailable", "load_lpips", "mean_interval", "psnr", "score", "ssim"]
 
 
 def score(

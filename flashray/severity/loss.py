@@ -10,10 +10,7 @@ from torch import Tensor
 
 Target = Literal["std", "variance"]
 
-_TARGET: dict[Target, Callable[[Tensor], Tensor]] = {
-    "std": lambda std_B: std_B,
-    "variance": torch.square,
-}
+_TARGET: dict[Target, Callable[[Tensor], Tensor]] = {"std": lambda std_B: std_B, "variance": torch.square}
 
 
 def error_std(z_hat_BCHW: Tensor, z0_BCHW: Tensor) -> Tensor:
