@@ -5,11 +5,10 @@ any kind and write the same kind of photo again; `fit_image` and `encode_png` se
 """
 
 from flashray.images.encode import NO_PLACE_FOR_NOTE, Encoded, encode_like, encode_png
-from flashray.images.formats import OutputFormat
+from flashray.images.formats import IMAGE_SUFFIXES, OutputFormat, is_image_name, is_photo_name, output_name
 from flashray.images.given import ImageLike, as_image, as_list, name_of
 from flashray.images.header import MAX_MEGAPIXELS, ImageHeader, read_header
 from flashray.images.levels import from_uint8, from_uint16, to_pil, to_uint8, to_uint16
-from flashray.images.names import IMAGE_SUFFIXES, is_image_name, is_photo_name, output_name
 from flashray.images.reframed import reframed
 from flashray.images.sheet import contact_sheet
 from flashray.images.sizes import Fit, fit_image, resize

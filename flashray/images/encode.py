@@ -17,14 +17,13 @@ from torch import Tensor
 from flashray.errors import ImageError
 from flashray.images import ifd, metadata, png, tiff
 from flashray.images.colour import ColourSpace, colour_space
-from flashray.images.formats import FORMATS, Holds, OutputFormat
+from flashray.images.formats import FORMATS, WRITTEN, Holds, OutputFormat
 from flashray.images.icc import Floats
 from flashray.images.levels import to_pil
 from flashray.images.source import ROWS_AT_ONCE, SourceImage, half_level, scaled
 
 QUALITY = 95
 NO_PLACE_FOR_NOTE = "the note of provenance"
-_FORMAT_OF = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP", "tiff": "TIFF"}
 _SEGMENT = 65_533  # bytes that a JPEG segment holds
 _XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
 _FORGOTTEN_AT = 1.0  # a change of this much on [-1, 1], half the range; see `_back`
@@ -86,9 +85,9 @@ def encode_like(
         raise ValueError(f"the image has shape {tuple(x_CHW.shape)}, its source {tuple(source.pixels.shape)}")
     if quality is not None and not 1 <= quality <= 100:
         raise ValueError(f"quality: 1 to 100, not {quality}")
-    if format != "same" and format not in _FORMAT_OF:
-        raise ValueError(f"format: same, {', '.join(_FORMAT_OF)}; not {format!r}")
-    name = source.format if format == "same" else _FORMAT_OF[format]
+    if format != "same" and format not in WRITTEN:
+        raise ValueError(f"format: same, {', '.join(WRITTEN)}; not {format!r}")
+    name = source.format if format == "same" else WRITTEN[format][0]
     holds = FORMATS[name]
     if max(source.size) > holds.max_side:
         raise ImageError(f"{name} holds at most {holds.max_side:,} pixels a side; the image has {max(source.size):,}")
@@ -106,8 +105,8 @@ def _contents(x: Tensor, source: SourceImage, name: str, holds: Holds) -> tuple[
     lost = []
     depth = max((bits for bits in holds.depths if bits <= source.depth), default=8)
     if depth < source.depth:
-        before = "32-bit floating-point numbers" if source.depth == 32 else f"{source.depth} bits"
-        lost.append(f"{before} become {depth} bits" if source.depth == 32 else f"{before} become {depth}")
+        numbers = f"32-bit floating-point numbers become {depth} bits"
+        lost.append(numbers if source.depth == 32 else f"{source.depth} bits become {depth}")
     kind, icc = source.kind, source.icc
     if kind == "cmyk" and "cmyk" not in holds.kinds:
         kind = "rgb"
@@ -120,8 +119,6 @@ def _contents(x: Tensor, source: SourceImage, name: str, holds: Holds) -> tuple[
         if icc:
             icc = None
             lost.append("the colour profile of the grey file")
-    if source.alpha is not None and kind == "cmyk":
-        raise AssertionError("CMYK with alpha is not read")
     samples = _rendered(x, source, kind, depth)
     alpha = None
     if source.alpha is not None:
@@ -157,10 +154,7 @@ def _contents(x: Tensor, source: SourceImage, name: str, holds: Holds) -> tuple[
 
 
 def _rendered(x: Tensor, source: SourceImage, kind: str, depth: int) -> NDArray[np.generic]:
-    """The colour samples [H, W, C] to write, of the given kind and depth.
-
-    Samples that did not change by half a level, and those below alpha 0, are the file's own.
-    """
+    """The colour samples [H, W, C] to write, of the given kind and depth."""
     height, width = source.samples.shape[:2]
     own = kind == source.kind
     channels = source.samples.shape[-1] if own else 3
@@ -306,14 +300,13 @@ def _jpeg_options(contents: _Contents, quality: int | None) -> dict[str, Any]:
         b"\xff\xed" + struct.pack(">H", len(body) + 2) + body for name, body in contents.private if name == "APP13"
     )
     comments = [body for name, body in contents.private if name == "COM"]
-    dpi = tuple(min(round(value), 65_535) for value in contents.dpi) if contents.dpi else None
     return _given(
         quality=QUALITY if quality is None else quality,
         subsampling="4:4:4",
         icc_profile=contents.icc,
-        exif=metadata.prefixed_exif(contents.exif) if contents.exif else None,
+        exif=metadata.EXIF_PREFIX + contents.exif if contents.exif else None,
         xmp=contents.xmp,
-        dpi=dpi,
+        dpi=tuple(min(round(value), 65_535) for value in contents.dpi) if contents.dpi else None,
         extra=extra or None,
         comment=comments[0] if comments else None,
     )
@@ -322,7 +315,7 @@ def _jpeg_options(contents: _Contents, quality: int | None) -> dict[str, Any]:
 def _within_segments(contents: _Contents) -> tuple[_Contents, list[str]]:
     """JPEG holds EXIF and XMP in one segment each; what is longer is left out."""
     lost = []
-    if contents.exif and len(metadata.prefixed_exif(contents.exif)) > _SEGMENT:
+    if contents.exif and len(metadata.EXIF_PREFIX) + len(contents.exif) > _SEGMENT:
         contents = replace(contents, exif=None)
         lost.append("EXIF (longer than a JPEG segment)")
     if contents.xmp and len(_XMP_PREFIX) + len(contents.xmp) > _SEGMENT:
