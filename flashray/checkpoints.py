@@ -35,7 +35,16 @@ def load_saved(cls: type[M], source: str, device: str | torch.device, *, kind: s
             if tensors are missing, unexpected, of another shape, NaN or infinite.
     """
     with _folder(source, room) as folder:
-        model = _load(cls, source, folder, kind=kind, room=room, job=job)
+        if not (folder / "config.json").is_file():
+            known = ", ".join(sorted(f"bundled:{path.parent.name}" for path in bundled(room).glob("*/config.json")))
+            raise ConfigError(f"{kind} {source}: not found; bundled are {known or 'none'}, or name a saved folder")
+        found = read_json(folder / "config.json").get("_class_name")
+        if found != cls.__name__:
+            raise ConfigError(f"{kind} {source}: the folder holds a {found}; train one with {job}")
+        if not (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
+            raise ConfigError(f"{kind} {source}: {SAFETENSORS_WEIGHTS_NAME} is missing; save_pretrained writes it")
+        model: Any = load_model(cls, folder)
+        model.sha256 = hash_weights(folder)
     loaded: M = model.to(device).eval().requires_grad_(False)
     return loaded
 
@@ -61,20 +70,6 @@ def _folder(source: str, room: str) -> Iterator[Path]:
             yield Path(local)
 
 
-def _load(cls: type[M], source: str, folder: Path, *, kind: str, room: str, job: str) -> Any:
-    if not (folder / "config.json").is_file():
-        known = ", ".join(sorted(f"bundled:{path.parent.name}" for path in bundled(room).glob("*/config.json")))
-        raise ConfigError(f"{kind} {source}: not found; bundled are {known or 'none'}, or name a saved folder")
-    found = read_json(folder / "config.json").get("_class_name")
-    if found != cls.__name__:
-        raise ConfigError(f"{kind} {source}: the folder holds a {found}; train one with {job}")
-    if not (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
-        raise ConfigError(f"{kind} {source}: {SAFETENSORS_WEIGHTS_NAME} is missing; save_pretrained writes it")
-    model = load_model(cls, folder)
-    model.sha256 = hash_weights(folder)
-    return model
-
-
 FAR = 1.5  # times the noise of a model's training; at twice that noise σ̂ falls although the error rises
 
 
@@ -93,9 +88,3 @@ def warn_of_another_noise(what: str, trained: tuple[float, float], noise: tuple[
             known,
             given,
         )
-
-
-def warn_of_another_family(what: str, trained_on: str, degradation: str) -> None:
-    """Log a warning where a model was trained on another degradation than the recipe's."""
-    if trained_on != degradation:
-        log.warning("%s was trained on %s, and the degradation is %s", what, trained_on, degradation)

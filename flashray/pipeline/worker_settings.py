@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from flashray.pipeline.freed_memory import keep_freed_memory
 from flashray.pipeline.run_config import RunConfig
 from flashray.tracking.tracking_config import TrackingConfig
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from flashray.prior import LatentPrior
     from flashray.restorer import Restorer
     from flashray.severity import SeverityEncoder
+
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
+_KEPT = 2**31 - 1  # bytes; the parameter is an int
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,21 @@ class WorkerSettings:
     def of(cls, config: RunConfig, device: str, threads: int, lpips: bool, run_id: str = "") -> WorkerSettings:
         return cls(dataclasses.replace(config, tracking=TrackingConfig()), device, threads, lpips, run_id)
 
+    def note_of(self, row: Mapping[str, Any]) -> dict[str, str] | None:
+        """The note of provenance in the metadata of a commit row's image; None where the run writes none.
+
+        It names the recipe by its parts: degradation, start, solver. It holds no date, so that the same image gets the
+        same bytes again.
+        """
+        if not self.config.io.provenance:
+            return None
+        recipe = self.config.recipe
+        parts = f"{recipe.degradation.name}_{recipe.start.mode}_{recipe.solver.name}"
+        note = {"recipe": parts, "nfe": f"{row['nfe']:g}"}
+        if row["sigma_hat"] is not None:
+            note["sigma_hat"] = f"{row['sigma_hat']:.4f}"
+        return note | ({"run": self.run_id} if self.run_id else {})
+
     def restorer(self, prior: LatentPrior | None = None, encoder: SeverityEncoder | None = None) -> Restorer:
         """The run's restorer in this process, which computes with `threads` threads and keeps freed memory from now on.
 
@@ -52,3 +71,17 @@ class WorkerSettings:
             prior, encoder = load_models(config.recipe, self.device)
         prior.bf16 = config.resources.precision == "bf16"
         return Restorer(config.recipe, prior, encoder, config.io.measurement, config.io.fit, config.resources.slots)
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep large blocks that it frees, and use them again; does nothing without glibc.
+
+    By default every tensor beyond 32 MB is mapped anew, and the kernel clears its pages each time: half of the time
+    that a photo of several megapixels takes on CPUs (docs/results/any-size.md).
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    for name, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _KEPT), (_TOP_PAD, 64 * 2**20)):
+        mallopt(name, value)
