@@ -48,10 +48,7 @@ def measure_cost(plan: pa.Table, work: WorkerSettings, pools: Pools, board: Any)
     """Start solver actors as the solve pass will, and time them; None, with a warning, if no image can be solved.
 
     On a GPU one actor is timed. Actors on CPUs are timed together, because they share caches and memory, and the costs
-    are their means.
-
-    Args:
-        plan: rows that belong to units.
+    are their means. The plan's rows belong to units.
     """
     began = time.perf_counter()
     count = min(pools.solver_actors, _TOGETHER) if pools.device == "cpu" else 1
@@ -149,11 +146,7 @@ class Calibrator:
         return found | self.megapixel_seconds(large, visits, found)
 
     def megapixel_seconds(self, large: dict[str, Any], visits: Integers, window: Mapping[str, Any]) -> dict[str, float]:
-        """What each million pixels beyond one window costs, from one large photo with one window that starts.
-
-        Args:
-            window: the figures of images of one window.
-        """
+        """What each million pixels beyond one window costs; `window` has the figures of images of one window."""
         megapixels = (self.pixels(large) - window["window_pixels"]) / 1e6
         if megapixels <= 0:
             return {}
@@ -203,7 +196,7 @@ class Calibrator:
     ) -> float:
         """A batched step's time with `count` slots filled: the median of trials over the parts that the plan visits.
 
-        It is the median because the machine has just ended one pool and started another, which disturbs single trials.
+        The machine has just ended one pool and started another, which disturbs single trials.
         """
         # the period of the solver's rule in steps; a trial takes whole periods
         period = getattr(self.actor.restorer.solver, "every", 1)

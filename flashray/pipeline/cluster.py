@@ -111,8 +111,7 @@ def _memory() -> int:
 def connect() -> bool:
     """Connect to the configured cluster (RAY_ADDRESS), or start one on this machine; returns whether this call did.
 
-    Raises:
-        ConfigError: when the configured cluster cannot be reached.
+    ConfigError when the configured cluster cannot be reached.
     """
     if ray.is_initialized():
         return False
@@ -153,10 +152,7 @@ def _start_here() -> None:
 
 @contextmanager
 def _on_this_machine_only() -> Iterator[None]:
-    """Let Ray's ports listen on 127.0.0.1 alone, by its switch for machines that join no cluster.
-
-    Its processes read the environment, and this one has read it when it imported Ray.
-    """
+    """Let Ray's ports listen on 127.0.0.1 alone, by its switch for machines that join no cluster."""
     name, before = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
     os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False
     try:
@@ -199,13 +195,11 @@ def cause_of(error: BaseException) -> str:
 def size_pools(config: RunConfig, threads: int | None, weights: int = 0) -> Pools:
     """Pools that fit the cluster as it is now.
 
-    Args:
-        weights: bytes of the models that an actor holds.
-        threads: an actor's threads as recorded by an earlier start of the same run; kept, because the last digits of a
-            convolution may depend on them.
+    ConfigError when the cluster has no CPUs, or the device is cuda and it has no GPU.
 
-    Raises:
-        ConfigError: when the cluster has no CPUs, or the device is cuda and it has no GPU.
+    Args:
+        threads: an actor's, as an earlier start recorded; kept, as a convolution's last digits may depend on them.
+        weights: bytes of the models that an actor holds.
     """
     found = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
     has = [node["Resources"] for node in found]

@@ -34,14 +34,9 @@ class EncodedOutput:
 
 
 def encode_output(image: Mapping[str, Any], io: IoConfig, note: Mapping[str, str] | None) -> EncodedOutput:
-    """The file of a restored image.
+    """The file of a restored image, a value of `solve.IMAGE`, with its note of provenance.
 
-    Args:
-        image: a value of `solve.IMAGE`.
-        note: of provenance.
-
-    Raises:
-        ImageError: where the format cannot hold the image, or with `strict` not all of it.
+    ImageError where the format cannot hold the image, or with `strict` not all of it.
     """
     levels = np.frombuffer(image["pixels"], np.uint16).reshape(image["height"], image["width"], 3)
     x = from_uint16(torch.from_numpy(levels.astype(np.float32))).permute(2, 0, 1).contiguous()

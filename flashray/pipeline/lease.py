@@ -52,14 +52,11 @@ class Lease:
 
 @contextmanager
 def held(output: str) -> Iterator[None]:
-    """Hold the lease of a run folder for the duration of a block.
+    """Hold the lease of a run folder for the duration of a block; FlashrayError when another driver is at work there.
 
     Of several drivers only one gets the lease, because it is a file that only one can create. (A driver that was frozen
     for longer than EXPIRES finds its lease taken and stops at its next renewal; until then it does no harm, because
     each unit has one commit, no matter which driver writes it.)
-
-    Raises:
-        FlashrayError: when another driver is at work there.
     """
     lease = take(output)
     stop = threading.Event()

@@ -27,8 +27,7 @@ _READERS = 16
 def manifest_columns(config: RunConfig, keys: pa.ChunkedArray, predicted: Collection[str] = ()) -> dict[str, pa.Array]:
     """given (as JSON), noise_std and mask_size of each key, null where the manifest has no value.
 
-    Args:
-        predicted: numbers that the severity encoder estimates where all that nobody gives are among them.
+    Nothing has to be given where the severity encoder estimates all of it (`predicted`).
     """
     degradation = config.recipe.degradation.make()
     observed = not config.io.simulated

@@ -92,11 +92,9 @@ class Models:
 def load_models(config: RunConfig) -> Models:
     """Load the models, and check them against each other and against the recipe.
 
-    A severity encoder of another degradation, or trained with very different noise, causes a warning.
-
-    Raises:
-        ConfigError: when one is missing, the chain is longer than the prior's, the degradation does not fit the prior's
-            images, the encoder belongs to other latents, or its registry does not answer.
+    A severity encoder of another degradation, or trained with very different noise, causes a warning. ConfigError when
+    a model is missing, the chain is longer than the prior's, the degradation does not fit the prior's images, the
+    encoder belongs to other latents, or its registry does not answer.
     """
     recipe = config.recipe
     prior = load_prior(recipe.prior)

@@ -95,10 +95,7 @@ class Watch:
     def parts(self, images: Sequence[str]) -> Iterator[tuple[list[int], ImageError | None]]:
         """The indices of the images to be taken together; with an error, the indices of those to be given up.
 
-        All images at once, until the work has killed its worker twice; then one by one.
-
-        Args:
-            images: names that are unique within the work.
+        All images at once, until the work has killed its worker twice; then one by one. Their names are unique.
         """
         if self.past.deaths < ATTEMPTS - 1:
             yield list(range(len(images))), None
@@ -155,10 +152,7 @@ def recall(board: Any, past: Mapping[str, Past]) -> None:
 
 
 def close(board: Any) -> dict[str, int]:
-    """Stop workers from beginning more work; returns what they have begun and the number (from 1) of the attempt.
-
-    Empty when the board cannot be reached.
-    """
+    """Stop workers from beginning more; what they began and the attempt's number (from 1), empty without an answer."""
     return _ask(board.close) or {}
 
 

@@ -57,13 +57,12 @@ def examine(
 ) -> dict[str, Any] | None:
     """run.json of the run that the output holds, or None where it holds none; changes nothing.
 
+    ConfigError when the output holds a run of another configuration, archive or layout (the difference is named), or
+    files that no run wrote.
+
     Args:
         found: `identity` of this start.
         failed: keys that failed before; with a retry these may have changed in the archive.
-
-    Raises:
-        ConfigError: when the output holds a run of another configuration, archive or layout (the difference is named),
-            or files that no run wrote.
     """
     output = config.io.output
     old = read_record(output)
@@ -92,11 +91,7 @@ def examine(
 def open_record(
     config: RunConfig, old: dict[str, Any] | None, found: Mapping[str, Any], listing: pa.Table
 ) -> dict[str, Any]:
-    """run.json of this start, written where it is new; the caller holds the lease.
-
-    Args:
-        old: what `examine` returned.
-    """
+    """run.json of this start, written where it is new (`old`, from `examine`, is None); the caller holds the lease."""
     output = config.io.output
     record = old
     try:
@@ -125,13 +120,10 @@ def open_record(
 
 
 def erase(output: str, names: Iterable[str], *others: str) -> None:
-    """Delete the run that an output holds: these restored images, its records, and these other parts of it.
+    """Delete the run that an output holds: its restored images (`names`), its records, and these other parts of it.
 
     Everything else in the output stays, leases too. run.json is deleted last, so that a half-deleted run is still
     recognised as a run of its configuration.
-
-    Args:
-        names: of the restored images that the run's plan names, below the output.
     """
     if not storage.exists(run_uri(output, "run.json")):
         return

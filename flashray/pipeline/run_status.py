@@ -39,8 +39,7 @@ class RunStatus:
     def read(cls, output: str) -> RunStatus:
         """As the run folder has it now.
 
-        Raises:
-            ConfigError: when a plan is damaged or missing, or a commit belongs to no plan.
+        ConfigError when a plan is damaged or missing, or a commit belongs to no plan.
         """
         # commits first: the plan of one that is there was there before
         units = frozenset(committed_units(output))
@@ -68,8 +67,7 @@ class RunStatus:
     def results(self) -> pa.Table:
         """Valid commit rows; the old row of a retried image is not. Columns of `COMMIT`, and unit_id.
 
-        Raises:
-            ConfigError: when a commit is damaged, or has other images than its unit.
+        ConfigError when a commit is damaged, or has other images than its unit.
         """
         wanted = set(pc.unique(self.planned["unit_id"]).to_pylist()) & self.units
         rows = read_commits(self.output, wanted)

@@ -48,17 +48,15 @@ def _windows_in_slots(load: Workload, first: Integers, small: npt.NDArray[np.boo
 
 
 def slot_steps(nfe: npt.NDArray[np.integer], first: Integers, slots: int) -> Integers:
-    """The number of steps that each slot of each unit is filled.
+    """[units, slots] steps that each slot of each unit is filled, each row descending.
 
-    The engine gives the next image to the slot that is free first, and its slots step together: list scheduling.
+    `[u, j]` of the unit's batched steps have more than j slots filled. The engine gives the next image to the slot that
+    is free first, and its slots step together: list scheduling.
 
     Args:
         nfe: [n] start steps, in their units' order.
         first: [units] indices in `nfe` at which the units begin.
         slots: images in flight.
-
-    Returns:
-        [units, slots], each row descending: `[u, j]` of the unit's batched steps have more than j slots filled.
     """
     images = np.diff(np.append(first, len(nfe)))  # none in a unit of large photos
     steps = np.zeros((len(first), slots), np.int64)

@@ -15,11 +15,7 @@ _SUFFIXES = {"jpeg": (".jpg", ".jpeg", ".jpe", ".mpo"), "webp": (".webp", ".avif
 
 
 def storage_needed(listing: pa.Table, planned: pa.Table, format: OutputFormat) -> int:
-    """Bytes, about.
-
-    A file that keeps a lossless format is taken to keep its size too; one of a lossy format is written at a high
-    quality and does not become smaller.
-    """
+    """Bytes, about: a lossless file keeps its size; a lossy one is written at a high quality and does not shrink."""
     files = listing.take(pc.index_in(planned["key"], listing["key"].combine_chunks()))
     size = files["size"].to_numpy().astype(np.float64)
     pixels = planned["width"].to_numpy().astype(np.float64) * planned["height"].to_numpy()

@@ -34,13 +34,13 @@ def summarise(
 ) -> dict[str, Any]:
     """The content of summary.json, without the times of this start.
 
+    Means are over the images that have the value; a metric without any value is null.
+
     Args:
         chain: length of the full chain in NFE.
         unavailable: metrics that could not be computed, and why.
         slots: images that a solver actor has in flight.
         quoted: the measurements for a quote, if there are any.
-
-    Means are over the images that have the value; a metric without any value is null.
     """
     results = state.results.filter(pc.equal(state.results["status"], "ok"))
     failures = state.failures
@@ -80,11 +80,7 @@ def summarise(
 
 
 def beside_the_images(archive: Archive, copied: pa.Table) -> dict[str, Any]:
-    """What summary.json says of the archive's files that are no images.
-
-    Args:
-        copied: a table of `others.OTHERS`.
-    """
+    """What summary.json says of the archive's other files; `copied` is a table of `others.OTHERS`."""
     failed = copied.filter(pc.is_valid(copied["error"]))
     return {
         "other_files": len(archive.others),

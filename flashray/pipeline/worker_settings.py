@@ -42,8 +42,7 @@ class WorkerSettings:
     def note_of(self, row: Mapping[str, Any]) -> dict[str, str] | None:
         """The note of provenance in the metadata of a commit row's image; None where the run writes none.
 
-        It names the recipe by its parts: degradation, start, solver. It holds no date, so that the same image gets the
-        same bytes again.
+        It names the recipe by its parts. It holds no date, so that the same image gets the same bytes again.
         """
         if not self.config.io.provenance:
             return None
@@ -55,11 +54,7 @@ class WorkerSettings:
         return note | ({"run": self.run_id} if self.run_id else {})
 
     def restorer(self, prior: LatentPrior | None = None, encoder: SeverityEncoder | None = None) -> Restorer:
-        """The run's restorer in this process, which computes with `threads` threads and keeps freed memory from now on.
-
-        Args:
-            prior, encoder: the models, if they are loaded already.
-        """
+        """The run's restorer, of these models if they are loaded; it computes with `threads` and keeps freed memory."""
         import torch
 
         from flashray.restorer import Restorer, load_models
