@@ -64,8 +64,7 @@ class Job:
 class Solved:
     """A finished image: [3, H, W] in [-1, 1], or None with an `error`.
 
-    `nfe` is the number of denoiser evaluations of its windows over the number of windows. `seconds` is the image's
-    share of the time of the steps it took part in.
+    `nfe` is the denoiser's evaluations of its windows over their number, `seconds` its share of its steps' time.
     """
 
     key: str

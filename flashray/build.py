@@ -17,8 +17,7 @@ T = TypeVar("T")
 def build(kind: str, registry: Mapping[str, type[T]], name: str, settings: Mapping[str, Any] | None) -> T:
     """`registry[name](**settings)` for frozen dataclasses; lists become tuples.
 
-    Raises:
-        ConfigError: for an unknown name or setting, with the nearest known ones; for a value that the class rejects.
+    ConfigError for an unknown name or setting, with the nearest known ones, and for a value that the class rejects.
     """
     if name not in registry:
         raise ConfigError(

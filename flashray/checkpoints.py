@@ -24,15 +24,13 @@ M = TypeVar("M")
 def load_saved(cls: type[M], source: str, device: str | torch.device, *, kind: str, room: str, job: str) -> M:
     """Load a model for inference: frozen, in single precision, with its `sha256`.
 
+    ConfigError if there is none, with the bundled ones listed; if the folder holds something else or no weights; if
+    tensors are missing, unexpected, of another shape, NaN or infinite.
+
     Args:
         source: `bundled:<name>`, or a folder or s3:// prefix with what `save_pretrained` wrote.
-        kind: the model's kind, for errors.
+        kind, job: the model's kind, and the command that trains one, for errors.
         room: the folder of the bundled ones.
-        job: the command that trains one, for errors.
-
-    Raises:
-        ConfigError: if there is none, with the bundled ones listed; if the folder holds something else or no weights;
-            if tensors are missing, unexpected, of another shape, NaN or infinite.
     """
     with _folder(source, room) as folder:
         if not (folder / "config.json").is_file():
@@ -76,8 +74,7 @@ FAR = 1.5  # times the noise of a model's training; at twice that noise σ̂ fal
 def warn_of_another_noise(what: str, trained: tuple[float, float], noise: tuple[float, float]) -> None:
     """Log a warning where the measurements' noise differs by more than a factor FAR from that of a model's training.
 
-    Args:
-        trained, noise: (low, high) of noise_std on the [0, 1] scale.
+    Both are (low, high) of noise_std on the [0, 1] scale.
     """
     if noise[1] > FAR * trained[1] or FAR * noise[0] < trained[0]:
         given, known = (f"{low:g}" if low == high else f"[{low:g}, {high:g}]" for low, high in (noise, trained))

@@ -50,8 +50,7 @@ class Frame:
     def take_mask(self, mask_CHW: Tensor) -> Tensor:
         """[1, H, W] known pixels in this form: those to which missing pixels contribute less than a hundredth.
 
-        Args:
-            mask_CHW: white (1) where a pixel is known, of the image's own size.
+        The given mask is white where a pixel is known, of the image's own size.
         """
         half = torch.where(mask_CHW.mean(dim=0, keepdim=True) > 0, 0.5, -0.5)  # so that overshoot is not clamped
         return ((self.take(half) - 0.5).abs() < 0.01).float()
@@ -140,10 +139,8 @@ class Measurer:
     All random draws follow from (run seed, key), so the same image always gives the same measurement.
 
     Args:
-        degradation: the family.
         noise_range: (low, high) of noise_std on the [0, 1] scale; equal ends fix it.
         simulated: whether the images are clean and are degraded here, or are degraded already.
-        seed: the run's seed.
     """
 
     def __init__(
@@ -164,15 +161,14 @@ class Measurer:
     ) -> Photo:
         """An image that can be measured.
 
+        ImageError if parameters or noise are not known or are out of range, or a size does not fit.
+
         Args:
             x_CHW: [3, H, W] in [-1, 1].
             given: the operator's parameters, as far as they are known.
             noise_std: on the [0, 1] scale, where it is known.
             mask_1HW: 1 where a pixel is known; replaces the parameters of inpainting families.
             severity: simulate at this severity of the family's range, 0 … 1, instead of a random one.
-
-        Raises:
-            ImageError: if parameters or noise are not known or are out of range, or a size does not fit.
         """
         height, width = x_CHW.shape[1:]
         size = (height, width) if self.simulated else self.degradation.image_size((height, width))

@@ -43,10 +43,7 @@ class NoiseSchedule:
         """Read a diffusers scheduler config: `linear`, `scaled_linear`, `squaredcos_cap_v2`, `trained_betas`, a flow.
 
         LDM's "linear" schedule (squares of a line between √β_start and √β_end) is diffusers' `scaled_linear`. A flow's
-        config gives a `FlowSchedule`.
-
-        Raises:
-            ConfigError: naming the key, where a value is not known, not a number, or leads to no schedule.
+        config gives a `FlowSchedule`. ConfigError names the key of a value that is unknown or leads to no schedule.
         """
         if is_flow(config):
             return FlowSchedule.from_scheduler_config(config)
@@ -106,11 +103,9 @@ class NoiseSchedule:
         return NoiseSchedule(self.timesteps[index], alphas, torch.cat([last, alphas[:-1]]))
 
     def snr(self, timestep: Tensor | None = None) -> Tensor:
-        """Signal-to-noise ratios ᾱ/(1-ᾱ), float64.
+        """Signal-to-noise ratios ᾱ/(1-ᾱ), float64, of all steps or at the denoiser's own times, of any shape.
 
-        Args:
-            timestep: the denoiser's own times, of any shape; between two of the schedule's the SNR's logarithm goes
-                in a straight line, and beyond its ends it stays. All steps' where none are given.
+        Between two of the schedule's times the SNR's logarithm goes in a straight line; beyond its ends it stays.
         """
         ratios = self.alphas_cumprod / (1 - self.alphas_cumprod)
         if timestep is None:
@@ -124,15 +119,10 @@ class NoiseSchedule:
         return _interpolate(ratios.log().flip(0), self.timesteps.double().flip(0), wanted)
 
     def start_step(self, sigma_B: Tensor) -> Tensor:
-        """The step whose SNR is nearest to 1/σ̂²: argmin_i |1/σ̂² - ᾱ_i/(1-ᾱ_i)|.
+        """[B] long, the step whose SNR is nearest to 1/σ̂²: argmin_i |1/σ̂² - ᾱ_i/(1-ᾱ_i)|, also the image's NFE.
 
-        Flash-Diffusion, sample-adaptive inference.
-
-        Args:
-            sigma_B: [B] predicted standard deviations of the latent error, ≥ 0; 0 starts at step 0, +inf at the last.
-
-        Returns:
-            [B] long, the start steps, each also the image's NFE.
+        Flash-Diffusion, sample-adaptive inference. `sigma_B` are predicted standard deviations of the latent error,
+        ≥ 0; 0 starts at step 0, +inf at the last.
         """
         target_B = 1 / sigma_B.detach().to("cpu", torch.float64).square().clamp(min=1e-30)
         # the argmin without a [B, N] matrix: a sorted search in the ascending SNRs, then the nearer of both neighbours
@@ -170,8 +160,7 @@ class FlowSchedule(NoiseSchedule):
     def from_scheduler_config(cls, config: dict[str, Any]) -> FlowSchedule:
         """The whole chain of diffusers' FlowMatchEulerDiscreteScheduler, or of a scheduler with `use_flow_sigmas`.
 
-        Raises:
-            ConfigError: if the shift depends on the image's size or the times are turned round.
+        ConfigError if the shift depends on the image's size or the times are turned round.
         """
         for key in ("use_dynamic_shifting", "invert_sigmas", "shift_terminal"):
             if config.get(key):
@@ -233,11 +222,7 @@ def _interpolate(x: Tensor, y: Tensor, at: Tensor) -> Tensor:
 
 
 def finite_number(config: dict[str, Any], key: str, default: float, where: object = "scheduler") -> float:
-    """A number of a config, or `default` where the key is missing or null.
-
-    Raises:
-        ConfigError: if it is something else, NaN or infinite.
-    """
+    """A number of a config, or `default` where the key is missing or null; ConfigError unless it is finite."""
     value = config.get(key)
     if value is None:
         return default

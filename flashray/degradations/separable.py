@@ -36,8 +36,7 @@ def reflection(length: int, radius: int, device: torch.device) -> Tensor:
 def convolve(x_BCHW: Tensor, weight_BK: Tensor, dim: int) -> Tensor:
     """y_i = Σ_k weight_k x_{i + k - r} along `dim` (2 or 3), the image reflected at its borders (border not repeated).
 
-    Raises:
-        ValueError: if the radius r is not smaller than the axis.
+    ValueError if the radius r is not smaller than the axis.
     """
     radius, length = weight_BK.shape[1] // 2, x_BCHW.shape[dim]
     if radius >= length:

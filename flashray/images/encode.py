@@ -68,18 +68,16 @@ def encode_like(
     """The image x as a file like the source: its format, channels, depth, colour profile, alpha and metadata.
 
     Colours go back through the source's profile. Samples that did not change by half a level, and those of alpha 0, are
-    the source's own.
+    the source's own. ImageError when x is not finite or too large for the format; ValueError for another size, format
+    or quality.
 
     Args:
         x_CHW: [3, H, W] sRGB in [-1, 1], clamped, of the source's upright size.
         source: from `open_image`.
         format: `same`, or the format to write.
         quality: 1 to 100, of JPEG, AVIF, HEIF and WebP. None is 95, and for WebP lossless when the source was.
-        provenance: a note for the file's metadata (recipe, σ̂, NFE, run id): in PNG an international text chunk
-            `flashray` of JSON, in the other formats the XMP property `flashray:provenance` of the same JSON. Fields
-            that are there already stay.
-
-    ImageError when x is not finite or too large for the format; ValueError for another size, format or quality.
+        provenance: a note for the metadata (recipe, σ̂, NFE, run id), as JSON: in PNG an international text chunk
+            `flashray`, in the other formats the XMP property `flashray:provenance`. Fields that are there already stay.
     """
     if x_CHW.shape != source.pixels.shape:
         raise ValueError(f"the image has shape {tuple(x_CHW.shape)}, its source {tuple(source.pixels.shape)}")
@@ -182,11 +180,10 @@ def _rendered(x: Tensor, source: SourceImage, kind: str, depth: int) -> NDArray[
 def _back(space: ColourSpace, after: Floats, before: Floats, own: Floats, change: NDArray[np.float32]) -> Floats:
     """The samples of sRGB colours, where the photo had the sRGB colours `before` and the samples `own`.
 
-    sRGB lacks some colours of larger profiles, and the separation of inks has many answers. Therefore the difference
-    between the file's own samples and what its profile makes of their sRGB colours is added. Its weight falls from 1
-    where nothing changed to 0 where the pixel became another colour. On a photo in Display P3 of which sRGB clips two
-    thirds, with noise of 15 levels, a perfect sRGB restoration is then written with an error of 5.1 levels (root mean
-    square) instead of 10.8; forgetting at a quarter of the range gives 5.7.
+    sRGB lacks some colours of larger profiles, and the separation of inks has many answers. So the difference between
+    the file's own samples and what its profile makes of their sRGB colours is added, with a weight from 1 where nothing
+    changed to 0 where the pixel became another colour. On a photo in Display P3 of which sRGB clips two thirds, with
+    noise of 15 levels, a perfect sRGB restoration then has an error of 5.1 levels (root mean square) instead of 10.8.
     """
     values = space.from_srgb(after)
     if space.exact:

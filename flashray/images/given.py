@@ -19,9 +19,8 @@ ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 def as_image(given: ImageLike) -> Tensor:
     """A path, picture, array or tensor as float32 [3, H, W] in [-1, 1].
 
-    Raises:
-        ValueError: for a wrong shape, range or type, with what was given and what is expected.
-        ImageError: for a file that is not a valid image. OSError: for one that cannot be read.
+    ValueError for a wrong shape, range or type; ImageError for a file that is no valid image; OSError for one that
+    cannot be read.
     """
     if isinstance(given, str | Path):
         return open_image(Path(given).read_bytes()).pixels

@@ -21,11 +21,10 @@ ALPHA_LOST = "alpha (the restored image shows another part of the photo)"
 def reframed(x_CHW: Tensor, source: SourceImage, fit: Fit) -> SourceImage:
     """The source as if its file had held the image x, which is of another size.
 
-    `encode_like(x, reframed(x, source, fit))` writes x with the file's format, kind, depth, colour profile, EXIF and
-    XMP. Sharing of samples with the file ends here, since no pixel of x is a pixel of the file. EXIF says the new
-    width and height. Alpha is brought to the frame as the image was: its largest centred part of the frame's shape is
-    resized, or its centre is cut out. Where a frame that was cropped is larger than the file, alpha is dropped, and
-    `dropped` says so.
+    `encode_like(x, reframed(x, source, fit))` writes x with the file's format, kind, depth, colour profile, EXIF (which
+    says the new size) and XMP. No pixel of x is a pixel of the file, so no samples are shared. Alpha is brought to the
+    frame as the image was: its largest centred part of the frame's shape is resized, or its centre is cut out. Where a
+    frame that was cropped is larger than the file, alpha is dropped, and `dropped` says so.
     """
     x = x_CHW.detach().float().cpu().clamp(-1, 1)
     if source.neutral:

@@ -89,11 +89,10 @@ def _deep_grey(image: Image.Image, transparency: object, main: ifd.Directory | N
 
 
 def _deep(image: ImageFile.ImageFile, data: bytes, raw_mode: str) -> Samples:
-    """16-bit colour.
+    """16-bit colour, of which Pillow keeps only the high byte of a sample.
 
-    Pillow keeps only the high byte of such samples. So it decodes the file twice, the second time told that the bytes
-    of a sample stand the other way round, and the two halves are put together. That way its decoders (libtiff with all
-    compressions and predictors, zlib with PNG's filters and interlacing) serve here too.
+    So it decodes the file twice, the second time told that the bytes of a sample stand the other way round, and the two
+    halves are put together: its decoders (libtiff's compressions and predictors, PNG's interlacing) serve here too.
     """
     transparency = image.info.get("transparency")
     if raw_mode == "LA;16B":  # its four bytes, as if each were a channel

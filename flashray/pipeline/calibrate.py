@@ -121,11 +121,7 @@ class Calibrator:
         """Returns when the models are loaded."""
 
     def measure(self, unit: pa.Table) -> dict[str, Any]:
-        """The fields of a `CostModel` but for the start-up, from the table of `sample`.
-
-        Raises:
-            ImageError: when none of the sample's images can be read or solved.
-        """
+        """The fields of a `CostModel` but for the start-up, from the table of `sample`; ImageError if no image can."""
         visits = np.array(unit["visits"][0].as_py(), np.int64)
         (loaded,) = load(unit.drop_columns("visits"), self.work, self.board).to_pylist()
         torch.set_num_threads(self.work.threads)  # in a run, loading is a separate task with its own threads

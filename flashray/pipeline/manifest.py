@@ -111,11 +111,7 @@ def _read_manifest(uri: str) -> pa.Table:
 
 
 def _plain(uri: str, manifest: pa.Table, names: Sequence[str]) -> pa.Table:
-    """The columns key and `names` as text and numbers, whatever a table library made of them.
-
-    Raises:
-        ConfigError: for keys that are no text, missing or doubled, and for columns that are no numbers or paths.
-    """
+    """The columns key and `names` as text and numbers; ConfigError where they are not, or a key lacks or is doubled."""
     kind = manifest.schema.field("key").type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (pa.types.is_integer(kind) or pa.types.is_null(kind) or _is_text(kind)):

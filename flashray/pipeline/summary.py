@@ -158,10 +158,7 @@ def distributions(state: RunStatus) -> dict[str, dict[str, Any]]:
 
 
 def numbers(summary: Mapping[str, Any]) -> dict[str, float | None]:
-    """The metrics for tracking: every number of summary.json, including ends of intervals and quantiles.
-
-    None where there is no value.
-    """
+    """The metrics for tracking: every number of summary.json, with ends of intervals and quantiles, or None."""
     found: dict[str, float | None] = {}
     for name, value in summary.items():
         if name.endswith("_interval"):

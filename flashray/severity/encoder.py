@@ -148,11 +148,7 @@ class SeverityEncoder(ModelMixin, ConfigMixin):
         return noise_range(self.config.noise_std)
 
     def check_prior(self, prior: LatentPrior, name: str) -> None:
-        """Raise ConfigError if this encoder was trained for another prior's latents.
-
-        Args:
-            name: the encoder's name in errors.
-        """
+        """Raise ConfigError, with this encoder's name, if it was trained for another prior's latents."""
         pairs = ((self.latent_scale, prior.scale), (self.latent_shift, prior.shift))
         same = latent_geometry(prior.autoencoder) == (self.config.latent_channels, self.factor)
         if not same or not all(one.shape == other.shape and one.allclose(other.to(one)) for one, other in pairs):
@@ -162,12 +158,7 @@ class SeverityEncoder(ModelMixin, ConfigMixin):
             )
 
     def forward(self, y_BCHW: Tensor, e_BCHW: Tensor) -> Severity:
-        """What it says of measurements.
-
-        Args:
-            y_BCHW: measurements in [-1, 1], their sides multiples of the latent factor.
-            e_BCHW: E(y), the prior's latents of them.
-        """
+        """What it says of measurements y in [-1, 1], their sides multiples of the latent factor, and of E(y)."""
         height, width = e_BCHW.shape[2:]
         seen = torch.cat([F.pixel_unshuffle(y_BCHW, self.factor), e_BCHW.to(y_BCHW)], dim=1)
         seen = pad_to_multiple(seen, self.net.trunk.cut)

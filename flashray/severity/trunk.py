@@ -82,8 +82,7 @@ class Trunk(nn.Module):
 class Heads(nn.Module):
     """A trunk and what is read off its features: [B, taken, h, w] to [B, Σ given, h, w], one head after the other.
 
-    Args:
-        given: channels of each head. The first is one convolution, which begins at zero; the others are two.
+    The first of the heads, of `given` channels each, is one convolution, which begins at zero; the others are two.
     """
 
     def __init__(self, taken: int, widths: Sequence[int], blocks: Sequence[int], given: Sequence[int]) -> None:

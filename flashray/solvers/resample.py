@@ -27,17 +27,7 @@ class ReSample:
 
     Song et al. 2024, as Flash-Diffusion's appendix uses it: there on a DDIM schedule of 500 steps with η = 1, with the
     settings below and a `resample_step` of 200 … 2000, depending on the task. Where the last step ends at the data
-    (ᾱ_prev = 1), s is 0 and nothing is corrected.
-
-    Flash-Diffusion's public code differs in three points. Its proximal term has no effect, because its two tensors
-    share memory: `proximal=0` gives its numbers. On a respaced schedule its s uses ᾱ_prev of the previous timestep and
-    not of the previous step: with 500 steps its s is about that of half our `resample_step`. Its DDIM chain ends at ᾱ_0
-    and not at the data, with a last weak correction. (Without respacing it also corrects an image's first step.)
-
-    The ReSample authors' own code differs more: AdamW on the mean squared error with up to 2000 steps in pixels and 500
-    in latents, stopped at a fixed residual whatever the noise; five more reverse steps before each correction, from
-    which z' is taken; a DPS gradient at each step; stages at thirds of the chain; another s; and a last correction of
-    the finished latent.
+    (ᾱ_prev = 1), s is 0 and nothing is corrected. docs/operators-and-solvers.md says how both public codes differ.
 
     Attributes:
         resample_step: the factor of s: the larger it is, the more weight z* has against z'.

@@ -12,12 +12,10 @@ from flashray.tracking.client import brief, connect, load_mlflow
 def find_runs(uri: str, experiment: str, chosen: str = "", limit: int = 50) -> list[Any]:
     """The newest runs of an experiment (MLflow's entities).
 
-    Args:
-        uri: server or database.
-        chosen: a filter in MLflow's words, such as "metrics.psnr > 25 and params.`solver.steps` = '1000'".
+    ConfigError when there is no such experiment, the filter is wrong, or MLflow does not answer.
 
-    Raises:
-        ConfigError: when there is no such experiment, the filter is wrong, or MLflow does not answer.
+    Args:
+        chosen: a filter in MLflow's words, such as "metrics.psnr > 25 and params.`solver.steps` = '1000'".
     """
     load_mlflow()
     client = connect(uri)

@@ -28,12 +28,7 @@ _REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 
 
 class Sender:
-    """Sends the events of a spool to one MLflow server or database, in their order.
-
-    Args:
-        uri: the server or database.
-        spool: the events.
-    """
+    """Sends the events of a spool to one MLflow server or database, in their order."""
 
     def __init__(self, uri: str, spool: Spool) -> None:
         self.uri, self._spool = uri, spool

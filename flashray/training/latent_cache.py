@@ -28,12 +28,8 @@ def cached_latents(
 ) -> Tensor:
     """[views · n, C, h, w] half-precision latents of random views of n windows, mapped from a file.
 
-    The file's name tells the autoencoder's weights, the photos' names and the views: trainings of one autoencoder share
-    it.
-
-    Args:
-        load: reads the uint8 windows; called only when the file is missing.
-        views: how many views of each window, each with its own crop, zoom and mirroring.
+    Its name tells the autoencoder's weights, the photos' names and the views, so that trainings share it. `load` reads
+    the uint8 windows where the file is missing; each view of a window has its own crop, zoom and mirroring.
     """
     path = storage / f"latents-{_key(prior, paths, views)}.npy"
     if not path.is_file():

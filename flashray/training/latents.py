@@ -81,9 +81,7 @@ def latent_statistics(model: Any, x_NCHW: Tensor, device: str | torch.device) ->
 def latent_figures(prior: LatentPrior, x_NCHW: Tensor) -> dict[str, Any]:
     """What a model card says of the latents of photos in [-1, 1].
 
-    Returns:
-        roughness: the mean of `neighbour_roughness` over channels; roughness_each: a number a channel.
-        wiener_share: `wiener_share` at the timestep nearest to each of SIGMAS.
+    `neighbour_roughness` of each channel and its mean, and `wiener_share` at the timestep nearest to each of SIGMAS.
     """
     z_NCHW = torch.cat([prior.encode(x.to(prior.device)).float().cpu() for x in x_NCHW.split(32)])
     each = neighbour_roughness(z_NCHW)

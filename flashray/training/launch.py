@@ -29,12 +29,9 @@ def resolve_device(device: str) -> str:
 def train(
     build: Callable[[], T], loop: LoopConfig, photos: str, size: int, name: str, config: LaunchConfig
 ) -> tuple[T, Path]:
-    """Train the task that `build` makes on the photos of a folder.
+    """(The task that `build` makes, trained on a folder's photos, in evaluation mode; a folder with its last state.)
 
     Checkpoints are stored under `<storage>/<name>-<fingerprint>`, so that another training does not continue this one.
-
-    Returns:
-        The task with its averaged weights, on the device and in evaluation mode; a folder with its last training state.
     """
     name = f"{name}-{fingerprint(build, loop, photos)}"
     if config.launcher == "ray":

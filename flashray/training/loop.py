@@ -139,7 +139,7 @@ def fit(
     keep: Callable[[Callable[[Path], None]], None] = lambda save: None,
     say: Callable[[str], None] | None = None,
 ) -> dict[str, float]:
-    """Train `task.model`; it holds the EMA weights when this returns.
+    """Train `task.model`, which then holds the EMA weights; returns the last validation's figures.
 
     Args:
         batches: the uint8 windows of an epoch, given its number.
@@ -149,12 +149,8 @@ def fit(
         batches_per_epoch: for the learning rate's progress; measured in the first epoch when unknown.
         rank, workers: this worker's number, and how many there are; each draws different views.
         clock: makes parallel workers agree on the seconds spent, so that they stop at the same step.
-        keep: called once, before the cool-down begins, with a function that saves the state. A training that starts or
-            resumes inside its cool-down does not call it.
+        keep: called once, before a cool-down that this call begins, with a function that saves the state.
         say: called with each line of progress, where one worker trains.
-
-    Returns:
-        The last validation's figures.
     """
     task.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     trained = [parameter for parameter in task.model.parameters() if parameter.requires_grad]

@@ -62,7 +62,7 @@ def write_prior_card(
     Args:
         photos: what the prior was trained on, in words.
         val_NCHW: validation photos in [-1, 1].
-        trained: how each stage was trained: command, seed, seconds, samples, …
+        trained: what `note_training` noted of each stage.
     """
     pixels = isinstance(prior.autoencoder, SpaceToDepth)
     quality = {} if pixels else autoencoder_figures(prior, val_NCHW)  # pixels come back as they are
@@ -162,11 +162,7 @@ def write_severity_card(
 
 
 def write_card(folder: Path, figures: Mapping[str, Any], lines: list[str], trained: Mapping[str, Any]) -> None:
-    """card.json of a model's figures, and README.md of these lines; both end with how the model was trained.
-
-    Args:
-        trained: what `note_training` noted of each stage.
-    """
+    """card.json of a model's figures, and README.md of these lines; both end with what `note_training` noted."""
     card = {**figures, "trained": dict(trained), "machine": machine()}
     (folder / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
     lines = [*lines, "", "## Training", "", f"Machine: {machine()}."]

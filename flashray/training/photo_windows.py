@@ -93,11 +93,8 @@ def vary(x_BCHW: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """Square images in [-1, 1]: a random `share` of them turned, with other colours, contrast and brightness.
 
     Rotation by quarter turns, exchanged channels, contrast scaled about the image's mean and shifted brightness, each
-    drawn once for each image. Detail and contrast decide how hard an image is to encode: this varies the position and
-    strength of each photo's detail, so that a few thousand photos are not memorised.
-
-    Args:
-        generator: on the CPU.
+    drawn once for each image by a generator on the CPU. Detail and contrast decide how hard an image is to encode: this
+    varies them, so that a few thousand photos are not memorised.
     """
     batch, channels, device = len(x_BCHW), x_BCHW.shape[1], x_BCHW.device
 

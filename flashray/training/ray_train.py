@@ -30,8 +30,7 @@ from flashray.training.train_config import LaunchConfig
 def launch_on_ray(build: BuildTask, loop: LoopConfig, photos: str, size: int, name: str, config: LaunchConfig) -> Path:
     """Train on Ray Train; returns a local folder with the last checkpoint's state.
 
-    Running it again under the same name and storage resumes from the last checkpoint, after a lost worker as after a
-    lost driver.
+    Run again under the same name and storage, it resumes from the last checkpoint, whoever was lost.
     """
     _connect(config)
     use_gpu = config.device == "cuda" or (config.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
