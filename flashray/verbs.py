@@ -113,7 +113,7 @@ def compare(argv: Sequence[str]) -> int:
     from flashray.pipeline.compare_runs import SHOWN, Row, by_metric, row_of_output
     from flashray.pipeline.compare_runs import compare as compared
     from flashray.tracking import default_uri
-    from flashray.tracking.runs import find_runs
+    from flashray.tracking.client import find_runs
 
     if config.outputs:
         rows = [row_of_output(output) for output in config.outputs]

@@ -34,7 +34,7 @@ def read_samples(image: ImageFile.ImageFile, data: bytes) -> Samples:
     if main is not None and main.number(284, 1) == 2 and max(main.numbers(258), default=1) > 8:
         # Pillow takes each byte of these for a sample.
         raise ImageError("this is a TIFF of 16 bits with separate planes; save it with interleaved channels")
-    raw_mode = _raw_mode(image)
+    raw_mode = next(iter(_raw_modes(image)), "")
     if ";16" in raw_mode and not image.mode.startswith("I"):
         return _deep(image, data, raw_mode)
     transparency = image.info.get("transparency")
@@ -136,10 +136,6 @@ def _raw_modes(image: ImageFile.ImageFile) -> list[str]:
     """The names by which Pillow's decoders know the order of bytes in a pixel."""
     arguments = [tile.args for tile in image.tile]
     return [args if isinstance(args, str) else str(args[0]) for args in arguments if args]
-
-
-def _raw_mode(image: ImageFile.ImageFile) -> str:
-    return next(iter(_raw_modes(image)), "")
 
 
 def _other_order(raw_mode: str) -> str:

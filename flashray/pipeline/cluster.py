@@ -103,11 +103,6 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _memory() -> int:
-    """Bytes of memory that this machine has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def connect() -> bool:
     """Connect to the configured cluster (RAY_ADDRESS), or start one on this machine; returns whether this call did.
 
@@ -139,6 +134,7 @@ def _start_here() -> None:
     """A cluster on this machine, which ends with the driver."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with _on_this_machine_only():
         ray.init(
             address="local",
@@ -146,7 +142,7 @@ def _start_here() -> None:
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.WARNING,
-            object_store_memory=min(_OBJECT_STORE, _memory() // 4),
+            object_store_memory=min(_OBJECT_STORE, memory // 4),
         )
 
 
@@ -230,7 +226,8 @@ def _pools_on_gpus(nodes: Sequence[Node], config: RunConfig, threads: int | None
     room = sum(node.gpus for node in nodes)
     solver_actors = _at_most(room, config.resources.solver_actors or room, "one a GPU")
     severity_actors = min(config.resources.severity_actors or _SEVERITIES * solver_actors, _SEVERITIES * room)
-    return Pools("cuda", threads, _exact(asked), solver_actors, severity_actors)
+    asked = math.floor(asked * 10_000) / 10_000  # Ray counts in ten-thousandths
+    return Pools("cuda", threads, asked, solver_actors, severity_actors)
 
 
 def _pools_on_cpus(
@@ -271,11 +268,6 @@ def _at_most(room: int, wanted: int, size: str) -> int:
     if wanted > room:
         log.warning("the cluster has room for %d actors (%s), not for %d", room, size, wanted)
     return min(room, wanted)
-
-
-def _exact(cpus: float) -> float:
-    """Ray counts in ten-thousandths."""
-    return math.floor(cpus * 10_000) / 10_000
 
 
 def await_nodes(config: RunConfig) -> None:

@@ -1,4 +1,4 @@
-"""The cost of a plan: a model of the solver's seconds, measured on the run's actors, and its prediction."""
+"""The cost of a plan: a model of the solver's seconds, measured on the run's actors, its prediction, and storage."""
 
 from __future__ import annotations
 
@@ -8,13 +8,20 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from flashray import storage
+from flashray.images import OutputFormat
 from flashray.pipeline.run_folder import run_uri
 from flashray.pipeline.simulation import Pool, simulate
 from flashray.pipeline.slot_utilization import in_flight
 from flashray.pipeline.units import Packing, dearest_first, unit_costs, unit_starts
 from flashray.pipeline.workload import Floats, Integers, Workload, workload_of
+
+# Bytes a pixel of photos, measured on restored ones (docs/results/any-size.md): JPEG and WebP at quality 95
+LOSSY = {"jpeg": 0.55, "webp": 0.4}
+LOSSLESS = {"png": 1.6, "tiff": 3.0}
+_SUFFIXES = {"jpeg": (".jpg", ".jpeg", ".jpe", ".mpo"), "webp": (".webp", ".avif", ".heic", ".heif")}
 
 
 @dataclass(frozen=True)
@@ -120,12 +127,28 @@ def predict_packed(load: Workload, packing: Packing, cost: CostModel) -> Predict
     return predict(load.take(order), first, packing.slots, packing.actors, cost)
 
 
+def storage_needed(listing: pa.Table, planned: pa.Table, format: OutputFormat) -> int:
+    """Bytes of the restored images, about: lossless files keep their size, lossy ones do not shrink at high quality."""
+    files = listing.take(pc.index_in(planned["key"], listing["key"].combine_chunks()))
+    size = files["size"].to_numpy().astype(np.float64)
+    pixels = planned["width"].to_numpy().astype(np.float64) * planned["height"].to_numpy()
+    if format != "same":
+        return int((pixels * (LOSSY | LOSSLESS)[format]).sum())
+    names = pc.utf8_lower(files["key"])
+    for kind, suffixes in _SUFFIXES.items():
+        lossy = np.zeros(len(files), bool)
+        for suffix in suffixes:
+            lossy |= pc.ends_with(names, suffix).to_numpy()
+        size = np.where(lossy, np.maximum(size, pixels * LOSSY[kind]), size)
+    return int(size.sum())
+
+
 @dataclass(frozen=True)
 class Quoted:
     """A cost model and the conditions of its measurement, as kept in the run folder.
 
     Attributes:
-        key: what the seconds depend on; with another key they are measured again.
+        key: what the seconds depend on (`calibrate.cost_key`); with another key they are measured again.
         actors: number of solver actors in the pool.
     """
 
@@ -133,21 +156,11 @@ class Quoted:
     cost: CostModel
     actors: int
 
-    @property
-    def device(self) -> str:
-        """cpu or cuda."""
-        return self.key["device"]
-
-    @property
-    def threads(self) -> int:
-        """Of an actor."""
-        return self.key["threads"]
-
 
 def read_quoted(output: str) -> Quoted | None:
     """cost.json of a run folder, or None."""
     try:
-        found = json.loads(storage.read_bytes(_uri(output)))
+        found = json.loads(storage.read_bytes(run_uri(output, "cost.json")))
         curve = {name: tuple(found["cost"].pop(name)) for name in ("filled", "step_seconds")}
         cost = CostModel(**{**found["cost"], **curve})
         return Quoted(found["key"], cost, found["actors"])
@@ -157,8 +170,4 @@ def read_quoted(output: str) -> Quoted | None:
 
 def write_quoted(output: str, quoted: Quoted) -> None:
     """Keep it as cost.json."""
-    storage.put_bytes(_uri(output), json.dumps(asdict(quoted), indent=2).encode() + b"\n")
-
-
-def _uri(output: str) -> str:
-    return run_uri(output, "cost.json")
+    storage.put_bytes(run_uri(output, "cost.json"), json.dumps(asdict(quoted), indent=2).encode() + b"\n")

@@ -173,15 +173,10 @@ def _keep(output: str, lease: Lease, stop: threading.Event) -> None:
         try:
             if not renew(output, lease):
                 log.error("another driver took over %s, because this one did not renew its lease; stopping", output)
-                _interrupt()
+                os.kill(os.getpid(), signal.SIGTERM)  # a script's background processes ignore SIGINT
                 return
         except (OSError, FlashrayError) as error:
             log.warning("the lease of %s could not be renewed: %s", output, storage.redact(str(error)))
-
-
-def _interrupt() -> None:
-    """End the driver with SIGTERM; processes that a script starts in the background ignore SIGINT."""
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _put(output: str, lease: Lease) -> None:

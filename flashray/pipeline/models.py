@@ -52,11 +52,6 @@ class Models:
             storage.put_bytes(storage.join(copy, name), path.read_bytes())
 
     @property
-    def chain(self) -> int:
-        """NFE of the full chain."""
-        return self.config.recipe.solver.steps
-
-    @property
     def weights(self) -> int:
         """Bytes of the parameters of both models in an actor."""
         return sum(

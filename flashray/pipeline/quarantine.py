@@ -109,12 +109,9 @@ class Watch:
             elif hopeless:
                 yield [place], ImageError(died)
             else:
-                self._turn(image)
+                self.note(self.past.deaths + 1, image)
+                _ask(self.board.turn, self.work, image)
                 yield [place], None
-
-    def _turn(self, image: str) -> None:
-        self.note(self.past.deaths + 1, image)
-        _ask(self.board.turn, self.work, image)
 
 
 def unnoted(number: int, image: str | None) -> None:

@@ -15,7 +15,7 @@ from flashray import storage
 from flashray.errors import ConfigError, FlashrayError
 from flashray.pipeline import attempt_markers, budget, run_record, summary
 from flashray.pipeline.calibrate import cost_key, measure_cost
-from flashray.pipeline.cost import CostModel, Quoted, predict_plan, write_quoted
+from flashray.pipeline.cost import CostModel, Quoted, predict_plan, storage_needed, write_quoted
 from flashray.pipeline.lease import held
 from flashray.pipeline.open_run import Run, open_run
 from flashray.pipeline.others import copy_others, read_others
@@ -28,7 +28,6 @@ from flashray.pipeline.run_folder import page_uri, run_uri
 from flashray.pipeline.run_page import make_page
 from flashray.pipeline.sample_sheet import make_sheet, to_png
 from flashray.pipeline.solve import solve_units
-from flashray.pipeline.storage_needed import storage_needed
 from flashray.pipeline.units import index
 from flashray.shown import shown
 
@@ -126,7 +125,7 @@ def finish(run: Run) -> None:
     attempt_markers.forget(run.output)
     if run.config.io.copy_others:
         copy_others(run.config.io, run.archive.others)
-    found = summary.summarise(status, run.models.chain, run.models.unavailable, run.slots, run.quoted)
+    found = summary.summarise(status, run.config.recipe.solver.steps, run.models.unavailable, run.slots, run.quoted)
     found |= summary.beside_the_images(run.archive, read_others(run.output))
     speed = run.images_solved / run.seconds_solving if run.images_solved else None
     found["images_per_second"] = speed and round(speed, 4)  # of this start's solve pass
@@ -171,7 +170,9 @@ def price(run: Run, session: RaySession, units: pa.Table) -> None:
 
 def _quote(run: Run) -> str:
     needed = storage_needed(run.listing, run.status.planned, run.config.io.format)
-    return summary.quote(run.status, run.models.chain, run.slots, run.quoted, run.record.get("budget"), needed)
+    return summary.quote(
+        run.status, run.config.recipe.solver.steps, run.slots, run.quoted, run.record.get("budget"), needed
+    )
 
 
 def _write_plan(run: Run, session: RaySession, found: pa.Table, attempt: int) -> None:
@@ -227,7 +228,7 @@ def _named_stop() -> Iterator[None]:
 def _print_summary(run: Run, found: dict[str, Any]) -> None:
     print(
         f"{found['restored']:,} of {found['images']:,} images restored, {found['mean_nfe'] or 0:.1f} NFE an image "
-        f"(full chain: {run.models.chain:,}), in {clock(found['wall_seconds'])}"
+        f"(full chain: {run.config.recipe.solver.steps:,}), in {clock(found['wall_seconds'])}"
     )
     quality = summary.table(found)
     if quality:

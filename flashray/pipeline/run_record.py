@@ -96,10 +96,11 @@ def open_record(
     record = old
     try:
         if record is None:
+            identified = json.dumps(found, sort_keys=True) + listing_hash(listing)
             record = {
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "config": to_dict(config),
-                "fingerprint": {"sha256": _digest(found, listing), **found},
+                "fingerprint": {"sha256": hashlib.sha256(identified.encode()).hexdigest(), **found},
                 "archive": {"images": len(listing), "sha256": listing_hash(listing)},
                 "versions": _versions(),
                 "single_writer": not storage.creates_if_absent(run_uri(output, "probe")),
@@ -225,11 +226,6 @@ def _refuse_other_archive(config: RunConfig, listing: pa.Table, failed: Collecti
 
 def _write_listing(output: str, listing: pa.Table) -> None:
     storage.put_bytes(run_uri(output, "archive.parquet"), parquet(listing))
-
-
-def _digest(found: Mapping[str, Any], listing: pa.Table) -> str:
-    text = json.dumps(found, sort_keys=True) + listing_hash(listing)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _versions() -> dict[str, str]:

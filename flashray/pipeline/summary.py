@@ -240,11 +240,12 @@ def _price(planned: pa.Table, chain: int, slots: int, quoted: Quoted) -> list[st
     cost, actors = quoted.cost, quoted.actors
     found = predict_plan(planned, slots, actors, cost)
     full = predict_full(workload_of(planned), chain, slots, actors, cost)
-    if quoted.device == "cuda":
+    if quoted.key["device"] == "cuda":
         hours, pool = f"{found.device_hours:.3g} GPU-hours", f"{actors:,} GPU{'s' * (actors > 1)}"
     else:
-        hours = f"{found.device_hours * quoted.threads:.3g} core-hours"
-        pool = f"{actors:,} CPU actor{'s' * (actors > 1)} of {quoted.threads} thread{'s' * (quoted.threads > 1)}"
+        threads = quoted.key["threads"]
+        hours = f"{found.device_hours * threads:.3g} core-hours"
+        pool = f"{actors:,} CPU actor{'s' * (actors > 1)} of {threads} thread{'s' * (threads > 1)}"
     return [
         f"about {clock(found.wall_seconds)} on {pool} with {slots} slots, {clock(cost.start_up_seconds)} of it to "
         f"start, and {hours}; the full chain: {clock(full.wall_seconds)}",

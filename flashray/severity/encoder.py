@@ -96,24 +96,13 @@ class SeverityEncoder(ModelMixin, ConfigMixin):
         degradation: str,
         degradation_settings: dict[str, Any],
         noise_std: float | list[float],
-        parameter_ranges: dict[str, list[float]] | None = None,
-        widths: Sequence[int] = (96, 144, 192),
-        blocks: Sequence[int] = (3, 3, 3),
+        **settings: Any,
     ) -> SeverityEncoder:
-        """A new severity encoder for this prior's latents; its ẑ is E(y)."""
+        """A new severity encoder for this prior's latents, with further arguments of the class; its ẑ is E(y)."""
         channels, factor = latent_geometry(prior.autoencoder)
-        model = cls(
-            latent_channels=channels,
-            factor=factor,
-            scale=prior.scale.flatten().tolist(),
-            shift=prior.shift.flatten().tolist(),
-            degradation=degradation,
-            degradation_settings=degradation_settings,
-            noise_std=noise_std,
-            parameter_ranges=parameter_ranges,
-            widths=list(widths),
-            blocks=list(blocks),
-        )
+        scale, shift = prior.scale.flatten().tolist(), prior.shift.flatten().tolist()
+        family = {"degradation": degradation, "degradation_settings": degradation_settings, "noise_std": noise_std}
+        model = cls(latent_channels=channels, factor=factor, scale=scale, shift=shift, **family, **settings)
         return model.to(prior.device)
 
     @property

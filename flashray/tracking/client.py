@@ -1,4 +1,4 @@
-"""The URI of MLflow, and a client whose waits are bounded."""
+"""The URI of MLflow, a client whose waits are bounded, and the runs of an experiment."""
 
 from __future__ import annotations
 
@@ -96,6 +96,28 @@ def experiment_id(client: Any, name: str, uri: str) -> str:
         if error.error_code != "RESOURCE_ALREADY_EXISTS" or experiment is None:
             raise
         return str(experiment.experiment_id)
+
+
+def find_runs(uri: str, experiment: str, chosen: str = "", limit: int = 50) -> list[Any]:
+    """The newest runs of an experiment (MLflow's entities).
+
+    ConfigError when there is no such experiment, the filter is wrong, or MLflow does not answer.
+
+    Args:
+        chosen: a filter in MLflow's words, such as "metrics.psnr > 25 and params.`solver.steps` = '1000'".
+    """
+    load_mlflow()
+    client = connect(uri)
+    try:
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            known = ", ".join(sorted(one.name for one in client.search_experiments()))
+            raise ConfigError(f"experiment {experiment}: not at {storage.redact(uri)}; there are {known}")
+        return list(client.search_runs([found.experiment_id], chosen, max_results=limit))
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"MLflow at {storage.redact(uri)}: {brief(error)}") from error
 
 
 def page(uri: str) -> str:
