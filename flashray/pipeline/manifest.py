@@ -156,11 +156,9 @@ def _beside(manifest: str, path: str) -> str:
 
 
 def _check_values(uri: str, manifest: pa.Table, degradation: Degradation) -> None:
-    for name in (*degradation.parameter_names, "noise_std"):
-        if name not in manifest.column_names:
-            continue
-        values = [v for v in manifest[name].cast(pa.float64()).to_pylist() if v is not None]
-        if name == "noise_std" and not all(0 <= value < math.inf for value in values):
+    if "noise_std" in manifest.column_names:
+        values = manifest["noise_std"].drop_null().to_pylist()
+        if not all(0 <= value < math.inf for value in values):
             raise ConfigError(f"manifest {uri}: noise_std must be ≥ 0 and finite")
     names = degradation.parameter_names
     if names and set(names) <= set(manifest.column_names):

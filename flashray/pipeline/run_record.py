@@ -142,6 +142,15 @@ def with_choices(config: RunConfig, record: Mapping[str, Any]) -> RunConfig:
     return config.replaced("resources", precision=precision, slots=resources.slots or record.get("slots", 0))
 
 
+def given_record(output: str) -> tuple[str, dict[str, Any]]:
+    """(the URI of an output that a user names, its run.json); ConfigError where it holds no run."""
+    output = storage.given(output, "output")
+    record = read_record(output)
+    if record is None:
+        raise ConfigError(f"output {output} holds no run; name the output of flashray restore")
+    return output, record
+
+
 def read_record(output: str) -> dict[str, Any] | None:
     """run.json, or None where there is no run yet."""
     try:
