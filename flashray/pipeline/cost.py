@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import json
+from collections import deque
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +15,6 @@ import pyarrow.compute as pc
 from flashray import storage
 from flashray.images import OutputFormat
 from flashray.pipeline.run_folder import run_uri
-from flashray.pipeline.simulation import Pool, simulate
 from flashray.pipeline.slot_utilization import in_flight
 from flashray.pipeline.units import Packing, dearest_first, unit_costs, unit_starts
 from flashray.pipeline.workload import Floats, Integers, Workload, workload_of
@@ -100,8 +101,30 @@ def predict(load: Workload, first: Integers, slots: int, actors: int, cost: Cost
     other = cost.other_seconds + beyond * cost.other_megapixel
     solver_U = evaluated_U + _sums(updates + decoded, first)
     dispatched = (solver_U + _sums(other, first))[dearest_first(unit_costs(load, first))]
-    wall = simulate(dispatched, Pool(min(actors, max(len(first), 1)), start_up=cost.start_up_seconds)).makespan
+    wall = makespan(dispatched, min(actors, max(len(first), 1)), cost.start_up_seconds)
     return Prediction(len(first), share, float(solver_U.sum()), wall, actors)
+
+
+def makespan(seconds: Floats, actors: int, start_up: float = 0.0) -> float:
+    """Seconds from the actors' start-up to the last unit's end; units go in their order to the actor with the fewest.
+
+    An actor works on one unit while another, loaded, waits at it (Ray Data's max_tasks_in_flight_per_actor).
+    """
+    queue = deque(seconds.tolist())
+    waiting: list[deque[float]] = [deque() for _ in range(actors)]
+    for held in waiting * 2:
+        if queue:
+            held.append(queue.popleft())
+    # (time, actor): the actor is free then, and takes the unit that waits at it
+    free = [(start_up, actor) for actor in range(actors) if waiting[actor]]
+    end = 0.0
+    while free:
+        end, actor = heapq.heappop(free)
+        if waiting[actor]:
+            heapq.heappush(free, (end + waiting[actor].popleft(), actor))
+            if queue and not waiting[actor]:
+                waiting[actor].append(queue.popleft())
+    return end
 
 
 def _sums(values: Floats, first: Integers) -> Floats:

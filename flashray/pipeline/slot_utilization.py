@@ -66,12 +66,6 @@ def slot_steps(nfe: npt.NDArray[np.integer], first: Integers, slots: int) -> Int
     return -np.sort(-steps, axis=1)
 
 
-def slot_utilization(steps_US: Integers) -> float:
-    """Slot-steps that update an image over all slot-steps; 1 if there are none."""
-    held = int(steps_US[:, 0].sum()) * steps_US.shape[1]
-    return float(steps_US.sum() / held) if held else 1.0
-
-
 def batch_seconds(steps_US: Integers, seconds_S: Floats) -> Floats:
     """[units] seconds, where a batched step with j of the slots filled takes `seconds_S[j - 1]`."""
     return steps_US @ np.diff(seconds_S, prepend=0.0)

@@ -18,8 +18,9 @@ from flashray.checkpoints import load_saved
 from flashray.errors import ConfigError
 from flashray.prior import LatentPrior
 from flashray.prior.geometry import latent_geometry
-from flashray.severity.trunk import Heads, pad_to_multiple
+from flashray.severity.trunk import Heads
 from flashray.strips import Strips, strips_of
+from flashray.windows import pad_to
 
 LOG_VARIANCE = (-9.2, 4.6)  # ln σ̂² is held in it: σ̂ from .01 to 10
 STRIP_ROWS = 256  # latent positions; part of what bytes depend on
@@ -150,7 +151,8 @@ class SeverityEncoder(ModelMixin, ConfigMixin):
         """What it says of measurements y in [-1, 1], their sides multiples of the latent factor, and of E(y)."""
         height, width = e_BCHW.shape[2:]
         seen = torch.cat([F.pixel_unshuffle(y_BCHW, self.factor), e_BCHW.to(y_BCHW)], dim=1)
-        seen = pad_to_multiple(seen, self.net.trunk.cut)
+        cut = self.net.trunk.cut
+        seen = pad_to(seen, (height + -height % cut, width + -width % cut))
         said = self.net(seen) if seen.shape[2] <= STRIP_ROWS else self._strips(self.net, seen)
         change, log_variance, weight, *parameter = said[..., :height, :width].split(self.given, dim=1)
         no_parameter = change.new_zeros(len(change), 0, 2)

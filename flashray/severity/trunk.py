@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 class ChannelNorm(nn.Module):
@@ -101,11 +100,3 @@ class Heads(nn.Module):
 def _head(taken: int, given: int) -> nn.Module:
     hidden = min(taken, 64)
     return nn.Sequential(nn.Conv2d(taken, hidden, 3, padding=1), nn.SiLU(), nn.Conv2d(hidden, given, 1))
-
-
-def pad_to_multiple(x_BCHW: Tensor, multiple: int) -> Tensor:
-    """The last row and column repeated until both sides are multiples."""
-    height, width = x_BCHW.shape[2:]
-    if height % multiple == 0 and width % multiple == 0:
-        return x_BCHW
-    return F.pad(x_BCHW, (0, -width % multiple, 0, -height % multiple), mode="replicate")

@@ -1,4 +1,7 @@
-"""A simulation of the dispatch of units to a pool of actors, event by event, without Ray, in any unit of time."""
+"""A simulation of the dispatch of units to a pool of actors, event by event, in any unit of time.
+
+Without trouble it is `flashray.pipeline.cost.makespan`, which quotes runs.
+"""
 
 from __future__ import annotations
 
