@@ -25,7 +25,7 @@ def as_image(given: ImageLike) -> Tensor:
     if isinstance(given, str | Path):
         return open_image(Path(given).read_bytes()).pixels
     if isinstance(given, Image.Image):
-        return from_uint8(torch.from_numpy(np.array(given.convert("RGB"))).permute(2, 0, 1).contiguous())
+        given = np.array(given.convert("RGB"))
     if isinstance(given, np.ndarray):
         if given.dtype != np.uint8 or not (given.ndim == 2 or (given.ndim == 3 and given.shape[2] == 3)):
             raise ValueError(

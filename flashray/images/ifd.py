@@ -94,8 +94,6 @@ def read_at(data: bytes, start: int, order: str, big: bool, tags: tuple[int, ...
         value = place + 4 + offset_size
         if size > offset_size:
             value = struct.unpack_from(order + offset_code, data, value)[0]
-        if kind not in _SIZES and not (big and kind in _BIG_SIZES):
-            continue
         if size == 0 or value + size > len(data):
             continue
         entries[tag] = Entry(kind, number, data[value : value + size], place)

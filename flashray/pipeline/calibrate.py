@@ -6,7 +6,6 @@ import logging
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -164,22 +163,15 @@ class Calibrator:
         restorer = self.actor.restorer
         unit = {name: value[images] if isinstance(value, list) else value for name, value in unit.items()}
         most = windows * restorer.frame.side
+        sides = {"data": most, "mask_data": most, "reference_data": windows * restorer.prior.sample_size}
         for i, size in enumerate(zip(unit["height"], unit["width"], strict=True)):
             if restorer.frame.fit != "whole" or max(size) <= most:
                 continue
-            for name, side in (("data", most), ("mask_data", most), ("reference_data", windows * self.side)):
+            for name, side in sides.items():
                 if unit.get(name) and unit[name][i] is not None:
-                    unit[name] = [*unit[name][:i], centre(unit[name][i], side), *unit[name][i + 1 :]]
-            unit["height"], unit["width"] = (
-                [*unit[name][:i], min(length, most), *unit[name][i + 1 :]]
-                for name, length in zip(("height", "width"), size, strict=True)
-            )
+                    unit[name][i] = centre(unit[name][i], side)
+            unit["height"][i], unit["width"][i] = (min(length, most) for length in size)
         return unit
-
-    @property
-    def side(self) -> int:
-        """Pixels to a side of a window."""
-        return self.actor.restorer.prior.sample_size
 
     def pixels(self, unit: dict[str, Any]) -> int:
         """Of the unit's first image, padded, as the networks see it."""
@@ -245,15 +237,9 @@ def numbers_filled(slots: int) -> list[int]:
 
 def evenly(count: int) -> Iterator[float]:
     """Numbers in (0, 1) whose first n are spread evenly for any n: ½, ¼, ¾, ⅛, … (van der Corput 1935)."""
-
-    def places() -> Iterator[float]:
-        number = 0
-        while True:
-            number += 1
-            bits = f"{number:b}"[::-1]
-            yield int(bits, 2) / 2 ** len(bits)
-
-    return islice(places(), count)
+    for number in range(1, count + 1):
+        bits = f"{number:b}"[::-1]
+        yield int(bits, 2) / 2 ** len(bits)
 
 
 def part(schedule: NoiseSchedule, visits: Integers, share: float, length: int) -> tuple[NoiseSchedule, int]:
