@@ -43,8 +43,7 @@ def load_saved(cls: type[M], source: str, device: str | torch.device, *, kind: s
             raise ConfigError(f"{kind} {source}: {SAFETENSORS_WEIGHTS_NAME} is missing; save_pretrained writes it")
         model: Any = load_model(cls, folder)
         model.sha256 = hash_weights(folder)
-    loaded: M = model.to(device).eval().requires_grad_(False)
-    return loaded
+    return model.to(device).eval().requires_grad_(False)
 
 
 @contextmanager

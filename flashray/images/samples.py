@@ -150,10 +150,9 @@ def _deep_netpbm(image: ImageFile.ImageFile, data: bytes) -> NDArray[np.uint16] 
     if data[:2] not in (b"P5", b"P6") or not image.tile:
         return None
     args = image.tile[0].args
+    most = args[-1] if args else 255
     if isinstance(args, str):
         most = 65_535 if ";16" in args else 255
-    else:
-        most = args[-1] if args else 255
     if not isinstance(most, int) or most <= 255:
         return None
     width, height = image.size

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from flashray import storage
 from flashray.build import strict
@@ -88,8 +89,7 @@ def latest(output: str) -> Lease | None:
 def machine() -> str:
     """The running kernel and the namespace of process numbers: containers share a name and even the kernel."""
     try:
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return socket.gethostname()
 
@@ -125,8 +125,7 @@ def living(output: str, lease: Lease) -> bool:
 def began(pid: int) -> str:
     """When a process of this machine was started, in the kernel's ticks; empty where there is none."""
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            state, *rest = file.read().rpartition(")")[2].split()
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return ""
     return "" if state == "Z" else rest[18]

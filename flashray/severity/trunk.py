@@ -74,8 +74,7 @@ class Trunk(nn.Module):
                 x = self.halving[level](x)
         for level in reversed(range(len(self.up))):
             x = self.up[level](skipped[level] + self.doubling[level](x))
-        result: Tensor = self.norm(x)
-        return result
+        return self.norm(x)
 
 
 class Heads(nn.Module):

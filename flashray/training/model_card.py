@@ -190,10 +190,8 @@ def note_training(folder: Path, stage: str, state: Path, loop: LoopConfig) -> di
 
 def command_line() -> str:
     """This process's command, with folders cut to their last two parts: a card must not name a machine's disks."""
-    words = [Path(sys.argv[0]).name and f"python jobs/{Path(sys.argv[0]).name}"]
-    for word in sys.argv[1:]:
-        words.append("/".join(Path(word).parts[-2:]) if word.startswith("/") else shlex.quote(word))
-    return " ".join(words)
+    words = ("/".join(Path(word).parts[-2:]) if word.startswith("/") else shlex.quote(word) for word in sys.argv[1:])
+    return " ".join([Path(sys.argv[0]).name and f"python jobs/{Path(sys.argv[0]).name}", *words])
 
 
 def machine() -> str:
