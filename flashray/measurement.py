@@ -58,42 +58,26 @@ class Frame:
 
 @dataclass(frozen=True)
 class Photo:
-    """One image to be measured.
+    """One image to be measured."""
 
-    Attributes:
-        key: its name; all of its noise follows from (run seed, key).
-        x: its pixels [3, H, W] in [-1, 1].
-        parameters: the degradation's parameters, [1, …] each.
-        noise_std: on the [0, 1] scale.
-        estimated: whether some of these numbers are a severity encoder's estimates.
-    """
-
-    key: str
-    x: Tensor
-    parameters: Parameters
-    noise_std: float
-    estimated: bool = False
+    key: str  # its name; all of its noise follows from (run seed, key)
+    x: Tensor  # its pixels [3, H, W] in [-1, 1]
+    parameters: Parameters  # the degradation's parameters, [1, …] each
+    noise_std: float  # on the [0, 1] scale
+    estimated: bool = False  # whether some of these numbers are a severity encoder's estimates
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Measurements of B images of one size, all on one device.
-
-    Attributes:
-        y_BCHW: in [-1, 1].
-        operator: A, bound to the parameters.
-        parameters: [B, …] each, as the solver is given them.
-        noise_std_B: on the [0, 1] scale.
-        x_BCHW: the clean images in [-1, 1] where the measurements are simulated, else None.
-    """
+    """Measurements of B images of one size, all on one device."""
 
     keys: list[str]
     seeds: list[int]
-    y_BCHW: Tensor
-    operator: Operator
-    parameters: Parameters
-    noise_std_B: Tensor
-    x_BCHW: Tensor | None = None
+    y_BCHW: Tensor  # in [-1, 1]
+    operator: Operator  # A, bound to the parameters
+    parameters: Parameters  # [B, …] each, as the solver is given them
+    noise_std_B: Tensor  # on the [0, 1] scale
+    x_BCHW: Tensor | None = None  # the clean images in [-1, 1] where the measurements are simulated, else None
 
     def __len__(self) -> int:
         return len(self.keys)

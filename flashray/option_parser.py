@@ -20,17 +20,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Options:
-    """The options of a verb.
+    """The options of a verb."""
 
-    Attributes:
-        full: every accepted name → the full dotted name.
-        flags: full names of the options that need no value.
-        open: prefixes below which any name is accepted, such as solver.settings.
-    """
-
-    full: Mapping[str, str]
-    flags: frozenset[str]
-    open: tuple[str, ...]
+    full: Mapping[str, str]  # every accepted name → the full dotted name
+    flags: frozenset[str]  # full names of the options that need no value
+    open: tuple[str, ...]  # prefixes below which any name is accepted, such as solver.settings
 
     @classmethod
     def of(cls, sections: Mapping[str, type[Any]], short: Sequence[str] = ()) -> Options:

@@ -29,19 +29,12 @@ _GLOBAL = ("attention", "attn", "transformer", "groupnorm", "instancenorm")  # p
 
 @dataclass(frozen=True)
 class Strips:
-    """How a network runs over an image in strips.
+    """How a network runs over an image in strips."""
 
-    Attributes:
-        rows: of the input, in one strip without its halo; a multiple of `cut`.
-        halo: rows of the input on either side of a strip, at least the receptive field and a multiple of `cut`.
-        cut: strips begin at multiples of so many rows.
-        zoom: rows of the output for each row of the input.
-    """
-
-    rows: int
-    halo: int
-    cut: int
-    zoom: Fraction
+    rows: int  # of the input, in one strip without its halo; a multiple of `cut`
+    halo: int  # rows of the input on either side of a strip, at least the receptive field and a multiple of `cut`
+    cut: int  # strips begin at multiples of so many rows
+    zoom: Fraction  # rows of the output for each row of the input
 
     def __call__(self, network: Callable[[Tensor], Tensor], x_BCHW: Tensor) -> Tensor:
         """network(x) for a network from [B, C, H, W] to [B, C', zoom · H, zoom · W].

@@ -14,15 +14,10 @@ from flashray.errors import ConfigError
 
 @dataclass(frozen=True)
 class KernelBlur(AffineOperator):
-    """y = crop(k ⋆ pad(x)), the same kernel in every channel; Aᵀ y = fold(k * embed(y)), fold being padᵀ, is exact.
+    """y = crop(k ⋆ pad(x)), the same kernel in every channel; Aᵀ y = fold(k * embed(y)), fold being padᵀ, is exact."""
 
-    Attributes:
-        spectrum_BNF: kernels in the Fourier domain at the padded size.
-        radius: half a kernel's side, and so the padding.
-    """
-
-    spectrum_BNF: Tensor
-    radius: int
+    spectrum_BNF: Tensor  # kernels in the Fourier domain at the padded size
+    radius: int  # half a kernel's side, and so the padding
 
     @classmethod
     def of(cls, kernel_BKK: Tensor, size: tuple[int, int]) -> KernelBlur:

@@ -51,14 +51,10 @@ class GaussianBlur(Degradation):
 
 @dataclass(frozen=True)
 class SeparableBlur(AffineOperator):
-    """y = R x Cᵀ, a convolution along the rows and one along the columns with reflected borders; the adjoint is exact.
+    """y = R x Cᵀ, convolutions along the rows and along the columns with reflected borders; the adjoint is exact."""
 
-    Attributes:
-        rows_BK, columns_BK: the kernels of the vertical and of the horizontal convolution.
-    """
-
-    rows_BK: Tensor
-    columns_BK: Tensor
+    rows_BK: Tensor  # of the vertical convolution
+    columns_BK: Tensor  # of the horizontal one
 
     @classmethod
     def gaussian(cls, std_B: Tensor, kernel_size: int, size: tuple[int, int]) -> SeparableBlur:

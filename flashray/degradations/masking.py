@@ -23,13 +23,10 @@ class Masking(AffineOperator):
 
     The measurement's noise is on all pixels, as in Flash-Diffusion, so that its variance is the mean squared residual
     of a perfect reconstruction for any mask.
-
-    Attributes:
-        filled: whether the input of severity encoders is y with its holes filled in, or y itself.
     """
 
     mask_B1HW: Tensor
-    filled: bool = True
+    filled: bool = True  # whether the input of severity encoders is y with its holes filled in, or y itself
 
     def A_linear(self, x_BCHW: Tensor) -> Tensor:
         return self.mask_B1HW * x_BCHW

@@ -16,24 +16,16 @@ OutputFormat = Literal["same", "png", "jpeg", "webp", "tiff"]
 
 @dataclass(frozen=True)
 class Holds:
-    """What a file format can hold.
+    """What a file format can hold."""
 
-    Attributes:
-        suffix: of its files, with the dot.
-        depths: bits a sample; 32 stands for floating-point numbers.
-        kinds: of colour samples, as in `SourceImage.kind`.
-        alpha, icc, exif, xmp: whether it has a place for them.
-        max_side: the most pixels a side.
-    """
-
-    suffix: str
-    depths: tuple[int, ...] = (8,)
-    kinds: tuple[str, ...] = ("grey", "rgb")
-    alpha: bool = True
+    suffix: str  # of its files, with the dot
+    depths: tuple[int, ...] = (8,)  # bits a sample; 32 stands for floating-point numbers
+    kinds: tuple[str, ...] = ("grey", "rgb")  # of colour samples, as in `SourceImage.kind`
+    alpha: bool = True  # whether it has a place for it, and for the next three
     icc: bool = True
     exif: bool = True
     xmp: bool = True
-    max_side: int = 2**31 - 1
+    max_side: int = 2**31 - 1  # the most pixels a side
 
 
 FORMATS: dict[str, Holds] = {

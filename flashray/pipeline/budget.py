@@ -18,20 +18,13 @@ GRAIN = 1024  # factors are multiples of 1/GRAIN
 
 @dataclass(frozen=True)
 class Fit:
-    """A budget and its effect on a plan.
+    """A budget and its effect on a plan."""
 
-    Attributes:
-        scale: factor on σ̂, in (0, 1]; 1 if the budget is enough.
-        whole, fitted: the plan's cost without and with the budget.
-        mean_nfe: of the images, without and with the budget.
-        decoded: images that take no step because of the budget, so that ẑ alone is decoded.
-    """
-
-    scale: float
-    whole: Prediction
-    fitted: Prediction
-    mean_nfe: tuple[float, float]
-    decoded: int
+    scale: float  # factor on σ̂, in (0, 1]; 1 if the budget is enough
+    whole: Prediction  # the plan's cost without the budget
+    fitted: Prediction  # and with it
+    mean_nfe: tuple[float, float]  # of the images, without and with the budget
+    decoded: int  # images that take no step because of the budget, so that ẑ alone is decoded
 
 
 def requested(config: RunConfig) -> dict[str, float]:

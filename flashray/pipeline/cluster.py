@@ -52,16 +52,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Pools:
-    """Sizes of the actor pools.
+    """Sizes of the actor pools."""
 
-    Attributes:
-        device: cpu or cuda.
-        threads: what one actor computes with.
-        cpus: CPUs that a solver actor requests from Ray; fewer than its threads where tasks would have none otherwise.
-    """
-
-    device: str
-    threads: int
+    device: str  # cpu or cuda
+    threads: int  # what one actor computes with
+    # CPUs that a solver actor requests from Ray; fewer than its threads where tasks would have none otherwise
     cpus: float
     solver_actors: int
     severity_actors: int

@@ -31,27 +31,19 @@ class CostModel:
 
     A photo of several windows takes, for each of its updates, the time of its windows in the denoiser's batches and
     `step_megapixel` for each of its megapixels, which is what the solver does with the whole photo.
-
-    Attributes:
-        filled: numbers of filled slots, ascending from 1, for which a batched step of one-window images was timed.
-        step_seconds: seconds of one such step with that many slots filled.
-        decode_seconds: of a one-window image after its last step (decoding); the engine counts them as the image's.
-        other_seconds: of a one-window image outside the engine: measuring, severity encoder, scoring.
-        start_up_seconds: from requesting an actor until its models are loaded.
-        window_pixels: of a one-window image.
-        step_megapixel: of an update, beside its windows' evaluations, for each million pixels; part of `step_seconds`.
-        decode_megapixel, other_megapixel: what an image takes longer for each million pixels beyond one window's.
     """
 
+    # numbers of filled slots, ascending from 1, for which a batched step of one-window images was timed
     filled: tuple[int, ...]
-    step_seconds: tuple[float, ...]
-    decode_seconds: float
-    other_seconds: float
-    start_up_seconds: float
-    window_pixels: float = 0.0
+    step_seconds: tuple[float, ...]  # seconds of one such step with that many slots filled
+    decode_seconds: float  # of a one-window image after its last step (decoding); the engine counts them as the image's
+    other_seconds: float  # of a one-window image outside the engine: measuring, severity encoder, scoring
+    start_up_seconds: float  # from requesting an actor until its models are loaded
+    window_pixels: float = 0.0  # of a one-window image
+    # of an update, beside its windows' evaluations, for each million pixels; part of `step_seconds`
     step_megapixel: float = 0.0
-    decode_megapixel: float = 0.0
-    other_megapixel: float = 0.0
+    decode_megapixel: float = 0.0  # what decoding an image takes longer for each million pixels beyond one window's
+    other_megapixel: float = 0.0  # and what is outside the engine
 
     def steps(self, slots: int) -> Floats:
         """[slots] seconds of a batched step with 1 … `slots` filled, interpolated linearly between measurements."""
@@ -70,21 +62,13 @@ class CostModel:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The predicted cost of a plan.
-
-    Attributes:
-        units: number of units.
-        slot_utilization: slot-steps that update an image over all slot-steps.
-        solver_seconds: the predicted sum of the commits' `seconds`.
-        wall_seconds: of the solve pass, from the actors' start-up to the last unit's end.
-        actors: number of actors that share the units.
-    """
+    """The predicted cost of a plan."""
 
     units: int
-    slot_utilization: float
-    solver_seconds: float
-    wall_seconds: float
-    actors: int
+    slot_utilization: float  # slot-steps that update an image over all slot-steps
+    solver_seconds: float  # the predicted sum of the commits' `seconds`
+    wall_seconds: float  # of the solve pass, from the actors' start-up to the last unit's end
+    actors: int  # that share the units
 
     @property
     def device_hours(self) -> float:
@@ -168,16 +152,11 @@ def storage_needed(listing: pa.Table, planned: pa.Table, format: OutputFormat) -
 
 @dataclass(frozen=True)
 class Quoted:
-    """A cost model and the conditions of its measurement, as kept in the run folder.
+    """A cost model and the conditions of its measurement, as kept in the run folder."""
 
-    Attributes:
-        key: what the seconds depend on (`calibrate.cost_key`); with another key they are measured again.
-        actors: number of solver actors in the pool.
-    """
-
-    key: dict[str, Any]
+    key: dict[str, Any]  # what the seconds depend on (`calibrate.cost_key`); with another key they are measured again
     cost: CostModel
-    actors: int
+    actors: int  # of the pool of solvers
 
 
 def read_quoted(output: str) -> Quoted | None:

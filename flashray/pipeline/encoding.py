@@ -20,17 +20,12 @@ from flashray.pipeline.run_config import IoConfig
 
 @dataclass(frozen=True)
 class EncodedOutput:
-    """A file to write.
-
-    Attributes:
-        unchanged: whether it is the archive's file itself, because no pixel would change by half a level.
-        lost, warnings: as in the commits.
-    """
+    """A file to write."""
 
     data: bytes
-    unchanged: bool
-    lost: str | None
-    warnings: str | None
+    unchanged: bool  # whether it is the archive's file itself, because no pixel would change by half a level
+    lost: str | None  # as in the commits
+    warnings: str | None  # as in the commits
 
 
 def encode_output(image: Mapping[str, Any], io: IoConfig, note: Mapping[str, str] | None) -> EncodedOutput:

@@ -27,23 +27,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Lease:
-    """The driver of a run folder: the content of the highest-numbered file in `drivers/`.
+    """The driver of a run folder: the content of the highest-numbered file in `drivers/`."""
 
-    Attributes:
-        number: one more than the previous lease.
-        host, pid, began: of the driver; `began` distinguishes its process from a later one with the same pid.
-        renewed: seconds since the epoch, by the driver's clock.
-        ended: whether the driver has given the lease back.
-        machine: where the pid means something (`machine`).
-    """
-
-    number: int
-    host: str
+    number: int  # one more than the previous lease
+    host: str  # of the driver
     pid: int
-    began: str
-    renewed: float
-    ended: bool = False
-    machine: str = ""
+    began: str  # distinguishes its process from a later one with the same pid
+    renewed: float  # seconds since the epoch, by the driver's clock
+    ended: bool = False  # whether the driver has given the lease back
+    machine: str = ""  # where the pid means something (`machine`)
 
     @property
     def age(self) -> float:

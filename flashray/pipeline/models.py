@@ -24,16 +24,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Models:
-    """Prior and severity encoder (None for full chains) of a configuration, on the CPU.
-
-    Attributes:
-        registered: the encoder's version in a model registry, if it was fetched from one.
-    """
+    """Prior and severity encoder (None for full chains) of a configuration, on the CPU."""
 
     config: RunConfig
     prior: LatentPrior
     encoder: SeverityEncoder | None
-    registered: Registered | None = None
+    registered: Registered | None = None  # the encoder's version in a model registry, if it was fetched from one
 
     @property
     def encoder_source(self) -> str:

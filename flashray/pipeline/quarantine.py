@@ -80,17 +80,12 @@ def start_board() -> Any:
 
 @dataclass(frozen=True)
 class Watch:
-    """A piece of work that a worker has begun.
-
-    Attributes:
-        past: its history.
-        note: called with the attempt's number at the beginning, and with the image before each that is taken alone.
-    """
+    """A piece of work that a worker has begun."""
 
     board: Any
     work: str
     past: Past
-    note: Note
+    note: Note  # called with the attempt's number at the beginning, and with the image before each that is taken alone
 
     def parts(self, images: Sequence[str]) -> Iterator[tuple[list[int], ImageError | None]]:
         """The indices of the images to be taken together; with an error, the indices of those to be given up.

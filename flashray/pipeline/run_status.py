@@ -19,21 +19,13 @@ _NAMED = 3  # units in a message
 
 @dataclass(frozen=True)
 class RunStatus:
-    """The plan's latest rows and the commits, as they are now.
-
-    Attributes:
-        output: the output of the run.
-        plan: one row an image, the latest attempt's.
-        attempts: number of plans; 0 before the first one is complete.
-        units: ids of the committed units.
-        members: key and unit_id of every row of every plan that belongs to a unit.
-    """
+    """The plan's latest rows and the commits, as they are now."""
 
     output: str
-    plan: pa.Table
-    attempts: int
-    units: frozenset[str]
-    members: pa.Table
+    plan: pa.Table  # one row an image, the latest attempt's
+    attempts: int  # plans; 0 before the first one is complete
+    units: frozenset[str]  # ids of the committed units
+    members: pa.Table  # key and unit_id of every row of every plan that belongs to a unit
 
     @classmethod
     def read(cls, output: str) -> RunStatus:

@@ -22,18 +22,13 @@ _KEPT = 2**31 - 1  # bytes; the parameter is an int
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """Settings and names that are sent to the workers; no filesystem and no secret.
-
-    Attributes:
-        lpips: whether LPIPS can be computed.
-        run_id: the fingerprint of the run, for the note of provenance.
-    """
+    """Settings and names that are sent to the workers; no filesystem and no secret."""
 
     config: RunConfig
     device: str
     threads: int
-    lpips: bool
-    run_id: str = ""
+    lpips: bool  # whether LPIPS can be computed
+    run_id: str = ""  # the fingerprint of the run, for the note of provenance
 
     @classmethod
     def of(cls, config: RunConfig, device: str, threads: int, lpips: bool, run_id: str = "") -> WorkerSettings:

@@ -27,19 +27,13 @@ STRIP_ROWS = 256  # latent positions; part of what bytes depend on
 
 
 class Severity(NamedTuple):
-    """What a severity encoder says of B measurements whose latents have h × w positions.
+    """What a severity encoder says of B measurements whose latents have h × w positions."""
 
-    Attributes:
-        z_hat_BCHW: ẑ, in the prior's unit-variance latents.
-        log_variance_Bhw: ln σ̂² of every position: σ̂² predicts the mean over channels of (ẑ - z₀)².
-        weight_Bhw: fusion weight, 0 … 1: the share of D(z) in the restored image where no operator is known.
-        parameters_BP2: (mean, ln variance) of each of P parameters, a mean over positions weighted by their
-            precision. In units of `parameter_ranges`: -1 at the low end, 1 at the high one.
-    """
-
-    z_hat_BCHW: Tensor
-    log_variance_Bhw: Tensor
-    weight_Bhw: Tensor
+    z_hat_BCHW: Tensor  # ẑ, in the prior's unit-variance latents
+    log_variance_Bhw: Tensor  # ln σ̂² of every position: σ̂² predicts the mean over channels of (ẑ - z₀)²
+    weight_Bhw: Tensor  # fusion weight, 0 … 1: the share of D(z) in the restored image where no operator is known
+    # (mean, ln variance) of each of P parameters, a mean over positions weighted by their precision. In units of
+    # `parameter_ranges`: -1 at the low end, 1 at the high one
     parameters_BP2: Tensor
 
     @property

@@ -22,17 +22,12 @@ Event = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Sent:
-    """Which events are in MLflow, and where.
+    """Which events are in MLflow, and where."""
 
-    Attributes:
-        tracking_uri: the server or database, without secrets.
-        numbers: of the events that it has.
-    """
-
-    tracking_uri: str
+    tracking_uri: str  # the server or database, without secrets
     experiment_id: str
     run_id: str
-    numbers: tuple[int, ...] = ()
+    numbers: tuple[int, ...] = ()  # of the events that it has
 
 
 class Spool:

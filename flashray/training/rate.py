@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -42,18 +43,16 @@ def operations_a_sample(compute: Callable[[Tensor, torch.Generator], dict[str, T
     return counter.get_total_flops() / len(some)
 
 
+@dataclass
 class Rate:
-    """Counts samples, and says every so many seconds how many a second there were since it last did.
+    """Counts samples, and says every so many seconds how many a second there were since it last did."""
 
-    Args:
-        every: seconds between two lines; 0 says nothing.
-        draws: how often each sample is trained on in a step.
-        operations: `operations_a_sample`.
-        peak: `matrix_rate` of the device.
-    """
+    every: float = 0.0  # seconds between two lines; 0 says nothing
+    draws: int = 1  # how often each sample is trained on in a step
+    operations: float = 0.0  # `operations_a_sample`
+    peak: float = 1.0  # `matrix_rate` of the device
 
-    def __init__(self, every: float = 0.0, draws: int = 1, operations: float = 0.0, peak: float = 1.0) -> None:
-        self.every, self.draws, self.operations, self.peak = every, draws, operations, peak
+    def __post_init__(self) -> None:
         self._mark, self._samples = time.perf_counter(), 0
 
     def add(self, samples: int) -> dict[str, float] | None:
