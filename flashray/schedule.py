@@ -19,17 +19,12 @@ _BETAS = {"beta_start", "beta_end", "beta_schedule", "trained_betas"}
 class NoiseSchedule:
     """A variance-preserving noise schedule of N steps, z_i = √ᾱ_i z₀ + √(1-ᾱ_i) ε, noisier as i grows.
 
-    Attributes:
-        timesteps: [N] ascending; the denoiser's own time of step i, long, or float for a flow.
-        alphas_cumprod: [N] float64, ᾱ_i in (0, 1), descending; 0 where a flow begins.
-        alphas_cumprod_prev: [N] float64, ᾱ of the step that an update at i leads to.
-
     An image that starts at step s is updated at i = s-1, …, 0: its NFE is s, and the full chain's is N.
     """
 
-    timesteps: Tensor
-    alphas_cumprod: Tensor
-    alphas_cumprod_prev: Tensor
+    timesteps: Tensor  # [N] ascending; the denoiser's own time of step i, long, or float for a flow
+    alphas_cumprod: Tensor  # [N] float64, ᾱ_i in (0, 1), descending; 0 where a flow begins
+    alphas_cumprod_prev: Tensor  # [N] float64, ᾱ of the step that an update at i leads to
 
     @classmethod
     def from_alphas_cumprod(cls, alphas_cumprod: Tensor) -> NoiseSchedule:
@@ -139,15 +134,11 @@ class FlowSchedule(NoiseSchedule):
 
     z = x_t/√((1-t)² + t²) has ᾱ = (1-t)²/((1-t)² + t²) and SNR ((1-t)/t)². The denoiser's time is t times
     `train_steps`, a float. A full chain begins at t = 1, where ᾱ is 0.
-
-    Attributes:
-        shift: moves the times towards noise: t = shift u/(1 + (shift-1) u) of evenly spaced u (Esser et al. 2024,
-            section 5.3.2).
-        train_steps: N of the whole chain.
     """
 
+    # moves the times towards noise: t = shift u/(1 + (shift-1) u) of evenly spaced u (Esser et al. 2024, section 5.3.2)
     shift: float = 1.0
-    train_steps: int = 1000
+    train_steps: int = 1000  # N of the whole chain
 
     @classmethod
     def from_times(cls, time: Tensor, shift: float, train_steps: int, last: float = 1.0) -> FlowSchedule:

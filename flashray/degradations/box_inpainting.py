@@ -17,12 +17,9 @@ from flashray.seeding import STREAM_OPERATOR, uniform
 
 @dataclass(frozen=True)
 class BoxInpainting(MaskFamily):
-    """A square of pixels is lost; the squares of one seed are nested in their side.
+    """A square of pixels is lost; the squares of one seed are nested in their side."""
 
-    Attributes:
-        side: the range of the square's side in pixels; its position is drawn for each image.
-    """
-
+    # the range of the square's side in pixels; its position is drawn for each image
     side: tuple[float, float] = (16, 64)
 
     name: ClassVar[str] = "box_inpainting"

@@ -16,14 +16,10 @@ from flashray.errors import ConfigError
 
 @dataclass(frozen=True)
 class GaussianBlur(Degradation):
-    """Convolution with a Gaussian kernel and reflect padding (Flash-Diffusion: 61×61, std 0.3 … 3.0).
+    """Convolution with a Gaussian kernel and reflect padding (Flash-Diffusion: 61×61, std 0.3 … 3.0)."""
 
-    Attributes:
-        std: the range of the kernel's standard deviation in pixels; equal ends fix it.
-        kernel_size: odd; the kernel is truncated to it, to 6 std, and to the widest reflect padding of the image.
-    """
-
-    std: tuple[float, float] = (0.3, 3.0)
+    std: tuple[float, float] = (0.3, 3.0)  # the range of the kernel's standard deviation in pixels; equal ends fix it
+    # odd; the kernel is truncated to it, to 6 std, and to the widest reflect padding of the image
     kernel_size: int = 61
 
     name: ClassVar[str] = "gaussian_blur"

@@ -37,14 +37,10 @@ class Jpeg(Degradation):
     quantisation table, and back, chroma by linear interpolation; nothing is rounded to 8 bits or clipped. The backward
     pass treats rounding as the identity (straight-through: Bengio et al. 2013), so the gradient is that of the codec
     with an infinitely fine table. Simulated measurements are made with the same operator that solvers use.
-
-    Attributes:
-        quality: the range, lowest first; the lowest is the hardest.
-        subsampling: 4:2:0 (half the chroma's resolution, what cameras and Pillow do) or none, 4:4:4.
     """
 
-    quality: tuple[float, float] = (5, 60)
-    subsampling: bool = True
+    quality: tuple[float, float] = (5, 60)  # the range, lowest first; the lowest is the hardest
+    subsampling: bool = True  # 4:2:0 (half the chroma's resolution, what cameras and Pillow do) or none, 4:4:4
 
     name: ClassVar[str] = "jpeg"
     linear: ClassVar[bool] = False

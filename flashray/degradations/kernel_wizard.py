@@ -40,16 +40,12 @@ class KernelWizard(Degradation):
     VinAIResearch/blur-kernel-space-exploring) or the same tensors as safetensors:
     `save_file(torch.load("GOPRO_wVAE.pth", weights_only=True), "wizard.safetensors")`. Images have sides that are
     multiples of 128; the code has 1/128 of them.
-
-    Attributes:
-        weights: the checkpoint's file, at the same path on every machine.
-        strength: the range of the code's scale (Flash-Diffusion: 1.2).
-        paper: Flash-Diffusion's code brings [0, 1] images to [0.5, 1] before the network, and back after it: it
-            blurs an image of half the contrast, clamped. True does so too.
     """
 
-    weights: str = ""
-    strength: tuple[float, float] = (1.2, 1.2)
+    weights: str = ""  # the checkpoint's file, at the same path on every machine
+    strength: tuple[float, float] = (1.2, 1.2)  # the range of the code's scale (Flash-Diffusion: 1.2)
+    # Flash-Diffusion's code brings [0, 1] images to [0.5, 1] before the network, and back after it: it blurs an image
+    # of half the contrast, clamped. True does so too
     paper: bool = False
 
     name: ClassVar[str] = "kernel_wizard"

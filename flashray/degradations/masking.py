@@ -63,12 +63,9 @@ def fill_in(y_BCHW: Tensor, mask_B1HW: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class MaskFamily(Degradation):
-    """A family with a known mask, which is given with the image or drawn.
+    """A family with a known mask, which is given with the image or drawn."""
 
-    Attributes:
-        fill: the input of severity encoders is y with its holes filled in; false gives them y itself, as in the paper.
-    """
-
+    # the input of severity encoders is y with its holes filled in; false gives them y itself, as in the paper
     fill: bool = field(default=True, kw_only=True)
 
     linear: ClassVar[bool] = True

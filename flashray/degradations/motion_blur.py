@@ -24,16 +24,12 @@ class MotionBlur(Degradation):
 
     Parameters of an image: `motion_length`, the path's length in pixels; `motion_angle`, its (first) direction in
     degrees from the right, downwards; `motion_seed`, 0 for a straight line, else the seed of a smooth random path.
-
-    Attributes:
-        length: the range of the path's length in pixels.
-        path: linear, or random (a smooth path with random turns, another one for each image).
-        kernel_size: odd, and larger than the longest path.
     """
 
-    length: tuple[float, float] = (2.0, 20.0)
+    length: tuple[float, float] = (2.0, 20.0)  # the range of the path's length in pixels
+    # linear, or random (a smooth path with random turns, another one for each image)
     path: Literal["linear", "random"] = "linear"
-    kernel_size: int = 31
+    kernel_size: int = 31  # odd, and larger than the longest path
 
     name: ClassVar[str] = "motion_blur"
     linear: ClassVar[bool] = True

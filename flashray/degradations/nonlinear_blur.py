@@ -31,18 +31,12 @@ class NonlinearBlur(Degradation):
     ingredients are those of the deblurring literature (saturated highlights: Cho et al., ICCV 2011; camera shake with
     rotation: Whyte et al., CVPR 2010; response curves: Nah et al., CVPR 2017); Flash-Diffusion uses a learned
     operator in its place (`kernel_wizard`).
-
-    Attributes:
-        motion: the range of the path's length in pixels.
-        highlights: how much brighter than white the scene behind white pixels is.
-        gamma: of the response curve.
-        frames: positions of the camera that are averaged.
     """
 
-    motion: tuple[float, float] = (0.5, 10.0)
-    highlights: float = 1.0
-    gamma: float = 2.2
-    frames: int = 16
+    motion: tuple[float, float] = (0.5, 10.0)  # the range of the path's length in pixels
+    highlights: float = 1.0  # how much brighter than white the scene behind white pixels is
+    gamma: float = 2.2  # of the response curve
+    frames: int = 16  # positions of the camera that are averaged
 
     name: ClassVar[str] = "nonlinear_blur"
     linear: ClassVar[bool] = False

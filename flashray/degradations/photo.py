@@ -41,16 +41,11 @@ class Photo(Degradation):
 
     Parameters of an image that is damaged here: `damage`, its severity 0 … 1, and `damage_seed`. A photo that came
     damaged has none.
-
-    Attributes:
-        damage: the range of severities.
-        undamaged: share of the images, when severities are drawn, that have none.
-        partial: share of the damaged images that have a sharp part.
     """
 
-    damage: tuple[float, float] = (0.0, 1.0)
-    undamaged: float = 0.15
-    partial: float = 0.2
+    damage: tuple[float, float] = (0.0, 1.0)  # the range of severities
+    undamaged: float = 0.15  # share of the images, when severities are drawn, that have none
+    partial: float = 0.2  # share of the damaged images that have a sharp part
 
     name: ClassVar[str] = "photo"
     linear: ClassVar[bool] = False

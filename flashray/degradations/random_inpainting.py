@@ -16,16 +16,12 @@ from flashray.seeding import STREAM_OPERATOR, random_words
 
 @dataclass(frozen=True)
 class RandomInpainting(MaskFamily):
-    """A random share of the pixels is missing; of one seed, a mask with a smaller share is part of one with a larger.
+    """A random share of the pixels is missing; of one seed, a mask with a smaller share is part of a larger one."""
 
-    Attributes:
-        missing: the range of the share of missing pixels (Flash-Diffusion: 0 … 0.8 in training, 0.7 … 0.8 in its
-            tests).
-        paper: true uses one mask for all images, in training and in tests, as Flash-Diffusion's code does; false draws
-            a mask for each image.
-    """
-
+    # the range of the share of missing pixels (Flash-Diffusion: 0 … 0.8 in training, 0.7 … 0.8 in its tests)
     missing: tuple[float, float] = (0.0, 0.8)
+    # true uses one mask for all images, in training and in tests, as Flash-Diffusion's code does; false draws a mask
+    # for each image
     paper: bool = False
 
     name: ClassVar[str] = "random_inpainting"

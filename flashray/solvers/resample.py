@@ -28,23 +28,18 @@ class ReSample:
     Song et al. 2024, as Flash-Diffusion's appendix uses it: there on a DDIM schedule of 500 steps with η = 1, with the
     settings below and a `resample_step` of 200 … 2000, depending on the task. Where the last step ends at the data
     (ᾱ_prev = 1), s is 0 and nothing is corrected. docs/operators-and-solvers.md says how both public codes differ.
-
-    Attributes:
-        resample_step: the factor of s: the larger it is, the more weight z* has against z'.
-        every: steps between corrections, counted on the (respaced) schedule from its end: steps 0, every, 2 every, ….
-        iterations: maximum number of Adam's steps, at `learning_rate`.
-        proximal: weight of staying near ẑ0; Bayes' rule for Gaussian errors gives the variance of the measurement's
-            noise over that of ẑ0's error.
-        none_above, pixel_above: timesteps, 0 … 999, independent of respacing.
     """
 
-    resample_step: float = 400.0
+    resample_step: float = 400.0  # the factor of s: the larger it is, the more weight z* has against z'
+    # steps between corrections, counted on the (respaced) schedule from its end: steps 0, every, 2 every, …
     every: int = 10
-    iterations: int = 100
+    iterations: int = 100  # maximum number of Adam's steps, at `learning_rate`
     learning_rate: float = 0.1
+    # weight of staying near ẑ0; Bayes' rule for Gaussian errors gives the variance of the measurement's noise over that
+    # of ẑ0's error
     proximal: float = 1.0
-    none_above: int = 750
-    pixel_above: int = 300
+    none_above: int = 750  # timestep, 0 … 999, independent of respacing
+    pixel_above: int = 300  # timestep, likewise
 
     name: ClassVar[str] = "resample"
     needs_gradient: ClassVar[bool] = False
