@@ -117,22 +117,20 @@ class Measurement:
         )
 
 
+@dataclass(eq=False)
 class Measurer:
     """Measurements of images: the images themselves when observed; when simulated, each is degraded by its key.
 
     All random draws follow from (run seed, key), so the same image always gives the same measurement.
-
-    Args:
-        noise_range: (low, high) of noise_std on the [0, 1] scale; equal ends fix it.
-        simulated: whether the images are clean and are degraded here, or are degraded already.
     """
 
-    def __init__(
-        self, degradation: Degradation, noise_range: tuple[float, float], simulated: bool, seed: int = 0
-    ) -> None:
-        self.degradation, self.noise_range = degradation, noise_range
-        self.simulated, self.seed = simulated, seed
-        self.fixed = degradation.fixed_parameters()
+    degradation: Degradation
+    noise_range: tuple[float, float]  # (low, high) of noise_std on the [0, 1] scale; equal ends fix it
+    simulated: bool  # whether the images are clean and are degraded here, or are degraded already
+    seed: int = 0  # of the run
+
+    def __post_init__(self) -> None:
+        self.fixed = self.degradation.fixed_parameters()
 
     def photo(
         self,
