@@ -28,11 +28,9 @@ class Options:
 
     @classmethod
     def of(cls, sections: Mapping[str, type[Any]], short: Sequence[str] = ()) -> Options:
-        """The fields of these dataclasses, by their dotted names.
+        """The fields of these dataclasses (prefix, "" for none → dataclass), by their dotted names.
 
-        Args:
-            sections: prefix ("" for none) → dataclass.
-            short: full names that are also accepted by their last part.
+        The full names in `short` are also accepted by their last part.
         """
         fields = [one for prefix, section in sections.items() for one in fields_of(section, prefix)]
         full = {name: name for name, _ in fields} | {name.rpartition(".")[2]: name for name in short}

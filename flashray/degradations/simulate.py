@@ -28,11 +28,9 @@ def spread_noise_std(noise: tuple[float, float], start: int, count: int) -> Tens
 
 
 def add_noise(y_BCHW: Tensor, noise_std_B: Tensor, seed_B: Tensor) -> Tensor:
-    """y + n with Gaussian n of each image's own seed, the same in any batch.
+    """y in [-1, 1] + n with Gaussian n of each image's own seed, the same in any batch.
 
-    Args:
-        y_BCHW: measurements in [-1, 1].
-        noise_std_B: standard deviations on the [0, 1] scale (doubled here to act on [-1, 1]).
+    noise_std is on the [0, 1] scale, and doubled here to act on [-1, 1].
     """
     noise = normal(seed_B, seed_B.new_zeros(len(seed_B)), tuple(y_BCHW.shape[1:]), STREAM_MEASUREMENT)
     return y_BCHW + 2 * noise_std_B[:, None, None, None] * noise.to(y_BCHW)

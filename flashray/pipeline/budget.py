@@ -65,12 +65,9 @@ def fit(workload: Callable[[float], Workload], cost: CostModel, packing: Packing
     result is exactly that of the recipe with this `start.sigma_scale`. A chain respaced to fewer steps would keep the
     order too, but solvers' step sizes are tuned for the spacing, and images that take few steps would lose the most.
 
-    Bisection over `GRAIN` factors, each predicted with the packing and dispatch of a run. A larger budget never gives a
-    smaller factor, because the bisections for two budgets agree until the larger one goes up and the other one down.
-    ConfigError when decoding ẑ alone exceeds the budget; the message names the smallest possible one.
-
-    Args:
-        workload: of a scale, in the order of the listing.
+    Bisection over `GRAIN` factors, each predicted with the packing and dispatch of a run; `workload` takes a factor.
+    A larger budget never gives a smaller factor, because the bisections for two budgets agree until the larger one goes
+    up and the other one down. ConfigError, with the least possible one, when decoding ẑ alone exceeds the budget.
     """
     if not requested(config):
         return None

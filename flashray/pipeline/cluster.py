@@ -184,13 +184,10 @@ def cause_of(error: BaseException) -> str:
 
 
 def size_pools(config: RunConfig, threads: int | None, weights: int = 0) -> Pools:
-    """Pools that fit the cluster as it is now.
+    """Pools that fit the cluster as it is now, for actors whose models have `weights` bytes.
 
+    An actor's `threads` are kept as an earlier start recorded them: a convolution's last digits may depend on them.
     ConfigError when the cluster has no CPUs, or the device is cuda and it has no GPU.
-
-    Args:
-        threads: an actor's, as an earlier start recorded; kept, as a convolution's last digits may depend on them.
-        weights: bytes of the models that an actor holds.
     """
     found = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
     has = [node["Resources"] for node in found]
@@ -228,13 +225,9 @@ def _pools_on_gpus(nodes: Sequence[Node], config: RunConfig, threads: int | None
 def _pools_on_cpus(
     nodes: Sequence[Node], config: RunConfig, threads: int | None, memory: int, most: int | None = None
 ) -> Pools:
-    """Actors with as few threads as the nodes' memory allows, or the requested number; equal threads, for equal bytes.
+    """Actors of `memory` bytes with as few equal threads as nodes allow, or as requested; `most` cores of this machine.
 
     Threads of one actor wait for each other at every operation; actors do not.
-
-    Args:
-        memory: bytes that an actor takes.
-        most: cores, where the one node is this machine, which may count more CPUs than it has.
     """
     free = [min(max(1, int(node.cpus) - 1), most or sys.maxsize) for node in nodes]  # one CPU a node is left for tasks
 

@@ -93,10 +93,8 @@ def decode_photo(
 ) -> Photo:
     """An image that can be measured, from its file's bytes.
 
-    ImageError, with the reason, where it is no valid image, too large, does not fit, or lacks parameters.
-
-    Args:
-        given: JSON of the operator's parameters, or of its mask's URI, from the manifest or the plan.
+    `given` is JSON of the operator's parameters, or of its mask's URI, from the manifest or the plan. ImageError, with
+    the reason, where it is no valid image, too large, does not fit, or lacks parameters.
     """
     image = open_image(data, max_megapixels).pixels
     values = json.loads(given or "{}")

@@ -36,10 +36,7 @@ _NAMED = 5  # failed images in the last message
 
 
 def restore_archive(config: RunConfig) -> int:
-    """Run the job, or what is missing of it.
-
-    Args:
-        config: checked by `run_config.check`.
+    """Run the job, or what is missing of it, by a configuration that `run_config.check` has passed.
 
     Returns:
         0 when every image is restored (or, with plan_only, quoted); 1 when failed images remain.

@@ -40,7 +40,6 @@ def summarise(
         chain: length of the full chain in NFE.
         unavailable: metrics that could not be computed, and why.
         slots: images that a solver actor has in flight.
-        quoted: the measurements for a quote, if there are any.
     """
     results = state.results.filter(pc.equal(state.results["status"], "ok"))
     failures = state.failures
@@ -184,7 +183,6 @@ def quote(
     Args:
         chain: length of the full chain in NFE.
         slots: images that a solver actor has in flight.
-        quoted: the measured cost model.
         budget: the budget's entry in run.json.
         storage: bytes that the restored images will take.
     """

@@ -183,14 +183,7 @@ def estimate(encoder: SeverityEncoder, prior: LatentPrior, seen_BCHW: Tensor) ->
 
 
 def load_severity_encoder(source: str, device: str | torch.device = "cpu") -> SeverityEncoder:
-    """Load a severity encoder for inference.
-
-    Args:
-        source: `bundled:<degradation>` or a folder written by `SeverityEncoder.save_pretrained`.
-
-    Raises:
-        ConfigError: if there is none, with the bundled ones listed.
-    """
+    """Load `bundled:<degradation>` or a saved folder for inference; ConfigError names the bundled ones."""
     return load_saved(
         SeverityEncoder, source, device, kind="severity encoder", room="severity", job="flashray train severity"
     )

@@ -99,12 +99,9 @@ def experiment_id(client: Any, name: str, uri: str) -> str:
 
 
 def find_runs(uri: str, experiment: str, chosen: str = "", limit: int = 50) -> list[Any]:
-    """The newest runs of an experiment (MLflow's entities).
+    """The newest runs of an experiment (MLflow's entities) that pass a filter in MLflow's words.
 
     ConfigError when there is no such experiment, the filter is wrong, or MLflow does not answer.
-
-    Args:
-        chosen: a filter in MLflow's words, such as "metrics.psnr > 25 and params.`solver.steps` = '1000'".
     """
     load_mlflow()
     client = connect(uri)

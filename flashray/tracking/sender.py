@@ -54,13 +54,10 @@ class Sender:
         return record if is_server(self.uri) else record | {"serve": f"mlflow ui --backend-store-uri {shown}"}
 
     def send(self, stop: threading.Event | None = None) -> None:
-        """Send what is pending, until `stop` is set.
+        """Send what is pending, until `stop` is set; what MLflow raised is raised, and what was not sent stays pending.
 
         An artifact that fails stays pending, and the rest is sent: its store may be another machine. What MLflow
         refuses for good is dropped with a warning.
-
-        Raises:
-            Exception: whatever MLflow raised; what was not sent stays pending.
         """
         failure: Exception | None = None
         try:

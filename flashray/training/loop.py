@@ -91,9 +91,7 @@ class Task(nn.Module, ABC):
     ) -> Tensor:
         """What passes go over where training is local: the uint8 windows that `load` gives, or something made of them.
 
-        Args:
-            load: reads the windows [n, 3, side, side] of all photos.
-            storage: folder for what is worth keeping from one training to the next.
+        They are [n, 3, side, side], of all photos; `storage` is for what is worth keeping for the next training.
         """
         return load()
 
