@@ -31,17 +31,11 @@ _FORGOTTEN_AT = 1.0  # a change of this much on [-1, 1], half the range; see `_b
 
 @dataclass(frozen=True)
 class Encoded:
-    """A file's bytes.
+    """A file's bytes."""
 
-    Attributes:
-        data: the same image and arguments give the same bytes.
-        suffix: that files of this format usually have, with the dot.
-        lost: what the photo had and this file does not hold, one phrase each.
-    """
-
-    data: bytes
-    suffix: str
-    lost: tuple[str, ...]
+    data: bytes  # the same image and arguments give the same bytes
+    suffix: str  # that files of this format usually have, with the dot
+    lost: tuple[str, ...]  # what the photo had and this file does not hold, one phrase each
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,10 @@ def train_denoiser(config: TrainPriorConfig) -> None:
     output, loop = Path(config.output), config.denoiser_loop
     if not (output / "vqvae" / "config.json").is_file():
         raise ConfigError(f"stage denoiser: {output}/vqvae is missing; train the stage autoencoder first")
-    predicted = prediction_of(config.init) if config.init else config.denoiser.prediction
+    predicted = config.denoiser.prediction
+    if config.init:
+        scheduler = json.loads((Path(config.init) / "scheduler" / "scheduler_config.json").read_text())
+        predicted = scheduler["prediction_type"]
     write_scheduler(output, predicted)
     if not (output / "unet" / "config.json").is_file():  # a fresh one, so that the folder opens as a prior
         torch.manual_seed(loop.seed)
@@ -163,11 +166,6 @@ def write_scheduler(output: Path, prediction: str) -> None:
     (output / "scheduler").mkdir(parents=True, exist_ok=True)
     text = json.dumps(SCHEDULER_CONFIG | {"prediction_type": prediction}, indent=2)
     (output / "scheduler" / "scheduler_config.json").write_text(text + "\n")
-
-
-def prediction_of(folder: str) -> str:
-    """What the denoiser of a prior's folder predicts."""
-    return str(json.loads((Path(folder) / "scheduler" / "scheduler_config.json").read_text())["prediction_type"])
 
 
 def spread(paths: list[Path], most: int) -> list[Path]:
