@@ -63,12 +63,13 @@ class Strips:
 def strips_of(network: nn.Module, channels: int, zoom: Fraction, rows: int, cut: int = 1) -> Strips:
     """Strips of about `rows` ≥ 1 input rows for a network, with the halo that its layers ask for.
 
-    ConfigError if a layer of the network looks at the whole image, or is not known to be local.
-
     Args:
         network: from [B, channels, H, W] to [B, C', zoom · H, zoom · W]; it is run once on a small blank image.
         zoom: such as 1/8 for an encoder and 8 for its decoder.
         cut: strips begin at multiples of it, for networks that work at lower resolutions inside.
+
+    Raises:
+        ConfigError: if a layer of the network looks at the whole image, or is not known to be local.
     """
     cut = math.lcm(cut, zoom.denominator)
     halo = receptive_field(network, channels, cut)
@@ -94,7 +95,9 @@ def receptive_field(network: nn.Module, channels: int, multiple: int = 1) -> int
 
     Every convolution adds (kernel - 1)/2 · dilation positions of its own resolution, which is read off a run on a blank
     image of 8 · `multiple` rows. Convolutions of parallel branches are added up too, so that the answer is a bound.
-    ConfigError as `strips_of`.
+
+    Raises:
+        ConfigError: as `strips_of` does.
     """
     check_local(network)
     size, reach = 8 * multiple, Fraction(0)

@@ -4,7 +4,6 @@ Inside flashray an image is a float32 tensor [3, H, W] of RGB in [-1, 1]. `open_
 any kind and write the same kind of photo again; `fit_image` and `encode_png` serve experiments on squares.
 """
 
-from flashray.images.encode import NO_PLACE_FOR_NOTE, Encoded, encode_like, encode_png
 from flashray.images.formats import IMAGE_SUFFIXES, OutputFormat, is_image_name, is_photo_name, output_name
 from flashray.images.given import ImageLike, as_image, as_list, name_of
 from flashray.images.header import MAX_MEGAPIXELS, ImageHeader, read_header
@@ -13,6 +12,7 @@ from flashray.images.reframed import reframed
 from flashray.images.sheet import contact_sheet
 from flashray.images.sizes import Fit, fit_image, resize
 from flashray.images.source import SourceImage, open_image, unchanged
+from flashray.images.write_photo import NO_PLACE_FOR_NOTE, Encoded, encode_like, encode_png
 
 __all__ = ["SourceImage", "open_image", "unchanged", "reframed", "Encoded", "encode_like", "NO_PLACE_FOR_NOTE"]
 __all__ += ["ImageHeader", "read_header", "MAX_MEGAPIXELS", "ImageLike", "as_image", "as_list", "name_of"]

@@ -18,8 +18,11 @@ def clean(output: str) -> list[str]:
     Orphans are restored images that the plan names and no commit does, and half-written files (on local disks only; an
     object is written completely or not at all). Images of pending units are kept, because the same command writes them
     again, and so is a file with the bytes of any commit, also of one that no longer counts. A file that the plan does
-    not name is never deleted: no run wrote it. ConfigError when the output holds no run with a plan; FlashrayError when
-    a driver is at work on it, whose files these may be.
+    not name is never deleted: no run wrote it.
+
+    Raises:
+        ConfigError: when it holds no run with a plan.
+        FlashrayError: when a driver is at work on it, whose files these may be.
     """
     output = read_run(output)[1].output
     with held(output):

@@ -98,6 +98,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def _memory() -> int:
+    """Bytes of memory that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def connect() -> bool:
     """Connect to the configured cluster (RAY_ADDRESS), or start one on this machine; returns whether this call did.
 
@@ -129,7 +134,6 @@ def _start_here() -> None:
     """A cluster on this machine, which ends with the driver."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with _on_this_machine_only():
         ray.init(
             address="local",
@@ -137,7 +141,7 @@ def _start_here() -> None:
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.WARNING,
-            object_store_memory=min(_OBJECT_STORE, memory // 4),
+            object_store_memory=min(_OBJECT_STORE, _memory() // 4),
         )
 
 

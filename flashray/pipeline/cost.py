@@ -1,4 +1,4 @@
-"""The cost of a plan: a model of the solver's seconds, measured on the run's actors, its prediction, and storage."""
+"""The cost of a plan: a model of the solver's seconds, measured on the run's actors, and its prediction."""
 
 from __future__ import annotations
 
@@ -10,19 +10,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from flashray import storage
-from flashray.images import OutputFormat
 from flashray.pipeline.run_folder import run_uri
 from flashray.pipeline.slot_utilization import in_flight
 from flashray.pipeline.units import Packing, dearest_first, unit_costs, unit_starts
 from flashray.pipeline.workload import Floats, Integers, Workload, workload_of
-
-# Bytes a pixel of photos, measured on restored ones (docs/results/any-size.md): JPEG and WebP at quality 95
-LOSSY = {"jpeg": 0.55, "webp": 0.4}
-LOSSLESS = {"png": 1.6, "tiff": 3.0}
-_SUFFIXES = {"jpeg": (".jpg", ".jpeg", ".jpe", ".mpo"), "webp": (".webp", ".avif", ".heic", ".heif")}
 
 
 @dataclass(frozen=True)
@@ -132,22 +125,6 @@ def predict_packed(load: Workload, packing: Packing, cost: CostModel) -> Predict
     order, unit = packing(load)
     first = np.flatnonzero(np.diff(unit, prepend=-1))
     return predict(load.take(order), first, packing.slots, packing.actors, cost)
-
-
-def storage_needed(listing: pa.Table, planned: pa.Table, format: OutputFormat) -> int:
-    """Bytes of the restored images, about: lossless files keep their size, lossy ones do not shrink at high quality."""
-    files = listing.take(pc.index_in(planned["key"], listing["key"].combine_chunks()))
-    size = files["size"].to_numpy().astype(np.float64)
-    pixels = planned["width"].to_numpy().astype(np.float64) * planned["height"].to_numpy()
-    if format != "same":
-        return int((pixels * (LOSSY | LOSSLESS)[format]).sum())
-    names = pc.utf8_lower(files["key"])
-    for kind, suffixes in _SUFFIXES.items():
-        lossy = np.zeros(len(files), bool)
-        for suffix in suffixes:
-            lossy |= pc.ends_with(names, suffix).to_numpy()
-        size = np.where(lossy, np.maximum(size, pixels * LOSSY[kind]), size)
-    return int(size.sum())
 
 
 @dataclass(frozen=True)

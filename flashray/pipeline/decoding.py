@@ -67,7 +67,8 @@ def decode_photos(
 ) -> tuple[list[Photo], list[int]]:
     """(the photos of a batch, their indices); those that cannot be decoded or measured get an error in their rows.
 
-    `given` is the name of the column with the images' parameters.
+    Args:
+        given: the name of the column with the images' parameters.
     """
     photos: list[Photo] = []
     sound: list[int] = []
@@ -93,8 +94,12 @@ def decode_photo(
 ) -> Photo:
     """An image that can be measured, from its file's bytes.
 
-    `given` is JSON of the operator's parameters, or of its mask's URI, from the manifest or the plan. ImageError, with
-    the reason, where it is no valid image, too large, does not fit, or lacks parameters.
+    Args:
+        given: JSON of the operator's parameters, or of its mask's URI, from the manifest or the plan.
+        max_megapixels: a larger image is refused.
+
+    Raises:
+        ImageError: with the reason, where it is not a valid image, does not fit, or its parameters are not known.
     """
     image = open_image(data, max_megapixels).pixels
     values = json.loads(given or "{}")

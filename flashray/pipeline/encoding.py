@@ -20,18 +20,28 @@ from flashray.pipeline.run_config import IoConfig
 
 @dataclass(frozen=True)
 class EncodedOutput:
-    """A file to write."""
+    """A file to write.
+
+    Attributes:
+        unchanged: whether it is the archive's file itself, because no pixel would change by half a level.
+        lost, warnings: as in the commits.
+    """
 
     data: bytes
-    unchanged: bool  # whether it is the archive's file itself, because no pixel would change by half a level
-    lost: str | None  # as in the commits
-    warnings: str | None  # as in the commits
+    unchanged: bool
+    lost: str | None
+    warnings: str | None
 
 
 def encode_output(image: Mapping[str, Any], io: IoConfig, note: Mapping[str, str] | None) -> EncodedOutput:
-    """The file of a restored image, a value of `solve.IMAGE`, with its note of provenance.
+    """The file of a restored image.
 
-    ImageError where the format cannot hold the image, or with `strict` not all of it.
+    Args:
+        image: a value of `solve.IMAGE`.
+        note: of provenance.
+
+    Raises:
+        ImageError: where the format cannot hold the image, or with `strict` not all of it.
     """
     levels = np.frombuffer(image["pixels"], np.uint16).reshape(image["height"], image["width"], 3)
     x = from_uint16(torch.from_numpy(levels.astype(np.float32))).permute(2, 0, 1).contiguous()

@@ -27,7 +27,8 @@ _READERS = 16
 def manifest_columns(config: RunConfig, keys: pa.ChunkedArray, predicted: Collection[str] = ()) -> dict[str, pa.Array]:
     """given (as JSON), noise_std and mask_size of each key, null where the manifest has no value.
 
-    Nothing has to be given where the severity encoder estimates all of it (`predicted`).
+    Args:
+        predicted: numbers that the severity encoder estimates where all that nobody gives are among them.
     """
     degradation = config.recipe.degradation.make()
     observed = not config.io.simulated
@@ -111,7 +112,11 @@ def _read_manifest(uri: str) -> pa.Table:
 
 
 def _plain(uri: str, manifest: pa.Table, names: Sequence[str]) -> pa.Table:
-    """The columns key and `names` as text and numbers; ConfigError where they are not, or a key lacks or is doubled."""
+    """The columns key and `names` as text and numbers, whatever a table library made of them.
+
+    Raises:
+        ConfigError: for keys that are no text, missing or doubled, and for columns that are no numbers or paths.
+    """
     kind = manifest.schema.field("key").type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (pa.types.is_integer(kind) or pa.types.is_null(kind) or _is_text(kind)):
@@ -156,9 +161,11 @@ def _beside(manifest: str, path: str) -> str:
 
 
 def _check_values(uri: str, manifest: pa.Table, degradation: Degradation) -> None:
-    if "noise_std" in manifest.column_names:
-        values = manifest["noise_std"].drop_null().to_pylist()
-        if not all(0 <= value < math.inf for value in values):
+    for name in (*degradation.parameter_names, "noise_std"):
+        if name not in manifest.column_names:
+            continue
+        values = [v for v in manifest[name].cast(pa.float64()).to_pylist() if v is not None]
+        if name == "noise_std" and not all(0 <= value < math.inf for value in values):
             raise ConfigError(f"manifest {uri}: noise_std must be ≥ 0 and finite")
     names = degradation.parameter_names
     if names and set(names) <= set(manifest.column_names):

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from flashray import storage
-from flashray.checkpoints import warn_of_another_noise
+from flashray.checkpoints import warn_of_another_family, warn_of_another_noise
 from flashray.metrics import MetricUnavailable, load_lpips
 from flashray.pipeline import run_record
 from flashray.pipeline.run_config import RunConfig
@@ -95,9 +95,7 @@ def load_models(config: RunConfig) -> Models:
         registered = _fetch(config) if source.startswith(SCHEME) else None
         folder = _copy_of(config) if source.startswith(SCHEME) else source
         encoder = load_severity_encoder(str(registered.folder) if registered else folder)
-        if encoder.degradation != recipe.degradation.name:
-            names = (source, encoder.degradation, recipe.degradation.name)
-            log.warning("severity encoder %s was trained on %s, and the degradation is %s", *names)
+        warn_of_another_family(f"severity encoder {source}", encoder.degradation, recipe.degradation.name)
         warn_of_another_noise(f"severity encoder {source}", encoder.noise_range, recipe.degradation.noise_range)
     Restorer(recipe, prior, encoder, config.io.measurement, config.io.fit)  # raises where they do not fit
     return Models(config, prior, encoder, registered)

@@ -144,7 +144,10 @@ def recall(board: Any, past: Mapping[str, Past]) -> None:
 
 
 def close(board: Any) -> dict[str, int]:
-    """Stop workers from beginning more; what they began and the attempt's number (from 1), empty without an answer."""
+    """Stop workers from beginning more work; returns what they have begun and the number (from 1) of the attempt.
+
+    Empty when the board cannot be reached.
+    """
     return _ask(board.close) or {}
 
 

@@ -18,9 +18,12 @@ from flashray.pipeline.worker_settings import WorkerSettings
 
 
 def report_output(output: str) -> str:
-    """Make the page and the contact sheet again, of an unfinished run with what is there; the summary as text.
+    """Make the page and the contact sheet again; returns the summary as text.
 
-    ConfigError when the output holds no run with a plan, or its models are no longer there.
+    Of a run that is not finished they show what is there.
+
+    Raises:
+        ConfigError: when the output holds no run with a plan, or its models are no longer there.
     """
     record, status = read_run(output)
     output = status.output

@@ -15,7 +15,7 @@ from flashray import storage
 from flashray.errors import ConfigError, FlashrayError
 from flashray.pipeline import attempt_markers, budget, run_record, summary
 from flashray.pipeline.calibrate import cost_key, measure_cost
-from flashray.pipeline.cost import CostModel, Quoted, predict_plan, storage_needed, write_quoted
+from flashray.pipeline.cost import CostModel, Quoted, predict_plan, write_quoted
 from flashray.pipeline.lease import held
 from flashray.pipeline.open_run import Run, open_run
 from flashray.pipeline.others import copy_others, read_others
@@ -28,6 +28,7 @@ from flashray.pipeline.run_folder import page_uri, run_uri
 from flashray.pipeline.run_page import make_page
 from flashray.pipeline.sample_sheet import make_sheet, to_png
 from flashray.pipeline.solve import solve_units
+from flashray.pipeline.storage_needed import storage_needed
 from flashray.pipeline.units import index
 from flashray.shown import shown
 

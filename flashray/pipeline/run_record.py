@@ -91,16 +91,19 @@ def examine(
 def open_record(
     config: RunConfig, old: dict[str, Any] | None, found: Mapping[str, Any], listing: pa.Table
 ) -> dict[str, Any]:
-    """run.json of this start, written where it is new (`old`, from `examine`, is None); the caller holds the lease."""
+    """run.json of this start, written where it is new; the caller holds the lease.
+
+    Args:
+        old: what `examine` returned.
+    """
     output = config.io.output
     record = old
     try:
         if record is None:
-            identified = json.dumps(found, sort_keys=True) + listing_hash(listing)
             record = {
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "config": to_dict(config),
-                "fingerprint": {"sha256": hashlib.sha256(identified.encode()).hexdigest(), **found},
+                "fingerprint": {"sha256": _digest(found, listing), **found},
                 "archive": {"images": len(listing), "sha256": listing_hash(listing)},
                 "versions": _versions(),
                 "single_writer": not storage.creates_if_absent(run_uri(output, "probe")),
@@ -235,6 +238,11 @@ def _refuse_other_archive(config: RunConfig, listing: pa.Table, failed: Collecti
 
 def _write_listing(output: str, listing: pa.Table) -> None:
     storage.put_bytes(run_uri(output, "archive.parquet"), parquet(listing))
+
+
+def _digest(found: Mapping[str, Any], listing: pa.Table) -> str:
+    text = json.dumps(found, sort_keys=True) + listing_hash(listing)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _versions() -> dict[str, str]:

@@ -52,7 +52,11 @@ def to_png(image: Image.Image) -> bytes:
 
 
 def spread(status: RunStatus, most: int, without: Collection[str] = ()) -> list[dict[str, Any]]:
-    """Plan rows of restored images but those `without`, evenly over their order by σ̂ (by key where there is none)."""
+    """Plan rows of restored images, evenly over their order by σ̂ (by key where there is none).
+
+    Args:
+        without: keys that are left out.
+    """
     results = status.results.filter(pc.equal(status.results["status"], "ok"))
     plan = status.planned.filter(pc.is_in(status.planned["key"], results["key"]))
     plan = plan.filter(pc.invert(pc.is_in(plan["key"], pa.array(list(without), pa.string()))))

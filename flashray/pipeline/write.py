@@ -14,6 +14,7 @@ import pyarrow as pa
 from flashray import storage
 from flashray.errors import ImageError
 from flashray.pipeline.commit import write_commit
+from flashray.pipeline.provenance import note_of
 from flashray.pipeline.worker_settings import WorkerSettings
 
 WRITTEN = pa.schema([("unit_id", pa.string()), ("images", pa.int64()), ("failed", pa.int64())])
@@ -35,7 +36,7 @@ def write(table: pa.Table, work: WorkerSettings) -> pa.Table:
         large = max(image["height"] * image["width"], len(image["data"])) > _LARGE
         try:
             with one_at_a_time if large else nullcontext():
-                encoded = encode_output(image, io, work.note_of(row))
+                encoded = encode_output(image, io, note_of(row, work))
             uri = storage.join(io.output, output_name(row["key"], io.format))
             storage.put_bytes(uri, encoded.data, storage.modified(image["uri"]))
         except ImageError as error:

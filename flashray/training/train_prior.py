@@ -120,10 +120,7 @@ def train_denoiser(config: TrainPriorConfig) -> None:
     output, loop = Path(config.output), config.denoiser_loop
     if not (output / "vqvae" / "config.json").is_file():
         raise ConfigError(f"stage denoiser: {output}/vqvae is missing; train the stage autoencoder first")
-    predicted = config.denoiser.prediction
-    if config.init:
-        scheduler = json.loads((Path(config.init) / "scheduler" / "scheduler_config.json").read_text())
-        predicted = scheduler["prediction_type"]
+    predicted = prediction_of(config.init) if config.init else config.denoiser.prediction
     write_scheduler(output, predicted)
     if not (output / "unet" / "config.json").is_file():  # a fresh one, so that the folder opens as a prior
         torch.manual_seed(loop.seed)
@@ -140,10 +137,14 @@ def build_autoencoder_task(config: TrainPriorConfig) -> AutoencoderTask:
     """The first stage's task."""
     assert config.autoencoder != "none"
     torch.manual_seed(config.autoencoder_loop.seed)
-    load = partial(AutoencoderDC.from_pretrained, subfolder="vqvae", torch_dtype=torch.float32)
-    model = load(config.init) if config.init else make_autoencoder(config.autoencoder)
-    if config.warm_start and not config.init:
-        copy_trunk(model, load(config.warm_start))
+    if config.init:
+        model = AutoencoderDC.from_pretrained(Path(config.init) / "vqvae", torch_dtype=torch.float32)
+    else:
+        model = make_autoencoder(config.autoencoder)
+        if config.warm_start:
+            copy_trunk(
+                model, AutoencoderDC.from_pretrained(Path(config.warm_start) / "vqvae", torch_dtype=torch.float32)
+            )
     net = config.autoencoder.lpips_net
     lpips = load_lpips(net, config.lpips_weights or None) if config.autoencoder.lpips else None
     val = load_fitted(list_photos(config.val_photos), config.size)
@@ -166,6 +167,11 @@ def write_scheduler(output: Path, prediction: str) -> None:
     (output / "scheduler").mkdir(parents=True, exist_ok=True)
     text = json.dumps(SCHEDULER_CONFIG | {"prediction_type": prediction}, indent=2)
     (output / "scheduler" / "scheduler_config.json").write_text(text + "\n")
+
+
+def prediction_of(folder: str) -> str:
+    """What the denoiser of a prior's folder predicts."""
+    return str(json.loads((Path(folder) / "scheduler" / "scheduler_config.json").read_text())["prediction_type"])
 
 
 def spread(paths: list[Path], most: int) -> list[Path]:

@@ -21,7 +21,6 @@ from flashray.pipeline import plan as planning
 from flashray.pipeline import run
 from flashray.pipeline.archive import read_archive
 from flashray.pipeline.calibrate import Calibrator, sample
-from flashray.pipeline.cost import LOSSY, storage_needed
 from flashray.pipeline.load import load
 from flashray.pipeline.plan import SeverityActor, chunks
 from flashray.pipeline.quarantine import start_board
@@ -30,6 +29,7 @@ from flashray.pipeline.run_config import RunConfig
 from flashray.pipeline.run_status import RunStatus
 from flashray.pipeline.sample_sheet import shrunk
 from flashray.pipeline.solve import SolverActor, rows_of
+from flashray.pipeline.storage_needed import LOSSY, storage_needed
 from flashray.pipeline.units import index
 from flashray.pipeline.verify import verify
 from flashray.pipeline.worker_settings import WorkerSettings
