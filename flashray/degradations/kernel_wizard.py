@@ -17,12 +17,12 @@ from torch.nn import functional as F
 
 from flashray.degradations.base import (
     Degradation,
+    Limits,
     Operator,
     Parameters,
     between,
     check_flags,
     check_range,
-    check_seeds,
     draw_seeds,
 )
 from flashray.errors import ConfigError
@@ -51,6 +51,7 @@ class KernelWizard(Degradation):
     name: ClassVar[str] = "kernel_wizard"
     linear: ClassVar[bool] = False
     parameter_names: ClassVar[tuple[str, ...]] = ("code_strength", "code_seed")
+    limits: ClassVar[Limits] = {"code_strength": (0, 10, "standard deviations of the code")}
 
     def __post_init__(self) -> None:
         if not Path(self.weights).is_file():
@@ -71,12 +72,6 @@ class KernelWizard(Degradation):
     def parameters_at(self, severity_B: Tensor, generator: torch.Generator | None = None) -> Parameters:
         seed_B = draw_seeds(generator, len(severity_B))
         return {"code_strength": between(*self.strength, severity_B), "code_seed": seed_B}
-
-    def check_parameters(self, parameters: Parameters) -> None:
-        strength_B = parameters["code_strength"]
-        if not bool(((strength_B >= 0) & (strength_B <= 10)).all()):
-            raise ConfigError(f"kernel_wizard: code_strength must be from 0 to 10, got {strength_B.tolist()}")
-        check_seeds("kernel_wizard: code_seed", parameters["code_seed"])
 
     def bind(self, parameters: Parameters, size: tuple[int, int]) -> LearnedBlur:
         strength_B, seed_B = parameters["code_strength"], parameters["code_seed"].long()

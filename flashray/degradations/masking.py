@@ -74,10 +74,6 @@ class MaskFamily(Degradation):
     def __post_init__(self) -> None:
         check_flags(self.name, fill=self.fill)
 
-    def check_parameters(self, parameters: Parameters) -> None:
-        if "mask" not in parameters:
-            self.check_drawn(parameters)
-
     def bind(self, parameters: Parameters, size: tuple[int, int]) -> Masking:
         mask = parameters["mask"] if "mask" in parameters else self.draw(parameters, size)
         height, width = mask.shape[2:]
@@ -86,10 +82,6 @@ class MaskFamily(Degradation):
                 f"the mask has {width} x {height} pixels and its image {size[1]} x {size[0]}; give one of the same size"
             )
         return Masking(mask, self.fill)
-
-    @abstractmethod
-    def check_drawn(self, parameters: Parameters) -> None:
-        """`check_parameters` where no mask is given."""
 
     @abstractmethod
     def draw(self, parameters: Parameters, size: tuple[int, int]) -> Tensor:

@@ -12,10 +12,11 @@ from torch import Tensor
 from flashray.degradations.base import (
     AffineOperator,
     Degradation,
+    Limits,
     Parameters,
     between,
     check_range,
-    check_seeds,
+    check_values,
     draw_seeds,
 )
 from flashray.degradations.separable import reflection
@@ -42,6 +43,7 @@ class MotionBlur(Degradation):
     name: ClassVar[str] = "motion_blur"
     linear: ClassVar[bool] = True
     parameter_names: ClassVar[tuple[str, ...]] = ("motion_length", "motion_angle", "motion_seed")
+    limits: ClassVar[Limits] = {"motion_angle": (-math.inf, math.inf, "degrees")}
 
     def __post_init__(self) -> None:
         if not isinstance(self.kernel_size, int) or self.kernel_size < 3 or self.kernel_size % 2 == 0:
@@ -70,15 +72,11 @@ class MotionBlur(Degradation):
         }
 
     def check_parameters(self, parameters: Parameters) -> None:
-        length_B, angle_B = parameters["motion_length"], parameters["motion_angle"]
-        if not bool(((length_B >= 0) & (length_B <= self.kernel_size - 1)).all()):
-            raise ConfigError(
-                f"motion_blur: motion_length must be from 0 to {self.kernel_size - 1} pixels (less than kernel_size), "
-                f"got {length_B.tolist()}"
-            )
-        if not bool(torch.isfinite(angle_B).all()):
-            raise ConfigError(f"motion_blur: motion_angle must be finite, in degrees, got {angle_B.tolist()}")
-        check_seeds("motion_blur: motion_seed", parameters["motion_seed"])
+        super().check_parameters(parameters)
+        most = self.kernel_size - 1
+        check_values(
+            "motion_blur: motion_length", parameters["motion_length"], 0, most, "pixels, less than kernel_size"
+        )
 
     def bind(self, parameters: Parameters, size: tuple[int, int]) -> KernelBlur:
         path = motion_path(*(parameters[name] for name in self.parameter_names))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flashray.degradations.base import Degradation, Operator, Parameters, between, check_range, check_seeds, draw_seeds
+from flashray.degradations.base import Degradation, Limits, Operator, Parameters, between, check_range, draw_seeds
 from flashray.errors import ConfigError
 from flashray.seeding import STREAM_OPERATOR, uniform
 
@@ -41,6 +41,7 @@ class NonlinearBlur(Degradation):
     name: ClassVar[str] = "nonlinear_blur"
     linear: ClassVar[bool] = False
     parameter_names: ClassVar[tuple[str, ...]] = ("motion", "motion_seed")
+    limits: ClassVar[Limits] = {"motion": (0, math.inf, "pixels")}
 
     def __post_init__(self) -> None:
         check_range("nonlinear_blur: motion", self.motion, 0, math.inf, "pixels")
@@ -62,12 +63,6 @@ class NonlinearBlur(Degradation):
     def parameters_at(self, severity_B: Tensor, generator: torch.Generator | None = None) -> Parameters:
         seed_B = draw_seeds(generator, len(severity_B))
         return {"motion": between(*self.motion, severity_B), "motion_seed": seed_B}
-
-    def check_parameters(self, parameters: Parameters) -> None:
-        motion_B = parameters["motion"]
-        if not bool((torch.isfinite(motion_B) & (motion_B >= 0)).all()):
-            raise ConfigError(f"nonlinear_blur: motion must be ≥ 0 and finite, in pixels, got {motion_B.tolist()}")
-        check_seeds("nonlinear_blur: motion_seed", parameters["motion_seed"])
 
     def bind(self, parameters: Parameters, size: tuple[int, int]) -> CameraBlur:
         path = camera_path(parameters["motion"], parameters["motion_seed"], self.frames, size)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flashray.degradations.base import Degradation, Operator, Parameters, between, check_seeds, draw_seeds
+from flashray.degradations.base import Degradation, Limits, Operator, Parameters, between, draw_seeds
 from flashray.degradations.jpeg import CHROMA, LUMA, Codec, quantisation
 from flashray.degradations.motion_blur import draw_kernel, motion_path
 from flashray.degradations.separable import reflection
@@ -51,6 +51,7 @@ class Photo(Degradation):
     linear: ClassVar[bool] = False
     unknown: ClassVar[bool] = True
     parameter_names: ClassVar[tuple[str, ...]] = ("damage", "damage_seed")
+    limits: ClassVar[Limits] = {"damage": (0, 1, "shares of the hardest")}
 
     def __post_init__(self) -> None:
         low, high = self.damage
@@ -71,13 +72,6 @@ class Photo(Degradation):
 
     def fixed_parameters(self) -> Parameters:
         return {}
-
-    def check_parameters(self, parameters: Parameters) -> None:
-        if not parameters:
-            return
-        if not bool(((parameters["damage"] >= 0) & (parameters["damage"] <= 1)).all()):
-            raise ConfigError(f"photo: damage must be from 0 to 1, got {parameters['damage'].tolist()}")
-        check_seeds("photo: damage_seed", parameters["damage_seed"])
 
     def bind(self, parameters: Parameters, size: tuple[int, int]) -> Operator:
         if not parameters:

@@ -45,9 +45,6 @@ class SuperResolution(Degradation):
     def parameters_at(self, severity_B: Tensor, generator: torch.Generator | None = None) -> Parameters:
         return {}
 
-    def check_parameters(self, parameters: Parameters) -> None:
-        pass
-
     def bind(self, parameters: Parameters, size: tuple[int, int]) -> AreaMean:
         self.check_size(size)
         return AreaMean(self.scale)
