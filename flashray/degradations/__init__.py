@@ -31,8 +31,6 @@ __all__ = ["DEGRADATIONS", "PRESETS", "Degradation", "Operator", "Parameters", "
 def make_degradation(name: str, settings: dict[str, Any] | None = None) -> Degradation:
     """The degradation family of this name; ConfigError names an unknown family or setting and lists the known ones.
 
-    Args:
-        name: of `DEGRADATIONS`.
-        settings: the family's fields; `preset` among them names settings of `PRESETS`.
+    `settings` are the family's fields; `preset` among them names settings of `PRESETS`.
     """
     return build("degradation", DEGRADATIONS, name, with_preset(name, settings))

@@ -90,25 +90,17 @@ def start_board() -> Any:
 
 @dataclass(frozen=True)
 class Watch:
-    """A piece of work that a worker has begun.
-
-    Attributes:
-        past: its history.
-        note: called with the attempt's number at the beginning, and with the image before each that is taken alone.
-    """
+    """A piece of work that a worker has begun."""
 
     board: Any
     work: str
     past: Past
-    note: Note
+    note: Note  # called with the attempt's number at the beginning, and with the image before each that is taken alone
 
     def parts(self, images: Sequence[str]) -> Iterator[tuple[list[int], ImageError | None]]:
         """The indices of the images to be taken together; with an error, the indices of those to be given up.
 
-        All images at once, until the work has killed its worker twice; then one by one.
-
-        Args:
-            images: names that are unique within the work.
+        All images at once, until the work has killed its worker twice; then one by one. Their names are unique.
         """
         if self.past.deaths < ATTEMPTS - 1:
             yield list(range(len(images))), None
@@ -122,12 +114,9 @@ class Watch:
             elif hopeless:
                 yield [place], ImageError(died)
             else:
-                self._turn(image)
+                self.note(self.past.deaths + 1, image)
+                _ask(self.board.turn, self.work, image)
                 yield [place], None
-
-    def _turn(self, image: str) -> None:
-        self.note(self.past.deaths + 1, image)
-        _ask(self.board.turn, self.work, image)
 
 
 def unnoted(number: int, image: str | None) -> None:
