@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -136,7 +136,7 @@ class Measurer:
         self,
         key: str,
         x_CHW: Tensor,
-        given: Mapping[str, float] | None = None,
+        given: Mapping[str, float | Tensor] | None = None,
         noise_std: float | None = None,
         mask_1HW: Tensor | None = None,
         severity: float | None = None,
@@ -147,7 +147,7 @@ class Measurer:
 
         Args:
             x_CHW: [3, H, W] in [-1, 1].
-            given: the operator's parameters, as far as they are known.
+            given: the operator's parameters, as far as they are known; numbers, or tensors for some operators.
             noise_std: on the [0, 1] scale, where it is known.
             mask_1HW: 1 where a pixel is known; replaces the parameters of inpainting families.
             severity: simulate at this severity of the family's range, 0 … 1, instead of a random one.
@@ -169,7 +169,7 @@ class Measurer:
             parameters = self._parameters(key, given or {}, severity)
         return Photo(key, x_CHW, parameters, self._noise_std(key, noise_std))
 
-    def missing(self, given: Mapping[str, float], noise_std: float | None, mask_1HW: Tensor | None) -> list[str]:
+    def missing(self, given: Collection[str], noise_std: float | None, mask_1HW: Tensor | None) -> list[str]:
         """The numbers that an observed image lacks; empty where it can be measured."""
         if self.simulated:
             return []
@@ -194,8 +194,8 @@ class Measurer:
         keys = [photo.key for photo in photos]
         return Measurement(keys, seeds, y, operator, parameters, noise_std_B, x if self.simulated else None)
 
-    def _parameters(self, key: str, given: Mapping[str, float], severity: float | None) -> Parameters:
-        values = {name: torch.tensor([float(value)]) for name, value in given.items()}
+    def _parameters(self, key: str, given: Mapping[str, float | Tensor], severity: float | None) -> Parameters:
+        values = {name: torch.as_tensor(value, dtype=torch.float32)[None] for name, value in given.items()}
         seed = image_seed(self.seed, key)
         if self.simulated and severity is not None:
             drawn = self.degradation.parameters_at(torch.tensor([severity]), generator_of(seed, "degradation"))

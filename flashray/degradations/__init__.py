@@ -7,6 +7,7 @@ from typing import Any
 from flashray.build import build
 from flashray.degradations.base import Degradation, Operator, Parameters
 from flashray.degradations.box_inpainting import BoxInpainting
+from flashray.degradations.deepinv import DeepinvPhysics
 from flashray.degradations.gaussian_blur import GaussianBlur
 from flashray.degradations.jpeg import Jpeg
 from flashray.degradations.kernel_wizard import KernelWizard
@@ -21,7 +22,7 @@ DEGRADATIONS: dict[str, type[Degradation]] = {
     family.name: family
     for family in (
         *(GaussianBlur, MotionBlur, RandomInpainting, BoxInpainting, SuperResolution),  # linear
-        *(NonlinearBlur, KernelWizard, Jpeg, Photo),
+        *(NonlinearBlur, KernelWizard, Jpeg, Photo, DeepinvPhysics),
     )
 }
 

@@ -120,6 +120,11 @@ class Degradation(ABC):
         )
         return one if all(torch.equal(one[name], other[name]) for name in one) else None
 
+    @property
+    def fixed_size(self) -> tuple[int, int] | None:
+        """(H, W) of the only images that the operator takes; None where it takes several sizes."""
+        return None
+
     def check_size(self, size: tuple[int, int]) -> None:  # noqa: B027  (most families fit any size)
         """Raise ConfigError if the family's settings do not fit images of size (H, W)."""
 

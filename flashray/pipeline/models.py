@@ -9,6 +9,7 @@ from typing import Any
 
 from flashray import storage
 from flashray.checkpoints import warn_of_another_family, warn_of_another_noise
+from flashray.errors import ConfigError
 from flashray.metrics import MetricUnavailable, load_lpips
 from flashray.pipeline import run_record
 from flashray.pipeline.run_config import RunConfig
@@ -97,7 +98,13 @@ def load_models(config: RunConfig) -> Models:
         encoder = load_severity_encoder(str(registered.folder) if registered else folder)
         warn_of_another_family(f"severity encoder {source}", encoder.degradation, recipe.degradation.name)
         warn_of_another_noise(f"severity encoder {source}", encoder.noise_range, recipe.degradation.noise_range)
-    Restorer(recipe, prior, encoder, config.io.measurement, config.io.fit)  # raises where they do not fit
+    restorer = Restorer(recipe, prior, encoder, config.io.measurement, config.io.fit)  # raises where they do not fit
+    fixed, side = restorer.degradation.fixed_size, prior.sample_size
+    if fixed not in (None, (side, side)):
+        raise ConfigError(
+            f"degradation {recipe.degradation.name} is for images of {fixed[1]} x {fixed[0]} alone, and a job needs "
+            f"{side} x {side}, the prior's size; use flashray.load in Python"
+        )
     return Models(config, prior, encoder, registered)
 
 
