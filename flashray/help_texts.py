@@ -23,9 +23,9 @@ usage: flashray VERB …
 _RESTORE = """\
 usage: flashray {verb} IN OUT [options]
 
-IN is a folder, an image or an s3:// prefix; OUT is a new folder or prefix. A restored
-image keeps its name below OUT; the run's records go to OUT/_flashray. The same command
-again does what is missing, and nothing else.
+IN is a folder, an s3:// prefix, an image or a shard; OUT is a new folder or prefix. A
+restored image keeps its name below OUT; the run's records go to OUT/_flashray. The same
+command again does what is missing, and nothing else.
 
   --recipe NAME             a shipped recipe or a YAML file; default: photo, unknown damage
   --strength X              factor on σ̂: below 1 changes less, 0 uses no denoiser
@@ -34,6 +34,7 @@ again does what is missing, and nothing else.
   --measurement simulated   IN holds clean images: degrade each by its key, and score
   --fit whole|resize|crop|error   default: whole, every photo at its own size
   --format png|jpeg|webp|tiff   of the restored images; default: as in IN
+  --shards tar|parquet      write shards of --images-per-shard N, not a file an image
   --quality N               of JPEG and WebP, 1 to 100; default: 95
   --strict                  fail images whose format cannot hold all that was in the file
   --no-provenance           leave the note of recipe, σ̂, NFE and run out of the metadata

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS: list[tuple[str, ...]] = [
     ("errors", "shown"),
     ("build", "yaml_text", "seeding", "precision", "storage", "strips", "windows"),
-    ("images", "schedule", "metrics"),
+    ("images", "schedule", "metrics", "shards"),
     ("prior", "degradations"),
     ("checkpoints", "solvers"),
     ("severity",),

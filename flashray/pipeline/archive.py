@@ -10,22 +10,27 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from flashray import storage
 from flashray.errors import ConfigError
 from flashray.images import IMAGE_SUFFIXES, is_photo_name
+from flashray.pipeline.kept_index import Index, index_of
 from flashray.pipeline.manifest import manifest_columns
-from flashray.pipeline.outputs import refuse_page, without_place
-from flashray.pipeline.run_config import RunConfig
+from flashray.pipeline.outputs import refuse_page, refuse_without_suffix, without_place
+from flashray.pipeline.run_config import IoConfig, RunConfig
 from flashray.pipeline.run_folder import run_files
+from flashray.shards.shard_index import shards_among
 
 LISTING = pa.schema(
     [
-        ("index", pa.int64()),  # position in the sorted listing
+        ("index", pa.int64()),  # position in the listing
         ("key", pa.string()),
         ("uri", pa.string()),
+        ("offset", pa.int64()),  # with the length, where in its shard: `shards.place.Place`; null for loose images
+        ("length", pa.int64()),
         ("size", pa.int64()),
         ("given", pa.string()),  # the manifest's parameters, or the URI of its mask, as JSON; null without
         ("noise_std", pa.float64()),  # the manifest's, null without
@@ -33,8 +38,10 @@ LISTING = pa.schema(
         ("refused", pa.string()),  # why it is not restored, whatever its file holds; null for nothing
     ]
 )
+_PLACES = ["uri", "offset", "length", "size", "refused"]  # of an index, besides the key and parameters
 _APART = "it is a link to the run's own output"
-_COMPARED = ["size", "given", "noise_std", "mask_size"]  # an image with the same key and another of these has changed
+# an image with the same key and another of these has changed
+_COMPARED = ["size", "offset", "given", "noise_std", "mask_size"]
 log = logging.getLogger(__name__)
 
 
@@ -43,18 +50,20 @@ class Archive:
     """What an archive holds.
 
     Attributes:
-        images: a table of `LISTING`, sorted by key, cut to `limit`.
+        images: a table of `LISTING`, sorted by key or, in shards, by shard and the place in it; cut to `limit`.
         others: files that are no images by their names, and hidden files.
         unreadable: folders that cannot be listed, each with the reason.
+        index: of the shards, where it was read anew.
     """
 
     images: pa.Table
     others: list[storage.Entry] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
+    index: pa.Table | None = None
 
 
 def read_archive(config: RunConfig, predicted: Collection[str] = ()) -> Archive:
-    """Everything below the archive.
+    """Everything below the archive: its images, or where it holds none, those in its shards.
 
     Pipes, devices, dead links and names that are not UTF-8 are images by their names like any other: reading them
     fails, and their rows say why. So do links that lead to the output, back to a folder above them, or nowhere,
@@ -64,20 +73,51 @@ def read_archive(config: RunConfig, predicted: Collection[str] = ()) -> Archive:
         predicted: what the severity encoder estimates of an image that the manifest gives nothing for.
 
     Raises:
-        ConfigError: when the archive is missing or holds no image, a folder of it cannot be read, or the manifest does
-            not fit.
+        ConfigError: when the archive is missing or holds no image, a folder of it cannot be read, it holds both loose
+            images and tars, a shard is unsound, or the manifest does not fit.
     """
+    archive, io = config.io.archive, config.io
+    root, entries, unreadable = _entries(config)
+    images, shards = [entry for entry in entries if _is_image(entry)], _shards(root, entries, io)
+    if not images and not shards:
+        raise ConfigError(
+            f"archive {archive} holds no images ({len(entries)} files; known: {', '.join(IMAGE_SUFFIXES)}; in shards: "
+            ".tar, .parquet)"
+        )
+    known = {entry.key for entry in (*images, *shards)}
+    others = [entry for entry in entries if entry.key not in known]
+    if others:
+        log.warning(
+            "%d files of the archive do not have an image's name and are %s",
+            *(len(others), "copied as they are" if io.copy_others else "left out"),
+        )
+    index = _index(config, [(storage.join(root, one.key), one.size) for one in shards]) if shards else None
+    table = (_loose(root, images) if index is None else _sharded(index.table)).slice(0, config.policy.limit)
+    keys = table["key"].to_pylist()
+    refused = without_place(keys, io.format)
+    refuse_page([] if io.shards != "none" else keys, io.format, [one.key for one in others] if io.copy_others else [])
+    refuse_without_suffix(keys, io)
+    if refused:
+        why = pa.array([refused.get(key) for key in keys], pa.string())
+        table = table.set_column(table.column_names.index("refused"), "refused", pc.coalesce(table["refused"], why))
+    table = table.append_column("index", pa.array(np.arange(len(table))))
+    carried = None if index is None or io.simulated else index.table.drop_columns(_PLACES)
+    for name, values in manifest_columns(config, table["key"], predicted, carried).items():
+        table = table.append_column(name, values)
+    table = table.select(LISTING.names).cast(LISTING)
+    return Archive(table, others, unreadable, index.table if index is not None and index.anew else None)
+
+
+def _entries(config: RunConfig) -> tuple[str, list[storage.Entry], list[str]]:
+    """(a folder, every file below it that is the archive's and no run's, the folders that are left out)."""
     archive = config.io.archive
     try:
         if not storage.exists(archive):
             raise ConfigError(f"archive {archive} does not exist")
         size = storage.file_size(archive)
-        if size is None:
-            listed = storage.list_everything(archive, apart=config.io.output)
-            own = run_files([entry.key for entry in listed.entries])
-            entries = [entry for entry in listed.entries if entry.key not in own]
-        else:
-            entries, listed = [storage.Entry(posixpath.basename(archive), size)], storage.Listing([], [])
+        if size is not None:
+            return posixpath.dirname(archive), [storage.Entry(posixpath.basename(archive), size)], []
+        listed = storage.list_everything(archive, apart=config.io.output)
     except OSError as error:
         raise ConfigError(f"archive {archive} cannot be listed: {error}") from error
     if listed.unreadable and not config.io.skip_unreadable:
@@ -85,33 +125,48 @@ def read_archive(config: RunConfig, predicted: Collection[str] = ()) -> Archive:
             f"archive {archive} has folders that cannot be read: {', '.join(listed.unreadable)}; correct their "
             "permissions, or leave them out with --skip-unreadable"
         )
-    images, others = [entry for entry in entries if _is_image(entry)], [e for e in entries if not _is_image(e)]
-    if not images:
-        raise ConfigError(
-            f"archive {archive} holds no images ({len(entries)} files; known: {', '.join(IMAGE_SUFFIXES)})"
-        )
-    if others:
-        log.warning(
-            "%d files of the archive do not have an image's name and are %s",
-            *(len(others), "copied as they are" if config.io.copy_others else "left out"),
-        )
-    images = images[: config.policy.limit]
+    own = run_files([entry.key for entry in listed.entries])
+    return archive, [entry for entry in listed.entries if entry.key not in own], listed.unreadable
+
+
+def _shards(root: str, entries: list[storage.Entry], io: IoConfig) -> list[storage.Entry]:
+    """The files that hold the archive's images, where they are not loose; the manifest is none, wherever it lies."""
+    images = [entry.key for entry in entries if _is_image(entry)]
+    others = [e.key for e in entries if not _is_hidden(e.key) and storage.join(root, e.key) != io.manifest]
+    found = shards_among(f"archive {io.archive}", images, others)
+    return [entry for entry in entries if entry.key in found]
+
+
+def _index(config: RunConfig, shards: list[tuple[str, int]]) -> Index:
+    """Of the archive's shards (URI, size); read again where failed images may have been replaced."""
+    degradation, policy = config.recipe.degradation.make(), config.policy
+    names = () if degradation.unknown else (*degradation.parameter_names, "noise_std")
+    kept = None if policy.retry_failed or policy.overwrite is not None else config.io.output
+    index = index_of(kept, shards, lambda name: is_photo_name(name) and not _is_hidden(name), names)
+    if not len(index.table):
+        raise ConfigError(f"the {len(shards)} shards of archive {config.io.archive} hold no images")
+    return index
+
+
+def _sharded(index: pa.Table) -> pa.Table:
+    """The listing of an index, without its columns of parameters."""
+    table = index.select(["key", *_PLACES])
+    return table.set_column(1, "uri", table["uri"].cast(pa.string()))
+
+
+def _loose(root: str, images: list[storage.Entry]) -> pa.Table:
+    """The listing of loose images."""
     keys = _keys(images)
-    refused = without_place(keys, config.io.format)
-    refused |= {key: _APART for key, entry in zip(keys, images, strict=True) if entry.apart}
-    refuse_page(keys, config.io.format, [entry.key for entry in others] if config.io.copy_others else [])
-    table = pa.table(
+    return pa.table(
         {
-            "index": pa.array(range(len(keys)), pa.int64()),
+            "uri": pa.array([storage.join(root, key) for key in keys], pa.string()),
             "key": pa.array(keys, pa.string()),
-            "uri": pa.array([archive if size else storage.join(archive, key) for key in keys], pa.string()),
+            "offset": pa.nulls(len(keys), pa.int64()),
+            "length": pa.nulls(len(keys), pa.int64()),
             "size": pa.array([entry.size for entry in images], pa.int64()),
-            "refused": pa.array([refused.get(key) for key in keys], pa.string()),
+            "refused": pa.array([_APART if entry.apart else None for entry in images], pa.string()),
         }
     )
-    for name, values in manifest_columns(config, table["key"], predicted).items():
-        table = table.append_column(name, values)
-    return Archive(table.select(LISTING.names).cast(LISTING), others, listed.unreadable)
 
 
 def listing_hash(listing: pa.Table) -> str:
@@ -140,9 +195,12 @@ def differences(old: pa.Table, new: pa.Table) -> dict[str, list[str]]:
 
 
 def _is_image(entry: storage.Entry) -> bool:
-    path = PurePosixPath(entry.key)
-    hidden = any(part.startswith(".") for part in path.parts)
-    return (is_photo_name(path.name) or entry.hides) and not hidden
+    return (is_photo_name(entry.key) or entry.hides) and not _is_hidden(entry.key)
+
+
+def _is_hidden(key: str) -> bool:
+    """Whether a part of a name begins with a dot; `..` hides nothing, and is refused."""
+    return any(part.startswith(".") and part.strip(".") for part in PurePosixPath(key).parts)
 
 
 def _keys(images: list[storage.Entry]) -> list[str]:

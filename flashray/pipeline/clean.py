@@ -5,10 +5,11 @@ from __future__ import annotations
 import pyarrow.compute as pc
 
 from flashray import storage
-from flashray.images import output_name
 from flashray.pipeline.commit import committed_units, read_commits
 from flashray.pipeline.damage import digests, restored_files
 from flashray.pipeline.lease import held
+from flashray.pipeline.outputs import Layout
+from flashray.pipeline.run_status import RunStatus
 from flashray.pipeline.verify import read_run
 
 
@@ -17,8 +18,9 @@ def clean(output: str) -> list[str]:
 
     Orphans are restored images that the plan names and no commit does, and half-written files (on local disks only; an
     object is written completely or not at all). Images of pending units are kept, because the same command writes them
-    again, and so is a file with the bytes of any commit, also of one that no longer counts. A file that the plan does
-    not name is never deleted: no run wrote it.
+    again, and so is a file with the bytes of any commit, also of one that no longer counts; but of shards only while
+    units are pending, because then all their images are in others. A file that the plan does not name is never deleted:
+    no run wrote it.
 
     Raises:
         ConfigError: when it holds no run with a plan.
@@ -27,15 +29,24 @@ def clean(output: str) -> list[str]:
     output = read_run(output)[1].output
     with held(output):
         record, status = read_run(output)
-        format = record["config"]["io"]["format"]
-        results = status.results
-        done = results.filter(pc.equal(results["status"], "ok"))["key"].to_pylist()
-        keep = {output_name(key, format) for key in (*done, *status.pending["key"].to_pylist())}
-        planned = {output_name(key, format) for key in status.plan["key"].to_pylist()}
-        found = digests(output, (name for name in restored_files(output) if name in planned - keep))
-        promised = set(read_commits(output, committed_units(output))["sha256"].to_pylist())
-        found = {name: digest for name, digest in found.items() if digest not in promised}
-        orphans = [storage.join(output, name) for name in found] + storage.half_written(output)
-        for uri in orphans:
+        layout = Layout.of_record(output, record)
+        orphans = orphans_of(layout, status)
+        if len(status.pending) or not layout.sharded:
+            column = "shard_sha256" if layout.sharded else "sha256"
+            promised = set(read_commits(output, committed_units(output))[column].to_pylist())
+            orphans = [name for name, digest in digests(output, orphans).items() if digest not in promised]
+        found = [storage.join(output, name) for name in orphans] + storage.half_written(output)
+        for uri in found:
             storage.delete(uri)
-    return orphans
+    return found
+
+
+def orphans_of(layout: Layout, status: RunStatus) -> list[str]:
+    """Names of the files that some plan of the run names, and no valid commit or pending unit.
+
+    Of shards also those that are superseded, because one was damaged and its images were restored into others.
+    """
+    results = status.results
+    done = results.filter(pc.equal(results["status"], "ok"))
+    keep, planned = layout.files(done, status.pending), layout.files(status.plan, status.members)
+    return [name for name in restored_files(layout.output) if name in planned - keep]

@@ -26,6 +26,9 @@ COMMIT = pa.schema(
         ("sigma_true", pa.float64()),
         ("sha256", pa.string()),  # of the restored image's bytes
         ("size", pa.int64()),  # their number
+        ("offset", pa.int64()),  # in its shard: of its first byte in a tar, its row in Parquet; null without shards
+        ("shard_size", pa.int64()),  # bytes of that shard
+        ("shard_sha256", pa.string()),
         ("unchanged", pa.bool_()),  # no pixel would change by half a level: the file's own bytes were written
         ("lost", pa.string()),  # what the file had and the restored one does not hold, joined by "; "; null for nothing
         ("warnings", pa.string()),  # what was unclear in the file, joined by a space; null for nothing

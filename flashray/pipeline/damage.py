@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from flashray import storage
-from flashray.images import OutputFormat, output_name
+from flashray.pipeline.outputs import Layout
 from flashray.pipeline.run_folder import run_files
 
 _READERS = 16
@@ -35,7 +36,7 @@ def digests(output: str, names: Iterable[str]) -> dict[str, str]:
 
 
 def missing_and_changed(
-    output: str, format: OutputFormat, results: pa.Table, sizes: Mapping[str, int], by_hash: bool
+    layout: Layout, results: pa.Table, sizes: Mapping[str, int], by_hash: bool
 ) -> tuple[list[str], list[str]]:
     """Sorted keys of committed images whose file is not there, and of those whose file has other bytes.
 
@@ -44,12 +45,15 @@ def missing_and_changed(
         sizes: of the files that are there (`restored_files`).
         by_hash: compare the bytes; otherwise their number alone, where the commit has it.
     """
-    done = results.filter(pc.equal(results["status"], "ok")).select(["key", "sha256", "size"]).to_pylist()
-    name_of = {row["key"]: output_name(row["key"], format) for row in done}
-    missing = {row["key"] for row in done if name_of[row["key"]] not in sizes}
-    there = [row for row in done if row["key"] not in missing]
-    changed = {row["key"] for row in there if row["size"] not in (None, sizes[name_of[row["key"]]])}
+    done = results.filter(pc.equal(results["status"], "ok")).to_pylist()
+    promised = {layout.file(row): layout.promised(row) for row in done}
+    missing = promised.keys() - sizes.keys()
+    there = promised.keys() - missing
+    changed = {name for name in there if promised[name][0] not in (None, sizes[name])}
     if by_hash:
-        found = digests(output, (name_of[row["key"]] for row in there))
-        changed |= {row["key"] for row in there if found[name_of[row["key"]]] != row["sha256"]}
-    return sorted(missing), sorted(changed)
+        changed |= {name for name, digest in digests(layout.output, there).items() if digest != promised[name][1]}
+    return _keys_in(missing, layout, done), _keys_in(changed, layout, done)
+
+
+def _keys_in(files: Collection[str], layout: Layout, rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    return sorted(row["key"] for row in rows if layout.file(row) in files)

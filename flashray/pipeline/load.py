@@ -16,6 +16,7 @@ import pyarrow as pa
 from flashray import storage
 from flashray.pipeline.quarantine import watched
 from flashray.pipeline.worker_settings import WorkerSettings
+from flashray.shards.place import Place, read_places
 
 READERS = 8  # concurrent reads of one load task
 
@@ -31,25 +32,26 @@ class Loaded:
 def load(table: pa.Table, work: WorkerSettings, board: Any) -> pa.Table:
     """Add to one row (a unit, or a chunk of the plan pass) the lists data, mask_data and error of its images.
 
-    The row has the lists key and uri, and each image's parameters in `given` or `parameters`; a chunk of the plan pass
-    also `refused`. If it has a list
-    reference_uri, it also gets `reference_data`, null where a reference cannot be read.
+    The row has the lists key, uri, offset and length (of `Place`), and each image's parameters in `given` or
+    `parameters`; a chunk of the plan pass also `refused`. If it has a list reference_uri, it also gets
+    `reference_data`, null where a reference cannot be read.
     """
-    wanted = ("unit_id", "uri", "reference_uri", "given", "parameters", "refused")
+    wanted = ("unit_id", "key", "uri", "offset", "length", "reference_uri", "given", "parameters", "refused")
     (row,) = table.select([name for name in wanted if name in table.column_names]).to_pylist()
+    places = [Place(*one) for one in zip(row["uri"], row["offset"], row["length"], strict=True)]
     masks = [mask_uri_of(given) for given in row.get("given", row.get("parameters"))]
     refused = row.get("refused") or [None] * len(row["uri"])
     images: list[Loaded] = []
     mask_data: list[bytes | None] = []
     references: list[bytes | None] = []
     with watched(board, f"reading the images of {row['unit_id']}") as watch:
-        for indices, given_up in watch.parts(row["uri"]):
+        for indices, given_up in watch.parts(row["key"]):
             if given_up:
                 images += [Loaded(error=str(given_up))] * len(indices)
                 mask_data += [None] * len(indices)
                 references += [None] * len(indices)
                 continue
-            read = read_images([row["uri"][i] for i in indices], [refused[i] for i in indices])
+            read = read_images([places[i] for i in indices], [refused[i] for i in indices])
             read_masks = read_files([masks[i] for i in indices])
             images += [with_mask(one, mask, masks[i]) for one, mask, i in zip(read, read_masks, indices, strict=True)]
             mask_data += [one.data for one in read_masks]
@@ -67,10 +69,19 @@ def load(table: pa.Table, work: WorkerSettings, board: Any) -> pa.Table:
     return table
 
 
-def read_images(uris: Sequence[str], refused: Sequence[str | None]) -> list[Loaded]:
-    """The image files of a unit or a chunk; a refused one is not read, and the reason is its error."""
-    read = read_files([uri if why is None else None for uri, why in zip(uris, refused, strict=True)])
-    return [one if why is None else Loaded(error=why) for one, why in zip(read, refused, strict=True)]
+def read_images(places: Sequence[Place], refused: Sequence[str | None]) -> list[Loaded]:
+    """The images of a unit or a chunk; a refused one is not read, and the reason is its error."""
+    loaded = [Loaded(error=why) for why in refused]
+    sound = [i for i, why in enumerate(refused) if why is None]
+    together: dict[Any, list[int]] = {}  # rows of one Parquet file, because a row group is read as a whole
+    for i in sound:
+        together.setdefault(places[i].uri if places[i].is_row else i, []).append(i)
+    with ThreadPoolExecutor(READERS) as readers:
+        parts = readers.map(lambda indices: read_together([places[i] for i in indices]), together.values())
+        for indices, found in zip(together.values(), parts, strict=True):
+            for i, one in zip(indices, found, strict=True):
+                loaded[i] = one
+    return loaded
 
 
 def read_files(uris: Sequence[str | None]) -> list[Loaded]:
@@ -81,22 +92,30 @@ def read_files(uris: Sequence[str | None]) -> list[Loaded]:
 
 def read_file(uri: str | None) -> Loaded:
     """One file. A store that does not answer raises `storage.Unavailable`: that is not a failure of the file."""
-    if uri is None:
-        return Loaded()
+    return Loaded() if uri is None else read_together([Place(uri)])[0]
+
+
+def read_together(places: Sequence[Place]) -> list[Loaded]:
+    """Images that lie in one file; errors as of `read_file`, and one image's do not become the others'."""
     try:
-        storage.refuse_special(uri)
+        storage.refuse_special(places[0].uri)
     except FileNotFoundError:
         pass  # said below
     except OSError as error:
-        return Loaded(error=f"it cannot be read: {error}")
+        return [Loaded(error=f"it cannot be read: {error}")] * len(places)
     try:
-        return Loaded(storage.read_bytes(uri))
+        found = read_places(places)
     except FileNotFoundError:
-        return Loaded(error="the file is no longer there, or its name is not valid UTF-8")
+        why = "the file is no longer there, or its name is not valid UTF-8"
     except storage.Unavailable:
         raise
     except Exception as error:  # no bad file may end the job
-        return Loaded(error=f"it cannot be read: {type(error).__name__}: {error}")
+        if len(places) > 1:
+            return [one for place in places for one in read_together([place])]
+        why = f"it cannot be read: {type(error).__name__}: {error}"
+    else:
+        return [Loaded(data, None if data is not None else "its row of the shard holds no image") for data in found]
+    return [Loaded(error=why)] * len(places)
 
 
 def with_mask(image: Loaded, mask: Loaded, mask_uri: str | None) -> Loaded:

@@ -24,11 +24,15 @@ from flashray.pipeline.run_config import RunConfig
 _READERS = 16
 
 
-def manifest_columns(config: RunConfig, keys: pa.ChunkedArray, predicted: Collection[str] = ()) -> dict[str, pa.Array]:
+def manifest_columns(
+    config: RunConfig, keys: pa.ChunkedArray, predicted: Collection[str] = (), carried: pa.Table | None = None
+) -> dict[str, pa.Array]:
     """given (as JSON), noise_std and mask_size of each key, null where the manifest has no value.
 
     Args:
         predicted: numbers that the severity encoder estimates where all that nobody gives are among them.
+        carried: a table with a column key, and the numbers that the shards themselves give; in place of a manifest,
+            where there is none.
     """
     degradation = config.recipe.degradation.make()
     observed = not config.io.simulated
@@ -37,32 +41,34 @@ def manifest_columns(config: RunConfig, keys: pa.ChunkedArray, predicted: Collec
     low, high = config.recipe.degradation.noise_range
     if observed and low < high:
         needed = (*needed, "noise_std")
-    if config.io.manifest is None:
+    if config.io.manifest is not None:
+        where, manifest = f"manifest {config.io.manifest}", _read_manifest(config.io.manifest)
+    elif carried is not None and {*degradation.parameter_names, "noise_std"} & {*carried.column_names}:
+        where, manifest = f"archive {config.io.archive}", carried
+    else:
         if not set(needed) <= set(predicted):
             raise ConfigError(
                 f"the recipe leaves {', '.join(needed)}{or_mask} open, and observed measurements need a value for each "
                 "image: give a --manifest (CSV or Parquet) with a column key and these, or fix them in the recipe"
             )
         return {name: pa.nulls(len(keys)) for name in ("given", "noise_std", "mask_size")}
-    manifest = _read_manifest(config.io.manifest)
     masked = degradation.takes_mask and "mask" in manifest.column_names
     if masked:
         needed = tuple(name for name in needed if name not in degradation.parameter_names)
     missing = [name for name in ("key", *needed) if name not in manifest.column_names]
     if not set(missing) <= set(predicted):
         raise ConfigError(
-            f"manifest {config.io.manifest} has no column {', '.join(missing)}{or_mask if needed else ''}; "
-            f"it has {manifest.column_names}"
+            f"{where} has no column {', '.join(missing)}{or_mask if needed else ''}; it has {manifest.column_names}"
         )
     used = ("mask",) if masked else degradation.parameter_names
-    manifest = _plain(config.io.manifest, manifest, (*used, "noise_std"))
-    _check_values(config.io.manifest, manifest, degradation)
+    manifest = _plain(where, manifest, (*used, "noise_std"))
+    _check_values(where, manifest, degradation)
     row_of_key = pc.index_in(keys, manifest["key"])
     mask_size = pa.nulls(len(keys))
     given: list[str | None]
     if masked:
         named = manifest["mask"].take(row_of_key).to_pylist()
-        masks = [_beside(config.io.manifest, mask) if mask else None for mask in named]
+        masks = [_beside(config.io.manifest or "", mask) if mask else None for mask in named]
         given = [json.dumps({"mask": mask}) for mask in masks]
         mask_size = _mask_sizes(masks)
         names = ["mask"]
@@ -112,7 +118,7 @@ def _read_manifest(uri: str) -> pa.Table:
     return table
 
 
-def _plain(uri: str, manifest: pa.Table, names: Sequence[str]) -> pa.Table:
+def _plain(where: str, manifest: pa.Table, names: Sequence[str]) -> pa.Table:
     """The columns key and `names` as text and numbers, whatever a table library made of them.
 
     Raises:
@@ -121,19 +127,19 @@ def _plain(uri: str, manifest: pa.Table, names: Sequence[str]) -> pa.Table:
     kind = manifest.schema.field("key").type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (pa.types.is_integer(kind) or pa.types.is_null(kind) or _is_text(kind)):
-        raise ConfigError(f"manifest {uri}: column key is of type {kind}; give the images' paths below the archive")
-    columns = {"key": _cast(uri, manifest, "key", pa.string())}
+        raise ConfigError(f"{where}: column key is of type {kind}; give the images' paths below the archive")
+    columns = {"key": _cast(where, manifest, "key", pa.string())}
     lacking = pc.fill_null(pc.equal(columns["key"], ""), True).to_pylist()
     if any(lacking):
-        raise ConfigError(f"manifest {uri}: row {lacking.index(True) + 1} has no key")
+        raise ConfigError(f"{where}: row {lacking.index(True) + 1} has no key")
     if pc.count_distinct(columns["key"]).as_py() < len(manifest):
-        raise ConfigError(f"manifest {uri} names a key more than once")
+        raise ConfigError(f"{where} names a key more than once")
     for name in names:
         if name == "mask":
-            columns[name] = _cast(uri, manifest, name, pa.string())
+            columns[name] = _cast(where, manifest, name, pa.string())
         elif name in manifest.column_names:
             whole = pa.types.is_integer(manifest.schema.field(name).type) and name != "noise_std"
-            columns[name] = _cast(uri, manifest, name, pa.int64() if whole else pa.float64())
+            columns[name] = _cast(where, manifest, name, pa.int64() if whole else pa.float64())
     return pa.table(columns)
 
 
@@ -142,7 +148,7 @@ def _is_text(kind: pa.DataType) -> bool:
     return any(test(kind) for test in (*tests, pa.types.is_binary, pa.types.is_large_binary))
 
 
-def _cast(uri: str, manifest: pa.Table, name: str, kind: pa.DataType) -> pa.ChunkedArray:
+def _cast(where: str, manifest: pa.Table, name: str, kind: pa.DataType) -> pa.ChunkedArray:
     try:
         column = manifest[name]
         if pa.types.is_dictionary(column.type):
@@ -152,7 +158,7 @@ def _cast(uri: str, manifest: pa.Table, name: str, kind: pa.DataType) -> pa.Chun
         return column.cast(kind)
     except pa.ArrowException as error:
         what = "numbers" if kind != pa.string() else "text"
-        raise ConfigError(f"manifest {uri}: column {name} is not a column of {what}: {error}") from error
+        raise ConfigError(f"{where}: column {name} is not a column of {what}: {error}") from error
 
 
 def _beside(manifest: str, path: str) -> str:
@@ -161,13 +167,13 @@ def _beside(manifest: str, path: str) -> str:
     return storage.given(beside, f"manifest {manifest}: the mask")
 
 
-def _check_values(uri: str, manifest: pa.Table, degradation: Degradation) -> None:
+def _check_values(where: str, manifest: pa.Table, degradation: Degradation) -> None:
     for name in (*degradation.parameter_names, "noise_std"):
         if name not in manifest.column_names:
             continue
         values = [v for v in manifest[name].cast(pa.float64(), safe=False).to_pylist() if v is not None]
         if name == "noise_std" and not all(0 <= value < math.inf for value in values):
-            raise ConfigError(f"manifest {uri}: noise_std must be ≥ 0 and finite")
+            raise ConfigError(f"{where}: noise_std must be ≥ 0 and finite")
     names = degradation.parameter_names
     if names and set(names) <= set(manifest.column_names):
         rows = zip(*(manifest[name].cast(pa.float64(), safe=False).to_pylist() for name in names), strict=True)
@@ -175,4 +181,4 @@ def _check_values(uri: str, manifest: pa.Table, degradation: Degradation) -> Non
         try:
             degradation.check_parameters(dict(zip(names, torch.tensor(whole).reshape(-1, len(names)).T, strict=True)))
         except ConfigError as error:
-            raise ConfigError(f"manifest {uri}: {error}") from error
+            raise ConfigError(f"{where}: {error}") from error

@@ -14,17 +14,18 @@ import pyarrow.compute as pc
 
 from flashray import storage
 from flashray.errors import ConfigError
-from flashray.images import output_name
 from flashray.pipeline import budget, run_record
 from flashray.pipeline.archive import Archive, read_archive
 from flashray.pipeline.cluster import Pools
 from flashray.pipeline.commit import committed_units, read_commits
 from flashray.pipeline.cost import read_quoted
 from flashray.pipeline.damage import missing_and_changed, restored_files
+from flashray.pipeline.kept_index import write_index
 from flashray.pipeline.lease import held
 from flashray.pipeline.models import Models, load_models
 from flashray.pipeline.others import others_copied, read_others
-from flashray.pipeline.plan import latest_rows, read_plans
+from flashray.pipeline.outputs import Layout
+from flashray.pipeline.plan import read_plans
 from flashray.pipeline.run_config import RunConfig, flatten, to_dict, to_yaml
 from flashray.pipeline.run_folder import PAGE, refuse_old_layout, run_uri
 from flashray.pipeline.run_status import RunStatus
@@ -65,11 +66,10 @@ def _erase(config: RunConfig, models: Models) -> None:
         record = run_record.read_record(output)
         if record is None:
             return
-        format = record["config"]["io"]["format"]
-        tables = (latest_rows(read_plans(output)), read_commits(output, committed_units(output)))
-        names = [output_name(key, format) for table in tables for key in table["key"].to_pylist()]
+        plans, commits = read_plans(output), read_commits(output, committed_units(output))
+        names = Layout.of_record(output, record).files(*plans, commits)
         copied = read_others(output)
-        names += copied.filter(pc.is_null(copied["error"]))["key"].to_pylist()
+        names |= set(copied.filter(pc.is_null(copied["error"]))["key"].to_pylist())
         run_record.erase(output, names, *(["severity_encoder"] if models.registered else []))
 
 
@@ -153,6 +153,9 @@ class Run:
             self.requested, self.models.identity(), self.listing, set(self.status.failures["key"].to_pylist())
         )
         self.record = run_record.open_record(self.requested, fresh, self.models.identity(), self.listing)
+        if self.archive.index is not None:
+            write_index(self.output, self.archive.index)
+            self.archive = dataclasses.replace(self.archive, index=None)  # as large as the listing
         if self.models.registered is not None:
             self.record["registered"] = {"severity_encoder": self.models.registered.uri}
         self.take_choices()
@@ -237,7 +240,7 @@ class Run:
         if policy.plan_only or not self.status.units:
             return []
         sizes = restored_files(self.output)
-        parts = missing_and_changed(self.output, self.requested.io.format, self.status.results, sizes, policy.verify)
+        parts = missing_and_changed(Layout.of(self.requested.io), self.status.results, sizes, policy.verify)
         for keys, what in zip(parts, ("missing", "damaged"), strict=True):
             if keys:
                 named = ", ".join(keys[:_NAMED]) + (", …" if len(keys) > _NAMED else "")

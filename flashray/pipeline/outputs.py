@@ -1,13 +1,83 @@
-"""The names of an archive's restored images, taken together: the one map from keys to outputs."""
+"""The names of an archive's restored images, taken together: the one map from keys to outputs, loose or in shards."""
 
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
+import pyarrow as pa
+
+from flashray import storage
 from flashray.errors import ConfigError
-from flashray.images import OutputFormat, output_name
+from flashray.images import IMAGE_SUFFIXES, OutputFormat, is_photo_name, output_name
+from flashray.pipeline.run_config import IoConfig, Shards
 from flashray.pipeline.run_folder import PAGE
+from flashray.shards.place import Place
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which file below the output a restored image lies in: one of its own, or the shard of its unit.
+
+    Attributes:
+        output: the run's.
+        format: of the images.
+    """
+
+    output: str
+    format: OutputFormat = "same"
+    shards: Shards = "none"
+
+    @classmethod
+    def of(cls, io: IoConfig) -> Layout:
+        return cls(io.output, io.format, io.shards)
+
+    @classmethod
+    def of_record(cls, output: str, record: Mapping[str, Any]) -> Layout:
+        """Of the run with this run.json."""
+        io = record["config"]["io"]
+        return cls(output, io["format"], io.get("shards", "none"))
+
+    @property
+    def sharded(self) -> bool:
+        return self.shards != "none"
+
+    def file(self, row: Mapping[str, Any]) -> str:
+        """The file's name below the output, for a row with key and unit_id."""
+        return f"{row['unit_id']}.{self.shards}" if self.sharded else output_name(row["key"], self.format)
+
+    def files(self, *tables: pa.Table) -> set[str]:
+        """The names of the files of all rows; a row without a unit has none in shards."""
+        if not self.sharded:
+            return {output_name(key, self.format) for table in tables for key in table["key"].to_pylist()}
+        units = {unit for table in tables for unit in table["unit_id"].unique().to_pylist()}
+        return {self.file({"unit_id": unit}) for unit in units - {None}}
+
+    def promised(self, row: Mapping[str, Any]) -> tuple[int | None, str]:
+        """(bytes, SHA-256) of the file of a commit row."""
+        if self.sharded:
+            return row["shard_size"], row["shard_sha256"]
+        return row["size"], row["sha256"]
+
+    def place(self, row: Mapping[str, Any]) -> Place:
+        """Where the restored image of a commit row lies."""
+        uri = storage.join(self.output, self.file(row))
+        return Place(uri, row["offset"], row["size"] if self.shards == "tar" else None)
+
+
+def refuse_without_suffix(keys: Sequence[str], io: IoConfig) -> None:
+    """Raise ConfigError where tars are written and a member would not be known for an image by its name."""
+    if io.shards != "tar":
+        return
+    for key in keys:
+        if not is_photo_name(output_name(key, io.format)):
+            raise ConfigError(
+                f"{key!r} has no image's suffix ({', '.join(IMAGE_SUFFIXES)}), by which readers of tars know images: "
+                "give a --format, or --shards parquet"
+            )
 
 
 def output_names(keys: Sequence[str], format: OutputFormat) -> dict[str, str]:
@@ -49,10 +119,8 @@ def without_place(keys: Sequence[str], format: OutputFormat) -> dict[str, str]:
 
 def refuse_page(keys: Iterable[str], format: OutputFormat, copied: Iterable[str] = ()) -> None:
     """Raise ConfigError where an image of these keys, or a file of the `copied`, would lie where the run's page is."""
-    places = [(output_name(key, format), "") for key in keys] + [
-        (name, ", or leave out --copy-others") for name in copied
-    ]
-    for name, other_remedy in places:
+    names = ((output_name(key, format), "") for key in keys)
+    for name, other_remedy in chain(names, ((name, ", or leave out --copy-others") for name in copied)):
         if name.split("/")[0] == PAGE:
             raise ConfigError(
                 f"{name!r} of the archive would be written where the run's page is, {PAGE}; rename it{other_remedy}"

@@ -22,7 +22,7 @@ from flashray.pipeline.load import load
 from flashray.pipeline.pixel_budget import PixelBudget
 from flashray.pipeline.progress import Progress
 from flashray.pipeline.quarantine import reason, watched
-from flashray.pipeline.run_config import RunConfig
+from flashray.pipeline.run_config import RunConfig, images_per_shard
 from flashray.pipeline.run_folder import run_uri
 from flashray.pipeline.run_tables import own_names, parquet, read_table
 from flashray.pipeline.units import Packing, unit_ids
@@ -36,6 +36,8 @@ PLAN = pa.schema(
     [
         ("key", pa.string()),
         ("uri", pa.string()),
+        ("offset", pa.int64()),  # with the length, where in its shard: `Place`
+        ("length", pa.int64()),
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("pixels", pa.int64()),  # of the padded image, as the networks see it
@@ -59,9 +61,9 @@ PLAN = pa.schema(
 SEVERITY = pa.schema(
     [
         ("index", pa.int64()),
-        *(PLAN.field(name) for name in ("key", "uri", "width", "height", "pixels", "windows", "sigma_hat")),
-        *(PLAN.field(name) for name in ("window_sigma", "sigma_true", "noise_std", "parameters", "estimated")),
-        *(PLAN.field(name) for name in ("status", "error")),
+        *(PLAN.field(name) for name in ("key", "uri", "offset", "length", "width", "height", "pixels", "windows")),
+        *(PLAN.field(name) for name in ("sigma_hat", "window_sigma", "sigma_true", "noise_std", "parameters")),
+        *(PLAN.field(name) for name in ("estimated", "status", "error")),
     ]
 )
 CHUNK_BYTES = 64 * 2**20  # of the files of a chunk, unless one is larger: they travel together
@@ -80,7 +82,8 @@ class SeverityActor:
     def __call__(self, table: pa.Table) -> pa.Table:
         (chunk,) = table.to_pylist()
         rows: list[dict[str, Any]] = [
-            {name: chunk[name][i] for name in ("index", "key", "uri", "error")} for i in range(len(chunk["key"]))
+            {name: chunk[name][i] for name in ("index", "key", "uri", "offset", "length", "error")}
+            for i in range(len(chunk["key"]))
         ]
         with watched(self.board, f"the severity of {chunk['unit_id']}") as watch:
             for indices, given_up in watch.parts(chunk["key"]):
@@ -136,7 +139,7 @@ def chunks(listing: pa.Table, size: int) -> pa.Table:
     names = pa.array([f"chunk-{number:08d}" for number in range(len(offsets) - 1)], pa.string())
     lists = {
         name: pa.ListArray.from_arrays(offsets, listing[name].combine_chunks())
-        for name in ("index", "key", "uri", "given", "noise_std", "refused")
+        for name in ("index", "key", "uri", "offset", "length", "given", "noise_std", "refused")
     }
     return pa.table({"unit_id": names, **lists})
 
@@ -233,7 +236,7 @@ def workload(sound: pa.Table, schedule: NoiseSchedule, start: Start) -> tuple[Wo
 
 def packing_of(config: RunConfig, actors: int) -> Packing:
     """The packing of a run."""
-    return Packing(config.resources.unit_images, config.resources.slots, actors)
+    return Packing(config.resources.unit_images, config.resources.slots, actors, images_per_shard(config.io))
 
 
 def found_again(plan: pa.Table, listing: pa.Table) -> pa.Table:

@@ -15,10 +15,12 @@ from flashray import storage
 from flashray.errors import ConfigError, FlashrayError
 from flashray.pipeline import attempt_markers, budget, run_record, summary
 from flashray.pipeline.calibrate import cost_key, measure_cost
+from flashray.pipeline.clean import orphans_of
 from flashray.pipeline.cost import CostModel, Quoted, predict_plan, write_quoted
 from flashray.pipeline.lease import held
 from flashray.pipeline.open_run import Run, open_run
 from flashray.pipeline.others import copy_others, read_others
+from flashray.pipeline.outputs import Layout
 from flashray.pipeline.plan import finish_plan, found_again, packing_of, severities, workload, write_plan
 from flashray.pipeline.progress import Progress, clock
 from flashray.pipeline.quarantine import nfe_under_way
@@ -121,6 +123,10 @@ def finish(run: Run) -> None:
     if len(status.pending):
         raise FlashrayError(f"{len(status.pending)} images are not committed; run the same command again")
     attempt_markers.forget(run.output)
+    layout = Layout.of(run.config.io)
+    if layout.sharded:  # a shard that was damaged, and a killed writer's of a plan for another budget
+        for name in orphans_of(layout, status):
+            storage.delete(storage.join(run.output, name))
     if run.config.io.copy_others:
         copy_others(run.config.io, run.archive.others)
     found = summary.summarise(status, run.config.recipe.solver.steps, run.models.unavailable, run.slots, run.quoted)

@@ -19,6 +19,8 @@ from flashray.tracking.tracking_config import TrackingConfig
 MOST_MEGAPIXELS = 178  # where Pillow itself refuses
 METRICS = ("psnr", "ssim", "lpips")
 Format = Literal["same", "png", "jpeg", "webp", "tiff"]
+Shards = Literal["none", "tar", "parquet"]
+IMAGES_PER_SHARD = 128
 
 
 @dataclass(frozen=True)
@@ -26,16 +28,19 @@ class IoConfig:
     """What is read and written.
 
     Args:
-        archive: folder or s3:// prefix of images, or one image; an image's key is its path below it.
+        archive: folder or s3:// prefix of images or of shards (WebDataset tar, Parquet), or one file; an image's key is
+            its path below it, or its name in its shard.
         output: a new folder or s3:// prefix outside the archive; a restored image is written to its key below it.
         measurement: observed (the archive holds degraded images) or simulated (it holds clean images; the run degrades
             each by its key and scores the result against it).
         manifest: CSV or Parquet with the columns key, the degradation's parameters, and optionally noise_std; for
             inpainting, a column mask may replace the parameters (the path of an image of the same size, white where
-            pixels are known).
+            pixels are known). Without one, columns of Parquet shards and JSON sidecars in tars are read the same way.
         references: folder or prefix of clean images with the archive's keys, to score observed measurements against.
         fit: whole restores each photo at its own size; for experiments on squares of the prior's size: resize (shorter
             side, then centre crop), crop, or error.
+        shards: write the restored images into WebDataset tars or Parquet files, instead of a file each.
+        images_per_shard: with shards; default 128, fewer where images are large (16 megapixels a shard).
         format: of the restored images; same keeps each file's format, any other appends its suffix to the name.
         quality: 1 to 100, of JPEG, WebP and AVIF; default 95, and lossless where a WebP was.
         strict: an image whose format cannot hold what its file had (16 bits, alpha, a profile) fails instead of being
@@ -53,6 +58,8 @@ class IoConfig:
     manifest: str | None = None
     references: str | None = None
     fit: Literal["whole", "resize", "crop", "error"] = "whole"
+    shards: Shards = "none"
+    images_per_shard: int | None = None
     format: Format = "same"
     quality: int | None = None
     strict: bool = False
@@ -99,7 +106,7 @@ class PolicyConfig:
     """How much is done, and what happens to an earlier run in the output.
 
     Args:
-        limit: at most this many images, the first in the order of their keys.
+        limit: at most this many images, the first in the order of their keys, or of the shards.
         budget_seconds: limit of the solve pass's time; all chains start milder than σ̂ requires, by one factor.
         budget_gpu_hours: the same, in hours of the pool's devices (on CPUs: of its actors).
         plan_only: print the quote (images, steps, share saved, time) and stop.
@@ -147,6 +154,7 @@ def check(config: RunConfig) -> RunConfig:
         _require(value >= least, f"{name} is {value}; give at least {least}")
     for section_values, name in (
         (policy, "limit"),
+        (io, "images_per_shard"),
         (resources, "unit_images"),
         (resources, "solver_actors"),
         (resources, "severity_actors"),
@@ -163,6 +171,14 @@ def check(config: RunConfig) -> RunConfig:
             f"{name} scales σ̂, and start.mode is {config.recipe.start.mode}; take start.mode flash, or fewer "
             "solver.steps",
         )
+    _require(
+        io.images_per_shard is None or io.shards != "none",
+        "images_per_shard is given without shards; add --shards tar or parquet",
+    )
+    _require(
+        resources.unit_images is None or io.shards == "none",
+        "unit_images is given with shards, where a unit is a shard; give --images-per-shard instead",
+    )
     _require(io.quality is None or 1 <= io.quality <= 100, f"quality is {io.quality}; give a number from 1 to 100")
     _require(
         0 < io.max_megapixels <= MOST_MEGAPIXELS,
@@ -196,6 +212,11 @@ def check(config: RunConfig) -> RunConfig:
         f"to delete the run in it and begin anew, give --overwrite {name}",
     )
     return config
+
+
+def images_per_shard(io: IoConfig) -> int | None:
+    """None where the output is not in shards."""
+    return None if io.shards == "none" else io.images_per_shard or IMAGES_PER_SHARD
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:

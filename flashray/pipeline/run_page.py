@@ -50,7 +50,7 @@ def make_page(restorer: Restorer, config: RunConfig, status: RunStatus, found: M
     """
     done = status.results.filter(pc.equal(status.results["status"], "ok"))
     best, worst = _movers(done)
-    sample = [row["key"] for row in spread(status, BY_SEVERITY, {*best, *worst})]
+    sample = [row["key"] for row, _ in spread(status, BY_SEVERITY, {*best, *worst})]
     rows = {row["key"]: row for row in done.filter(pc.is_in(done["key"], _keys([*sample, *best, *worst]))).to_pylist()}
     plan = {row["key"]: row for row in status.plan.filter(pc.is_in(status.plan["key"], _keys(rows))).to_pylist()}
     residuals: list[float] = []
@@ -108,7 +108,7 @@ def _picture(
     restorer: Restorer, config: RunConfig, planned: dict[str, Any], row: dict[str, Any], residuals: list[float]
 ) -> Picture | None:
     """One photo of the sample, and its residual into `residuals`; None where it cannot be read any more."""
-    found = read_sample(restorer, config.io, planned)
+    found = read_sample(restorer, config.io, planned, row)
     if found is None:
         return None
     photo, measured, restored = found

@@ -18,7 +18,7 @@ import pyarrow as pa
 from flashray import storage
 from flashray.errors import ConfigError
 from flashray.pipeline.archive import LISTING, differences, listing_hash
-from flashray.pipeline.run_config import Format, RunConfig, flatten, to_dict
+from flashray.pipeline.run_config import Format, RunConfig, Shards, flatten, to_dict
 from flashray.pipeline.run_folder import RUN_FOLDER, page_uri, refuse_old_layout, run_files, run_uri
 from flashray.pipeline.run_tables import parquet, read_table
 
@@ -35,7 +35,7 @@ _FREE = {
 _PACKAGES = ("flashray", "torch", "ray", "diffusers", "pyarrow", "pillow", "mlflow")
 _PARTS = (
     *("summary.json", "contact_sheet.png", "commits", "attempts", "severity", "plan", "cost.json", "tracking"),
-    *("archive.parquet", "others.parquet"),
+    *("archive.parquet", "index.parquet", "others.parquet"),
 )
 _NAMED = 3  # keys in a message
 _DELETERS = 16
@@ -46,6 +46,8 @@ def identity(config: RunConfig, weights: Mapping[str, str | None]) -> dict[str, 
     """Everything that a run's bytes depend on, except the listing, as one flat dict."""
     flat = flatten(to_dict(config))
     flat = {n: value for n, value in flat.items() if n not in _FREE and not n.startswith("tracking.")}
+    if config.io.shards == "none":  # as runs were before there were shards
+        flat = {name: value for name, value in flat.items() if name not in ("io.shards", "io.images_per_shard")}
     if not config.recipe.start.uses_encoder:  # a full chain does not depend on the rest of the start
         unused = {name for name in flat if name.startswith("recipe.start.") and name != "recipe.start.mode"}
         flat = {name: value for name, value in flat.items() if name not in unused}
@@ -181,6 +183,7 @@ def _is_record(value: Any) -> bool:
         return False
     io = value["config"].get("io")
     known = isinstance(io, dict) and io.get("format") in get_args(Format)
+    known = known and io.get("shards", "none") in get_args(Shards)
     counted = isinstance(value["archive"].get("images"), int)
     return known and counted and all(isinstance(value.get(name) or {}, dict) for name in optional)
 

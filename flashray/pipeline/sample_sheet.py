@@ -16,13 +16,15 @@ from torch.nn.functional import interpolate
 
 from flashray import storage
 from flashray.errors import ImageError
-from flashray.images import contact_sheet, open_image, output_name
+from flashray.images import contact_sheet, open_image
 from flashray.measurement import Measurement, Photo
 from flashray.pipeline.decoding import decode_photo, decode_reference
-from flashray.pipeline.load import mask_uri_of, read_file, read_files
+from flashray.pipeline.load import mask_uri_of, read_file, read_together
+from flashray.pipeline.outputs import Layout
 from flashray.pipeline.run_config import IoConfig
 from flashray.pipeline.run_status import RunStatus
 from flashray.restorer import Restorer
+from flashray.shards.place import Place
 from flashray.shown import shown
 
 ROWS = 12
@@ -33,7 +35,7 @@ ESTIMATED = 2_000_000  # pixels of a photo whose ẑ is shown, because the drive
 @torch.no_grad()
 def make_sheet(restorer: Restorer, io: IoConfig, status: RunStatus) -> Image.Image | None:
     """Degraded, ẑ decoded, restored and reference of up to a dozen images spread over σ̂; None without any."""
-    rows = [row for row in (row_of_sheet(restorer, io, one) for one in spread(status, ROWS)) if row is not None]
+    rows = [row for row in (row_of_sheet(restorer, io, *one) for one in spread(status, ROWS)) if row is not None]
     if not rows:
         return None
     titles = ["degraded", "ẑ decoded", f"{restorer.start.mode}({restorer.recipe.solver.name})", "reference"]
@@ -51,8 +53,8 @@ def to_png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def spread(status: RunStatus, most: int, without: Collection[str] = ()) -> list[dict[str, Any]]:
-    """Plan rows of restored images, evenly over their order by σ̂ (by key where there is none).
+def spread(status: RunStatus, most: int, without: Collection[str] = ()) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """(plan row, commit row) of restored images, evenly over their order by σ̂ (by key where there is none).
 
     Args:
         without: keys that are left out.
@@ -62,17 +64,24 @@ def spread(status: RunStatus, most: int, without: Collection[str] = ()) -> list[
     plan = plan.filter(pc.invert(pc.is_in(plan["key"], pa.array(list(without), pa.string()))))
     plan = plan.sort_by([("sigma_hat", "ascending"), ("key", "ascending")])
     indices = np.unique(np.linspace(0, len(plan) - 1, min(most, len(plan))).round().astype(np.int64))
-    return plan.take(pa.array(indices)).to_pylist()
+    plan = plan.take(pa.array(indices))
+    done = results.take(pc.index_in(plan["key"], results["key"]))
+    return list(zip(plan.to_pylist(), done.to_pylist(), strict=True))
 
 
-def read_sample(restorer: Restorer, io: IoConfig, row: dict[str, Any]) -> tuple[Photo, Measurement, Tensor] | None:
-    """(photo, its measurement, the restored pixels) of a plan row; None where one of its files cannot be read."""
-    loaded, mask = read_files([row["uri"], mask_uri_of(row["parameters"])])
+def read_sample(
+    restorer: Restorer, io: IoConfig, row: dict[str, Any], done: dict[str, Any]
+) -> tuple[Photo, Measurement, Tensor] | None:
+    """(photo, its measurement, the restored pixels) of a plan row and its commit row; None where one of its files
+    cannot be read.
+    """
+    places = Place(row["uri"], row["offset"], row["length"]), Layout.of(io).place(done)
+    (loaded,), (made,) = (read_together([place]) for place in places)
+    mask = read_file(mask_uri_of(row["parameters"]))
+    if loaded.data is None or made.data is None:
+        return None
     try:
-        name = storage.join(io.output, output_name(row["key"], io.format))
-        restored = open_image(storage.read_bytes(name), io.max_megapixels).pixels
-        if loaded.data is None:
-            return None
+        restored = open_image(made.data, io.max_megapixels).pixels
         arguments = (row["key"], loaded.data, row["parameters"], row["noise_std"], mask.data)
         photo = decode_photo(restorer, *arguments, max_megapixels=io.max_megapixels)
     except (OSError, ImageError):
@@ -80,9 +89,11 @@ def read_sample(restorer: Restorer, io: IoConfig, row: dict[str, Any]) -> tuple[
     return photo, restorer.measure([photo]), restored
 
 
-def row_of_sheet(restorer: Restorer, io: IoConfig, row: dict[str, Any]) -> tuple[str, list[Tensor | None]] | None:
-    """(title, images) of a plan row; None where its image or its restored image cannot be read."""
-    found = read_sample(restorer, io, row)
+def row_of_sheet(
+    restorer: Restorer, io: IoConfig, row: dict[str, Any], done: dict[str, Any]
+) -> tuple[str, list[Tensor | None]] | None:
+    """(title, images) of a plan row and its commit row; None where its image or its restored image cannot be read."""
+    found = read_sample(restorer, io, row, done)
     if found is None:
         return None
     photo, measured, restored = found

@@ -30,13 +30,16 @@ from flashray.pipeline.worker_settings import WorkerSettings
 from flashray.pipeline.write import write
 
 _PLANNED = ("key", "width", "height", "sigma_hat", "sigma_true", "start_step")  # of a row, before it is solved
-UNIT_COLUMNS = [*_PLANNED, "uri", "window_sigma", "noise_std", "parameters"]
-# A restored image as 16-bit RGB [H, W, 3], and the file that it was made from
+_KEPT = ("parameters", "noise_std", "uri")  # of an image, for the writers
+UNIT_COLUMNS = [*_PLANNED, *_KEPT, "offset", "length", "window_sigma"]
+# A restored image as 16-bit RGB [H, W, 3], and the file and parameters that it was made from
 IMAGE = pa.struct(
     [
         ("pixels", pa.large_binary()),
         ("height", pa.int32()),
         ("width", pa.int32()),
+        ("parameters", pa.string()),
+        ("noise_std", pa.float64()),
         ("uri", pa.string()),
         ("data", pa.large_binary()),
     ]
@@ -108,7 +111,7 @@ class SolverActor:
         for row in rows:
             row["status"] = "ok" if row["error"] is None else "error"
         done = [
-            as_pixels(images[i]) | {"uri": unit["uri"][i], "data": unit["data"][i]} if i in images else None
+            as_pixels(images[i]) | {name: unit[name][i] for name in (*_KEPT, "data")} if i in images else None
             for i in range(len(rows))
         ]
         return pa.Table.from_pylist([{"unit_id": unit["unit_id"], "rows": rows, "images": done}], schema=SOLVED)

@@ -63,8 +63,7 @@ def pack(load: Workload, unit_images: int, slots: int = 1, actors: int = 1) -> t
         (order [n], unit [n]): `order` holds the images' indices in their units' order, and `unit[i]`, ascending from 0
         without gaps, is the unit of image `order[i]`. The same input gives the same units.
     """
-    order = hardest_first(load.start_step)
-    order = order[hardest_first(load.windows[order])]
+    order = _dearest_images_first(load)
     if not len(order):
         return order, order.copy()
     slotfuls = _firsts((np.cumsum(load.windows[order]) - load.windows[order]) // slots)
@@ -73,11 +72,30 @@ def pack(load: Workload, unit_images: int, slots: int = 1, actors: int = 1) -> t
     left = cost[::-1].cumsum()[::-1] - cost / 2  # a slotful belongs to the unit that contains its middle
     cut = np.floor(_units_in(cost.sum(), share, actors) - _units_in(left, share, actors))
     unit = np.repeat(cut, np.diff(np.append(slotfuls, len(order))))
-    unit = _numbered(np.diff(unit, prepend=unit[0]) != 0)
-    pixels = load.pixels[order]
+    return order, _within_pixels(_numbered(np.diff(unit, prepend=unit[0]) != 0), load.pixels[order])
+
+
+def pack_shards(load: Workload, images: int) -> tuple[Integers, Integers]:
+    """As `pack`, in units of exactly so many images but the last, because a unit becomes a shard.
+
+    A unit of more than `PIXELS` is cut again all the same.
+    """
+    order = _dearest_images_first(load)
+    unit = np.arange(len(order)) // images
+    return order, _within_pixels(unit, load.pixels[order]) if len(order) else unit
+
+
+def _dearest_images_first(load: Workload) -> Integers:
+    """Most windows first, then hardest first; stable."""
+    order = hardest_first(load.start_step)
+    return order[hardest_first(load.windows[order])]
+
+
+def _within_pixels(unit: Integers, pixels: Integers) -> Integers:
+    """The units, numbered anew, after those of more than `PIXELS` are cut."""
     before = np.cumsum(pixels) - pixels
     filled = (before - before[_firsts(unit)][unit]) // PIXELS
-    return order, _numbered((np.diff(unit, prepend=0) != 0) | (np.diff(filled, prepend=0) != 0))
+    return _numbered((np.diff(unit, prepend=0) != 0) | (np.diff(filled, prepend=0) != 0))
 
 
 def _firsts(values: npt.NDArray[np.number]) -> Integers:
@@ -97,14 +115,18 @@ class Packing:
     Attributes:
         unit_images: the mean number of images of a unit of full share; None chooses.
         slots, actors: the pool's.
+        images_per_shard: where each unit becomes a shard: its number of images.
     """
 
     unit_images: int | None
     slots: int
     actors: int = 1
+    images_per_shard: int | None = None
 
     def __call__(self, load: Workload) -> tuple[Integers, Integers]:
-        """`pack`."""
+        """`pack`, or `pack_shards`."""
+        if self.images_per_shard is not None:
+            return pack_shards(load, self.images_per_shard)
         size = self.unit_images or choose_unit_images(load, self.actors, self.slots)
         return pack(load, size, self.slots, self.actors)
 

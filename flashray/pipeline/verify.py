@@ -12,7 +12,7 @@ from flashray import storage
 from flashray.errors import ConfigError
 from flashray.pipeline.damage import missing_and_changed, restored_files
 from flashray.pipeline.others import read_others
-from flashray.pipeline.outputs import output_names
+from flashray.pipeline.outputs import Layout
 from flashray.pipeline.run_folder import refuse_old_layout
 from flashray.pipeline.run_record import read_record
 from flashray.pipeline.run_status import RunStatus
@@ -82,17 +82,15 @@ def verify(output: str) -> Verified:
     output = status.output
     results = status.results
     promised = set(results.filter(pc.equal(results["status"], "ok"))["key"].to_pylist())
-    format = record["config"]["io"]["format"]
-    key_of = output_names(pc.unique(status.plan["key"]).to_pylist(), format)
-    sizes = restored_files(output)
+    layout, sizes = Layout.of_record(output, record), restored_files(output)
     copied = read_others(output)
     copied = copied.filter(pc.is_null(copied["error"]))
     others = dict(zip(copied["key"].to_pylist(), copied["size"].to_pylist(), strict=True))
     files = [name for name in sizes if name not in others]
-    missing, changed = missing_and_changed(output, format, results, {name: sizes[name] for name in files}, by_hash=True)
+    missing, changed = missing_and_changed(layout, results, {name: sizes[name] for name in files}, by_hash=True)
     failed, pending = (sorted(table["key"].to_pylist()) for table in (status.failures, status.pending))
-    # an earlier or interrupted attempt may have left a file of a failed or pending image
-    known = promised | set(failed) | set(pending)
+    # of failed and pending images too: an earlier or interrupted attempt may have left a file
+    known = layout.files(status.plan)
     return Verified(
         images=len(status.plan),
         restored=len(promised) - len(missing) - len(changed),
@@ -102,7 +100,7 @@ def verify(output: str) -> Verified:
         missing=missing,
         changed=changed,
         others_missing=sorted(name for name, size in others.items() if sizes.get(name) != size),
-        strangers=sorted(name for name in files if key_of.get(name) not in known),
+        strangers=sorted(set(files) - known),
         unplanned=record["archive"]["images"] - len(pc.unique(status.plan["key"])),
     )
 

@@ -1,4 +1,4 @@
-"""The write stage: tasks that write restored images, and then the commit marker of their unit."""
+"""The write stage: tasks that write restored images, a file each or as a shard, and then their unit's commit marker."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from flashray import storage
 from flashray.errors import ImageError
 from flashray.pipeline.commit import write_commit
 from flashray.pipeline.provenance import note_of
@@ -23,12 +22,13 @@ _LARGE = 2_000_000  # pixels, or bytes of a file; larger images are encoded one 
 
 
 def write(table: pa.Table, work: WorkerSettings) -> pa.Table:
-    """Every restored image of a unit in one put each, then the unit's commit marker."""
-    from flashray.images import output_name  # torch, which the load tasks do without
-    from flashray.pipeline.encoding import encode_output
+    """Every restored image of a unit in one put each, or all in one; then the unit's commit marker."""
+    from flashray.pipeline.encoding import encode_output  # torch, which the load tasks do without
+    from flashray.pipeline.unit_writers import FileWriter, ShardWriter
 
     (unit,) = table.to_pylist()
     io, one_at_a_time = work.config.io, Lock()
+    writer = FileWriter(work.config) if io.shards == "none" else ShardWriter(work.config, unit["unit_id"])
 
     def put(row: dict[str, Any], image: dict[str, Any] | None) -> None:
         if image is None:
@@ -37,8 +37,7 @@ def write(table: pa.Table, work: WorkerSettings) -> pa.Table:
         try:
             with one_at_a_time if large else nullcontext():
                 encoded = encode_output(image, io, note_of(row, work))
-            uri = storage.join(io.output, output_name(row["key"], io.format))
-            storage.put_bytes(uri, encoded.data, storage.modified(image["uri"]))
+            writer.add(row, image, encoded.data)
         except ImageError as error:
             row |= {"status": "error", "error": f"it cannot be written: {error}"}
         except OSError as error:
@@ -51,6 +50,7 @@ def write(table: pa.Table, work: WorkerSettings) -> pa.Table:
 
     with ThreadPoolExecutor(_WRITERS) as writers:
         list(writers.map(put, unit["rows"], unit["images"]))
+    writer.close()
     write_commit(io.output, unit["unit_id"], unit["rows"])
     failed = sum(row["status"] != "ok" for row in unit["rows"])
     written = {"unit_id": unit["unit_id"], "images": len(unit["rows"]), "failed": failed}

@@ -7,6 +7,7 @@ from flashray.storage.uri import (
     Entry,
     Listing,
     Unavailable,
+    asked,
     check,
     copy,
     create_if_absent,
@@ -25,8 +26,10 @@ from flashray.storage.uri import (
     list_files,
     modified,
     normalise,
+    opened,
     put_bytes,
     read_bytes,
+    read_range,
     refuse_special,
 )
 
@@ -34,6 +37,7 @@ __all__ = [
     "Entry",
     "Listing",
     "Unavailable",
+    "asked",
     "check",
     "copy",
     "create_if_absent",
@@ -52,8 +56,10 @@ __all__ = [
     "list_files",
     "modified",
     "normalise",
+    "opened",
     "put_bytes",
     "read_bytes",
+    "read_range",
     "refuse_special",
     "redact",
 ]

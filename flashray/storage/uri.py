@@ -16,14 +16,15 @@ import re
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 import fsspec
+import pyarrow as pa
 from pyarrow import fs as pafs
 
 from flashray.errors import ConfigError
@@ -31,6 +32,7 @@ from flashray.storage import s3
 from flashray.storage.local_walk import Found, Unreadable, walk_folder
 from flashray.storage.redaction import redact
 
+T = TypeVar("T")
 _TEMPORARY = ".flashray-"  # the name of a local file that is not whole yet starts so
 _SPECIAL = "it is no file but a pipe, a socket or a device"
 
@@ -167,18 +169,51 @@ def read_bytes(uri: str) -> bytes:
         Unavailable: when the store does not answer at all.
         OSError: when this one cannot be read.
     """
-    if is_local(uri):
-        return _read_local(normalise(uri))
+    return _read_local(normalise(uri)) if is_local(uri) else asked(uri, _read)
+
+
+def read_range(uri: str, offset: int, length: int) -> bytes:
+    """`length` bytes of a file or object from `offset` on; nothing else of it is read.
+
+    Raises:
+        FileNotFoundError, Unavailable, OSError: as `read_bytes`; OSError too where it ends before.
+    """
+
+    def read(uri: str) -> bytes:
+        with opened(uri) as file:
+            return bytes(file.read_at(length, offset))
+
+    data = asked(uri, read)
+    if len(data) < length:
+        raise OSError(f"{uri} ends before byte {offset + length}")
+    return data
+
+
+def opened(uri: str) -> pa.NativeFile:
+    """A file or object, open for reads at any place."""
+    files, path = filesystem(uri)
+    return files.open_input_file(path)
+
+
+def asked(uri: str, read: Callable[[str], T]) -> T:
+    """`read(uri)`; where it fails, the store itself is looked at, and if that is there the read is tried once more.
+
+    Raises:
+        Unavailable: when the store does not answer at all.
+        OSError: when this one cannot be read.
+    """
     try:
-        return _read(uri)
+        return read(uri)
     except FileNotFoundError:
         raise
     except OSError as error:
+        if is_local(uri):
+            raise
         try:
             check(uri)
         except ConfigError as trouble:
             raise Unavailable(str(trouble)) from error
-        return _read(uri)  # the store is there, perhaps again
+        return read(uri)  # the store is there, perhaps again
 
 
 def put_bytes(uri: str, data: bytes, modified_ns: int | None = None) -> None:

@@ -13,6 +13,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor, nn
 
 from flashray.prior import LatentPrior
+from flashray.shards.place import Place
 from flashray.training.latent_cache import cached_latents, random_crops
 from flashray.training.loop import Task
 from flashray.training.photo_windows import random_views
@@ -100,7 +101,7 @@ class DenoiserTask(Task):
         return alpha.sqrt() * z0 + (1 - alpha).sqrt() * noise
 
     def prepare(
-        self, load: Callable[[], Tensor], paths: Sequence[Path], storage: Path, device: str | torch.device
+        self, load: Callable[[], Tensor], paths: Sequence[Path | Place], storage: Path, device: str | torch.device
     ) -> Tensor:
         """The latents of all photos, where the configuration asks for them."""
         if not self.config.cache_views:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from flashray.prior import LatentPrior
+from flashray.shards.place import Place
 from flashray.training.photo_windows import pixels_at, random_views
 
 _BATCH = 64
@@ -21,7 +22,7 @@ _BATCH = 64
 def cached_latents(
     prior: LatentPrior,
     load: Callable[[], Tensor],
-    paths: Sequence[Path],
+    paths: Sequence[Path | Place],
     views: int,
     storage: Path,
     device: str | torch.device,
@@ -63,7 +64,7 @@ def _encode(prior: LatentPrior, window_NCHW: Tensor, views: int, path: Path, dev
     print(f"encoded {done} views in {time.perf_counter() - start:.0f} seconds", flush=True)
 
 
-def _key(prior: LatentPrior, paths: Sequence[Path], views: int) -> str:
+def _key(prior: LatentPrior, paths: Sequence[Path | Place], views: int) -> str:
     """Ten digits of what decides the latents."""
     digest = hashlib.sha256(repr([views, prior.sample_size, [path.name for path in paths]]).encode())
     for name, value in sorted(prior.autoencoder.encoder.state_dict().items()):

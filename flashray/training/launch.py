@@ -15,7 +15,8 @@ import torch
 
 from flashray.errors import ConfigError
 from flashray.training.loop import STATE_FILE, BuildTask, LoopConfig, Task, fit, line, load_averaged
-from flashray.training.photo_windows import WINDOW_ZOOM, list_photos, load_windows, shuffled_batches
+from flashray.training.photo_windows import WINDOW_ZOOM, load_windows, shuffled_batches
+from flashray.training.photos import list_places
 from flashray.training.train_config import LaunchConfig
 
 T = TypeVar("T", bound=Task)
@@ -58,7 +59,7 @@ def launch_here(build: BuildTask, loop: LoopConfig, photos: str, size: int, name
     if config.threads:
         torch.set_num_threads(config.threads)
     task = build()
-    paths = list_photos(photos)
+    paths = list_places(photos)
     window = task.prepare(lambda: load_windows(paths, round(size * WINDOW_ZOOM)), paths, Path(config.storage), device)
     if device != "cpu":
         window = window.to(device)

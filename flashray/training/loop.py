@@ -16,6 +16,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from flashray.errors import ConfigError
+from flashray.shards.place import Place
 from flashray.training.rate import Rate, matrix_rate, operations_a_sample
 
 STATE_FILE = "state.pt"
@@ -87,7 +88,7 @@ class Task(nn.Module, ABC):
         """Loss terms of a batch of uint8 windows, or of what `prepare` made; `loss` is minimised, the rest reported."""
 
     def prepare(
-        self, load: Callable[[], Tensor], paths: Sequence[Path], storage: Path, device: str | torch.device
+        self, load: Callable[[], Tensor], paths: Sequence[Path | Place], storage: Path, device: str | torch.device
     ) -> Tensor:
         """What passes go over where training is local: the uint8 windows that `load` gives, or something made of them.
 

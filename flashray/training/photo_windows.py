@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flashray.errors import ConfigError, ImageError
 from flashray.images import fit_image, from_uint8, is_image_name, open_image, resize, to_uint8
+from flashray.shards.place import Place
 
 WINDOW_ZOOM = 1.5  # a window's side over the training size: what random views may crop
 WHOLE = 0.5  # share of the batches with views at the scale of whole photos, the finest detail of images in use
@@ -46,10 +47,10 @@ def windows(x_CHW: Tensor, side: int) -> list[Tensor]:
     return [to_uint8(window) for window in cut]
 
 
-def load_windows(paths: Iterable[Path], side: int) -> Tensor:
+def load_windows(paths: Iterable[Path | Place], side: int) -> Tensor:
     """[n, 3, side, side] uint8 windows of all these photos; ImageError names an unreadable file."""
 
-    def read(path: Path) -> list[Tensor]:
+    def read(path: Path | Place) -> list[Tensor]:
         try:
             return windows(open_image(path.read_bytes()).pixels, side)
         except ImageError as error:
@@ -59,7 +60,7 @@ def load_windows(paths: Iterable[Path], side: int) -> Tensor:
         return torch.stack([window for cut in pool.map(read, paths) for window in cut])
 
 
-def load_fitted(paths: Iterable[Path], size: int) -> Tensor:
+def load_fitted(paths: Iterable[Path | Place], size: int) -> Tensor:
     """[n, 3, size, size] photos in [-1, 1], resized and centre-cropped as the restoration job does."""
     return torch.stack([fit_image(open_image(path.read_bytes()).pixels, size, "resize") for path in paths])
 

@@ -7,10 +7,12 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
 import ray.data
 import ray.train
@@ -20,10 +22,12 @@ from ray.train.torch import TorchTrainer, get_device, prepare_model
 from torch import Tensor
 
 from flashray import storage
-from flashray.errors import ConfigError, FlashrayError
-from flashray.images import is_image_name, open_image
+from flashray.errors import FlashrayError, ImageError
+from flashray.images import open_image
+from flashray.shards.place import Place, read_places
 from flashray.training.loop import BuildTask, LoopConfig, fit, line
 from flashray.training.photo_windows import WINDOW_ZOOM, windows
+from flashray.training.photos import list_places
 from flashray.training.train_config import LaunchConfig
 
 
@@ -34,11 +38,12 @@ def launch_on_ray(build: BuildTask, loop: LoopConfig, photos: str, size: int, na
     """
     _connect(config)
     use_gpu = config.device == "cuda" or (config.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
-    uris = list_photo_uris(photos)
+    places = [place._asdict() for place in list_places(photos)]
     threads = config.threads or max(1, (os.cpu_count() or 1) // config.workers)
     side = round(size * WINDOW_ZOOM)
-    dataset = ray.data.from_items([{"uri": uri} for uri in uris], override_num_blocks=max(4, min(256, len(uris) // 50)))
-    dataset = dataset.map_batches(functools.partial(cut_windows, side=side), batch_size=16)
+    dataset = ray.data.from_items(places, override_num_blocks=max(4, min(256, len(places) // 50)))
+    cut = functools.partial(cut_windows, side=side)
+    dataset = dataset.map_batches(cut, batch_size=16, batch_format="pyarrow")
     if config.cache:  # decode and cut once, not once an epoch
         dataset = dataset.materialize()
     trainer = TorchTrainer(
@@ -59,19 +64,16 @@ def launch_on_ray(build: BuildTask, loop: LoopConfig, photos: str, size: int, na
     return Path(result.checkpoint.to_directory())
 
 
-def list_photo_uris(photos: str) -> list[str]:
-    """The URIs of the images below a folder or prefix, sorted; ConfigError if there is none."""
-    folder = storage.normalise(photos)
-    uris = [storage.join(folder, entry.key) for entry in storage.list_files(folder) if is_image_name(entry.key)]
-    if not uris:
-        raise ConfigError(f"photos {photos}: no image files there; name a folder or prefix of photos")
-    return uris
-
-
-def cut_windows(batch: dict[str, Any], side: int) -> dict[str, Any]:
-    """Photos by their URIs → their square uint8 windows, [n, 3, side, side]."""
-    cut = [window for uri in batch["uri"] for window in windows(open_image(storage.read_bytes(uri)).pixels, side)]
-    return {"window": np.stack([window.numpy() for window in cut])}
+def cut_windows(batch: pa.Table, side: int) -> dict[str, Any]:
+    """Photos by their places → their square uint8 windows, [n, 3, side, side]; rows of one Parquet file together."""
+    places = [Place(row["uri"], row["offset"], row["length"]) for row in batch.to_pylist()]
+    cut: list[np.ndarray[Any, Any]] = []
+    for _, some in groupby(places, key=lambda place: place.uri):
+        for place, data in zip(found := list(some), read_places(found), strict=True):
+            if data is None:
+                raise ImageError(f"{place} holds no image")
+            cut += [window.numpy() for window in windows(open_image(data).pixels, side)]
+    return {"window": np.stack(cut)}
 
 
 def _connect(config: LaunchConfig) -> None:

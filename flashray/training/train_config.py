@@ -41,7 +41,8 @@ class TrainConfig:
     """What to train on, and where.
 
     Attributes:
-        photos, val_photos: folders of clean photos for training and for validation.
+        photos: clean photos for training: a folder, a prefix of an object store, or shards (WebDataset tar, Parquet).
+        val_photos: a folder of clean photos for validation.
         output: folder of the finished model.
     """
 

@@ -15,6 +15,7 @@ from flashray.errors import ConfigError
 from flashray.metrics import load_lpips
 from flashray.prior import LatentPrior, latent_geometry, load_autoencoder, load_prior
 from flashray.prior.pixel_space import SpaceToDepth
+from flashray.shards.place import Place
 from flashray.training.autoencoder_task import AutoencoderConfig, AutoencoderTask, latent_scale, make_autoencoder
 from flashray.training.denoiser_task import (
     SCHEDULER_CONFIG,
@@ -28,6 +29,7 @@ from flashray.training.launch import resolve_device, train
 from flashray.training.loop import LoopConfig, save_half
 from flashray.training.model_card import note_training, write_prior_card
 from flashray.training.photo_windows import list_photos, load_fitted
+from flashray.training.photos import list_places
 from flashray.training.train_config import TrainConfig, with_absolute_paths
 from flashray.training.warm_start import copy_trunk
 
@@ -101,7 +103,7 @@ def train_autoencoder(config: TrainPriorConfig) -> None:
         autoencoder = task.model
         note_training(output, "autoencoder", state, loop)
     device = resolve_device(config.launch.device)
-    photos = load_fitted(spread(list_photos(config.photos), 1024), config.size)
+    photos = load_fitted(spread(list_places(config.photos), 1024), config.size)
     scale = latent_scale(autoencoder, photos, device)
     autoencoder.register_to_config(scaling_factor=scale)
     save_half(autoencoder, output / "vqvae")
@@ -174,6 +176,6 @@ def prediction_of(folder: str) -> str:
     return str(json.loads((Path(folder) / "scheduler" / "scheduler_config.json").read_text())["prediction_type"])
 
 
-def spread(paths: list[Path], most: int) -> list[Path]:
-    """At most so many of these paths, evenly spaced: photos are sorted by their source."""
+def spread(paths: list[Place], most: int) -> list[Place]:
+    """At most so many of these places, evenly spaced: photos are sorted by their source."""
     return paths[:: max(1, len(paths) // most)][:most]

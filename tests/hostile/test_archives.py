@@ -21,6 +21,7 @@ from flashray.pipeline.outputs import without_place
 from flashray.pipeline.run_config import RunConfig, check
 from flashray.pipeline.write import write
 from flashray.recipe import DegradationConfig
+from flashray.shards.place import Place
 from tests.support.runs import config_of
 
 FIXED = DegradationConfig(settings={"std": [1.0, 1.0]})
@@ -34,7 +35,7 @@ def config(archive: Path, **values: Any) -> RunConfig:
 def errors_of(archive: Archive) -> dict[str, str | None]:
     """Each listed image, and why it cannot be read."""
     images = archive.images
-    read = read_images(images["uri"].to_pylist(), images["refused"].to_pylist())
+    read = read_images([Place(uri) for uri in images["uri"].to_pylist()], images["refused"].to_pylist())
     return {key: one.error for key, one in zip(images["key"].to_pylist(), read, strict=True)}
 
 

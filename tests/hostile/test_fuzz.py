@@ -39,6 +39,7 @@ from flashray.pipeline.plan import write_plan
 from flashray.pipeline.run_config import check
 from flashray.pipeline.run_record import write_record
 from flashray.recipe import DegradationConfig, load_recipe
+from flashray.shards.place import Place
 from flashray.storage import redact
 from flashray.yaml_text import read_yaml
 from tests.support.runs import config_of
@@ -155,7 +156,7 @@ def test_trees(entries: list[Any], format: str) -> None:
         finally:
             assert sorted(os.listdir(folder)) == before
         images = found.images.to_pylist()
-        read = read_images([row["uri"] for row in images], [row["refused"] for row in images])
+        read = read_images([Place(row["uri"]) for row in images], [row["refused"] for row in images])
         assert len(read) == len(images) == len({row["key"] for row in images})
         for row, one in zip(images, read, strict=True):
             assert (one.data is None) != (one.error is None)

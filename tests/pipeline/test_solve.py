@@ -191,7 +191,7 @@ def test_loaded_rows_keep_their_order_and_their_errors(
     good = str(archive / "crop 0.png")
     absent, folder = str(tmp_path / "absent.png"), str(tmp_path)
     columns = {"unit_id": ["u"], "key": [["a", "b", "c", "d"]], "uri": [[good, absent, good, folder]]}
-    columns["given"] = [[None, None, None, None]]
+    columns |= {name: [[None] * 4] for name in ("given", "offset", "length")}
     (row,) = load(pa.table(columns | {"reference_uri": [[good, good, absent, good]]}), work, board).to_pylist()
     assert [error is None for error in row["error"]] == [True, False, True, False]
     assert "no longer there" in row["error"][1]
@@ -210,6 +210,7 @@ def test_files_that_are_no_sound_images_are_error_rows(
     actor = SeverityActor(work, board)
     columns: dict[str, Any] = {"unit_id": ["c"], "index": [[0, 1, 2, 3]], "key": [list(files)]}
     columns |= {"uri": [[str(tmp_path / name) for name in files]], "given": [[None] * 4], "noise_std": [[None] * 4]}
+    columns |= {name: [[None] * 4] for name in ("offset", "length")}
     rows = actor(load(pa.table(columns), work, board)).to_pylist()
     assert [row["status"] for row in rows] == ["ok", "error", "error", "error"]
     assert (rows[0]["width"], rows[0]["height"]) == (SIDE, SIDE)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from flashray.training.photo_windows import (
     shuffled_batches,
     windows,
 )
+from flashray.training.photos import list_places
+from tests.support.shard_files import loose_files, write_parquet, write_tars
 
 
 def gradient(height: int, width: int) -> Tensor:
@@ -148,3 +151,44 @@ def test_batches_cover_each_window_once_an_epoch_in_another_order():
 def test_fewer_windows_than_a_batch_is_a_config_error():
     with pytest.raises(ConfigError, match="batch_size is 8, but there are only 5"):
         next(shuffled_batches(noise_windows(5, 4), 8, 0, 0))
+
+
+@pytest.mark.parametrize("kind", ["loose", "tars", "parquet", "one tar"])
+def test_photos_of_shards_give_the_same_windows(tmp_path: Path, kind: str):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, name in enumerate("abcde"):
+        (folder / f"{name}.png").write_bytes(encode_png(torch.full((3, 24 + i, 40), i / 5)))
+    whole = load_windows(list_photos(folder), 20)
+    files = loose_files(folder)
+    where = tmp_path / kind
+    if kind == "loose":
+        where = folder
+    elif kind == "parquet":
+        write_parquet(where / "0.parquet", {"key": list(files), "image": list(files.values())})
+    else:
+        write_tars(where, files, 5 if kind == "one tar" else 2)
+    if kind == "one tar":
+        where = where / "00000.tar"
+    places = list_places(str(where))
+    assert torch.equal(load_windows(places, 20), whole)
+    assert torch.equal(load_fitted(places, 16), load_fitted(list_photos(folder), 16))
+    from flashray.training.ray_train import cut_windows
+
+    batch = pa.Table.from_pylist([place._asdict() for place in places])
+    assert torch.equal(torch.from_numpy(cut_windows(batch, 20)["window"]), whole)
+    assert len({place.name for place in places}) == 5
+
+
+def test_shards_that_cannot_be_photos(tmp_path: Path):
+    write_tars(tmp_path / "tars", {"a.txt": b"1"}, 1)
+    with pytest.raises(ConfigError, match="no image files there"):
+        list_places(str(tmp_path / "tars"))
+    (tmp_path / "tars" / "a.png").write_bytes(b"1")
+    with pytest.raises(ConfigError, match=r"photos .* holds loose images \('a.png'\) and tars"):
+        list_places(str(tmp_path / "tars"))
+    with pytest.raises(ConfigError, match="no image files there"):
+        list_places(str(tmp_path / "absent"))
+    write_parquet(tmp_path / "p" / "0.parquet", {"key": ["a"], "image": pa.array([None], pa.binary())})
+    with pytest.raises(OSError, match=r"0\.parquet at 0 holds no image"):
+        load_windows(list_places(str(tmp_path / "p")), 20)

@@ -23,7 +23,7 @@ from typing import Any
 FOLDER = os.environ.get("FLASHRAY_FAULT")
 # what a point is called for: the images of its arguments
 POINTS: dict[str, tuple[str, str, Callable[..., list[str]]]] = {
-    "read": ("flashray.pipeline.load", "read_images", lambda uris, *_: uris),
+    "read": ("flashray.pipeline.load", "read_images", lambda places, *_: [place.uri for place in places]),
     "severity": (
         "flashray.pipeline.plan",
         "SeverityActor.estimate",

@@ -1,0 +1,81 @@
+"""How a unit's restored images are written: a file each, or all of them as one shard.
+
+The write stage imports it in its tasks only, because names of images need torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from flashray import storage
+from flashray.images import output_name
+from flashray.pipeline.outputs import Layout
+from flashray.pipeline.run_config import RunConfig
+from flashray.shards.parquet_shard import parquet_of
+from flashray.shards.tar_shard import tar_of
+
+
+class FileWriter:
+    """Each image in one put to its own name, with its original's time on a local disk."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.layout = Layout.of(config.io)
+
+    def add(self, row: dict[str, Any], image: dict[str, Any], data: bytes) -> None:
+        """Take a restored image's file: its commit row, the value of `solve.IMAGE` it was made from, and its bytes."""
+        uri = storage.join(self.layout.output, self.layout.file(row))
+        storage.put_bytes(uri, data, storage.modified(image["uri"]))
+
+    def close(self) -> None:
+        """Called once all images are there, before the commit."""
+
+
+class ShardWriter:
+    """All images in one put to the unit's shard, sorted by key; nothing where none is restored."""
+
+    def __init__(self, config: RunConfig, unit_id: str) -> None:
+        self.layout, self.unit_id = Layout.of(config.io), unit_id
+        self.pack: Callable[..., tuple[bytes, list[int]]] = tar_of
+        if config.io.shards == "parquet":
+            self.parameters = parameter_types(config)
+            self.pack = self._parquet
+        self.images: list[tuple[dict[str, Any], dict[str, Any], bytes]] = []
+
+    def add(self, row: dict[str, Any], image: dict[str, Any], data: bytes) -> None:
+        """As `FileWriter.add`."""
+        self.images.append((row, image, data))
+
+    def close(self) -> None:
+        """Write the shard, and into the commit rows where in it their images lie."""
+        if not self.images:
+            return
+        self.images.sort(key=lambda one: one[0]["key"])
+        data, offsets = self.pack([(output_name(row["key"], self.layout.format), one) for row, _, one in self.images])
+        storage.put_bytes(storage.join(self.layout.output, self.layout.file({"unit_id": self.unit_id})), data)
+        whole = {"shard_size": len(data), "shard_sha256": hashlib.sha256(data).hexdigest()}
+        for (row, _, _), offset in zip(self.images, offsets, strict=True):
+            row |= whole | {"offset": offset}
+
+    def _parquet(self, named: list[tuple[str, bytes]]) -> tuple[bytes, list[int]]:
+        given = [json.loads(image["parameters"] or "{}") for _, image, _ in self.images]
+        columns = {name: pa.array([one.get(name) for one in given], kind) for name, kind in self.parameters.items()}
+        columns["noise_std"] = pa.array([image["noise_std"] for _, image, _ in self.images], pa.float64())
+        keys, images = zip(*named, strict=True)
+        return parquet_of(keys, images, columns), list(range(len(named)))
+
+
+def parameter_types(config: RunConfig) -> dict[str, pa.DataType]:
+    """The columns of parameters that go along with the images: whole numbers and floating-point ones."""
+    degradation = config.recipe.degradation.make()
+    if degradation.unknown and not config.io.simulated:
+        return {}
+    drawn = degradation.parameters_at(torch.zeros(1), torch.Generator().manual_seed(0))
+    return {
+        name: pa.float64() if drawn[name].is_floating_point() else pa.int64() for name in degradation.parameter_names
+    }
