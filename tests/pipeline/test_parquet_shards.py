@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flashray.errors import ConfigError
-from flashray.images import decode_image
+from flashray.images import open_image
 from flashray.pipeline.archive import read_archive
 from flashray.pipeline.load import read_images
 from flashray.pipeline.run import restore_archive
@@ -252,7 +252,7 @@ def test_from_parquet_to_parquet(make: MakeConfig, archive: Path, tmp_path: Path
     for key, row in found.items():
         assert row["blur_std"] == pytest.approx(blur[keys.index(key)])
         assert row["noise_std"] == 0.05
-        assert decode_image(row["image"]).shape == decode_image(files[key]).shape
+        assert open_image(row["image"]).pixels.shape == open_image(files[key]).pixels.shape
     assert RunStatus.read(str(output)).results.num_rows == 10
     # what was written is an archive again, with its parameters
     again = read_archive(config(output, **BLUR)).images.to_pylist()
