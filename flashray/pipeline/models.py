@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -13,9 +15,11 @@ from flashray.metrics import MetricUnavailable, load_lpips
 from flashray.pipeline import run_record
 from flashray.pipeline.run_config import RunConfig
 from flashray.pipeline.run_folder import run_uri
+from flashray.pipeline.worker_settings import hashes
 from flashray.prior import LatentPrior, load_prior
 from flashray.restorer import Restorer
 from flashray.severity import SeverityEncoder, load_severity_encoder
+from flashray.sources import HubId, pinned
 from flashray.tracking import default_uri
 from flashray.tracking.model_registry import SCHEME, Registered, Unreachable, fetch
 
@@ -27,6 +31,8 @@ class Models:
     """Prior and severity encoder (None for full chains) of a configuration, on the CPU.
 
     Attributes:
+        config: names hub ids with the commits that they stand for in this run.
+        pinned: these, by the ids as they were given.
         registered: the encoder's version in a model registry, if it was fetched from one.
     """
 
@@ -34,6 +40,7 @@ class Models:
     prior: LatentPrior
     encoder: SeverityEncoder | None
     registered: Registered | None = None
+    pinned: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def encoder_source(self) -> str:
@@ -68,8 +75,8 @@ class Models:
 
     def identity(self) -> dict[str, Any]:
         """Everything that the bytes of a run with these models depend on (`run_record.identity`)."""
-        weights = {"prior": self.prior.sha256, "severity_encoder": self.encoder.sha256 if self.encoder else None}
         operator = self.config.recipe.degradation.make().weights_sha256()
+        weights = hashes(self.prior, self.encoder)
         return run_record.identity(self.config, weights if operator is None else weights | {"degradation": operator})
 
     @cached_property
@@ -92,12 +99,15 @@ class Models:
 def load_models(config: RunConfig) -> Models:
     """Load the models, and check them against each other and against the recipe.
 
+    A hub id stands for the commit that run.json has for it, or else for the one that the hub gives now.
+
     A severity encoder of another degradation, or trained with very different noise, causes a warning.
 
     Raises:
         ConfigError: when one is missing, the chain is longer than the prior's, the degradation does not fit the prior's
             images, the encoder belongs to other latents, or its registry does not answer.
     """
+    config, pins = _pinned(config)
     recipe = config.recipe
     prior = load_prior(recipe.prior)
     encoder, registered = None, None
@@ -109,7 +119,23 @@ def load_models(config: RunConfig) -> Models:
         warn_of_another_family(f"severity encoder {source}", encoder.degradation, recipe.degradation.name)
         warn_of_another_noise(f"severity encoder {source}", encoder.noise_range, recipe.degradation.noise_range)
     Restorer(recipe, prior, encoder, config.io.measurement, config.io.fit)  # raises where they do not fit
-    return Models(config, prior, encoder, registered)
+    return Models(config, prior, encoder, registered, pins)
+
+
+def _pinned(config: RunConfig) -> tuple[RunConfig, dict[str, str]]:
+    """(The configuration with hub ids pinned to commits, these by the ids as they were given)."""
+    recipe, start = config.recipe, config.recipe.start
+    sources = {"prior": recipe.prior} | ({"severity encoder": start.severity_encoder} if start.uses_encoder else {})
+    given = {what: str(model) for what, source in sources.items() if (model := HubId.of(source)) is not None}
+    if not given:
+        return config, {}
+    # a run that is to be overwritten says nothing of the one that follows
+    record = None if config.policy.overwrite else run_record.read_record(config.io.output)
+    known = (record or {}).get("pinned", {})
+    pins = {source: known.get(source) or pinned(source, what) for what, source in given.items()}
+    named = {what: pins[source] for what, source in given.items()}
+    start = dataclasses.replace(start, severity_encoder=named.get("severity encoder", start.severity_encoder))
+    return config.replaced("recipe", prior=named.get("prior", recipe.prior), start=start), pins
 
 
 def _fetch(config: RunConfig) -> Registered | None:

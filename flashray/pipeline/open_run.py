@@ -28,7 +28,7 @@ from flashray.pipeline.plan import latest_rows, read_plans
 from flashray.pipeline.run_config import RunConfig, flatten, to_dict, to_yaml
 from flashray.pipeline.run_folder import PAGE, refuse_old_layout, run_uri
 from flashray.pipeline.run_status import RunStatus
-from flashray.pipeline.worker_settings import WorkerSettings
+from flashray.pipeline.worker_settings import WorkerSettings, hashes
 from flashray.restorer import Restorer
 from flashray.schedule import NoiseSchedule
 from flashray.tracking import Tracker, TrackingConfig
@@ -49,6 +49,7 @@ def open_run(config: RunConfig) -> Run:
         if uri is not None:
             storage.check(uri)
     models = load_models(config)
+    config = models.config
     archive = read_archive(config, models.encoder.parameter_names if models.encoder else ())
     if config.policy.overwrite is not None:
         _erase(config, models)
@@ -152,7 +153,8 @@ class Run:
         fresh = run_record.examine(
             self.requested, self.models.identity(), self.listing, set(self.status.failures["key"].to_pylist())
         )
-        self.record = run_record.open_record(self.requested, fresh, self.models.identity(), self.listing)
+        pins = self.models.pinned
+        self.record = run_record.open_record(self.requested, fresh, self.models.identity(), self.listing, pins)
         if self.models.registered is not None:
             self.record["registered"] = {"severity_encoder": self.models.registered.uri}
         self.take_choices()
@@ -260,4 +262,6 @@ class Run:
         config = self.config
         start = dataclasses.replace(config.recipe.start, severity_encoder=self.models.encoder_source)
         run_id = self.record.get("fingerprint", {}).get("sha256", "")
-        return WorkerSettings.of(config.replaced("recipe", start=start), device, threads, self.models.lpips, run_id)
+        weights = hashes(self.models.prior, self.models.encoder)
+        config = config.replaced("recipe", start=start)
+        return WorkerSettings.of(config, device, threads, self.models.lpips, run_id, weights)

@@ -40,7 +40,7 @@ def load_prior(
 
     Args:
         source: `bundled`, a folder in diffusers' pipeline layout (an autoencoder under vqvae/, vae/ or autoencoder/, a
-            denoiser under unet/, denoiser/ or transformer/, scheduler/), or the hub id of such a pipeline.
+            denoiser under unet/, denoiser/ or transformer/, scheduler/), or the hub id or URI of such a pipeline.
             docs/priors.md lists the kinds. A pipeline whose model_index.json names no autoencoder (DDPMPipeline,
             DDIMPipeline) is a pixel prior: its latents are the pixels in [-1, 1] as they are, which is not quite unit
             variance.
