@@ -11,12 +11,13 @@ from typing import Any
 
 from flashray import storage
 from flashray.checkpoints import warn_of_another_family, warn_of_another_noise
+from flashray.errors import ConfigError
 from flashray.metrics import MetricUnavailable, load_lpips
 from flashray.pipeline import run_record
 from flashray.pipeline.run_config import RunConfig
 from flashray.pipeline.run_folder import run_uri
 from flashray.pipeline.worker_settings import hashes
-from flashray.prior import LatentPrior, load_prior
+from flashray.prior import LatentPrior, check_prior, load_prior
 from flashray.restorer import Restorer
 from flashray.severity import SeverityEncoder, load_severity_encoder
 from flashray.sources import HubId, pinned
@@ -78,6 +79,18 @@ class Models:
         operator = self.config.recipe.degradation.make().weights_sha256()
         weights = hashes(self.prior, self.encoder)
         return run_record.identity(self.config, weights if operator is None else weights | {"degradation": operator})
+
+    def warn_of_prior(self) -> None:
+        """Log a warning where the prior's networks do not behave as its configs say; the bundled one's do.
+
+        A warning, because a test picture is not the archive: what it cannot express, the photos may not need.
+        """
+        if self.config.recipe.prior == "bundled":
+            return
+        try:
+            check_prior(self.prior)
+        except ConfigError as error:
+            log.warning("%s. The run goes on, and its images may be spoilt", error)
 
     @cached_property
     def unavailable(self) -> dict[str, str]:

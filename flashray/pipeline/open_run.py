@@ -56,6 +56,8 @@ def open_run(config: RunConfig) -> Run:
     status = RunStatus.read(io.output)
     failed = status.failures["key"].to_pylist()
     record = run_record.examine(config, models.identity(), archive.images, set(failed))
+    if record is None:
+        models.warn_of_prior()
     return Run(config, models, archive, status, record, started)
 
 

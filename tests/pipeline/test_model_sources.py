@@ -126,6 +126,23 @@ def test_a_worker_refuses_a_model_that_has_changed(tiny_models: TinyModels, move
         work.restorer()
 
 
+def test_a_prior_that_is_not_as_its_configs_say_is_named_when_a_run_begins(
+    tiny_models: TinyModels, make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Random weights do not give a picture back. A run that has begun is not checked again."""
+    config = make(tiny_models.prior, tiny_models.encoder)
+    begin(config)
+    assert f"prior {tiny_models.prior}: the autoencoder gives a test picture back with" in caplog.text
+    caplog.clear()
+    begin(config)
+    assert "test picture" not in caplog.text
+
+
+def test_the_bundled_prior_is_not_checked(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flashray.pipeline.models.check_prior", lambda _: pytest.fail("checked"))
+    begin(make("bundled", "bundled:gaussian_blur"))
+
+
 @pytest.mark.slow
 def test_every_worker_of_a_resumed_run_uses_the_pinned_commit(
     hub: Hub, moved: Path, archive: Path, tmp_path: Path
