@@ -146,6 +146,8 @@ def _of_single_file(path: Path) -> str:
     if any(name.startswith("control_model.") for name in names):
         return f"{path.name} is a ControlNet, which steers another model and is no prior"
     return (
-        f"{path.name} is a single-file checkpoint; convert it once into a diffusers folder, where the hub can be "
-        f"reached, with StableDiffusionPipeline.from_single_file('{path.name}').save_pretrained('FOLDER') or its like"
+        f"{path.name} is a single-file checkpoint; convert it once into a diffusers folder: with "
+        f"flashray.prior.convert_single_file('{path.name}', like='CONFIGS', output='FOLDER') where its model's configs "
+        f"are, or where the hub can be reached with StableDiffusionPipeline.from_single_file('{path.name}')"
+        ".save_pretrained('FOLDER') or its like"
     )
