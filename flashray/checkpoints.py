@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +12,7 @@ from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from flashray.errors import ConfigError
 from flashray.prior import bundled, hash_weights
 from flashray.prior.weights import load_model, read_json
+from flashray.sources import local_folder
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +23,7 @@ def load_saved(cls: type[M], source: str, device: str | torch.device, *, kind: s
     """Load a model for inference: frozen, in single precision, with its `sha256`.
 
     Args:
-        source: `bundled:<name>`, or a folder or s3:// prefix with what `save_pretrained` wrote.
+        source: `bundled:<name>`, or a folder, hub id or URI with what `save_pretrained` wrote.
         kind: the model's kind, for errors.
         room: the folder of the bundled ones.
         job: the command that trains one, for errors.
@@ -34,31 +32,13 @@ def load_saved(cls: type[M], source: str, device: str | torch.device, *, kind: s
         ConfigError: if there is none, with the bundled ones listed; if the folder holds something else or no weights;
             if tensors are missing, unexpected, of another shape, NaN or infinite.
     """
-    with _folder(source, room) as folder:
-        model = _load(cls, source, folder, kind=kind, room=room, job=job)
+    if source.startswith("bundled:"):
+        folder = bundled(room, source.removeprefix("bundled:"))
+    else:
+        folder = local_folder(source, kind)
+    model = _load(cls, source, folder, kind=kind, room=room, job=job)
     loaded: M = model.to(device).eval().requires_grad_(False)
     return loaded
-
-
-@contextmanager
-def _folder(source: str, room: str) -> Iterator[Path]:
-    """The model's folder; for a model in object storage a local copy, for the duration of the block."""
-    if source.startswith("bundled:"):
-        yield bundled(room, source.removeprefix("bundled:"))
-    elif "://" not in source:
-        yield Path(source)
-    else:
-        from flashray import storage  # imported here, because the core does not need fsspec
-
-        source = storage.given(source, "model")
-        with tempfile.TemporaryDirectory() as local:
-            try:
-                there = {entry.key for entry in storage.list_files(source)}
-            except OSError as error:
-                raise ConfigError(f"model {source} cannot be listed: {error}") from error
-            for name in sorted(there & {"config.json", SAFETENSORS_WEIGHTS_NAME}):
-                storage.put_bytes(f"{local}/{name}", storage.read_bytes(storage.join(source, name)))
-            yield Path(local)
 
 
 def _load(cls: type[M], source: str, folder: Path, *, kind: str, room: str, job: str) -> Any:

@@ -42,7 +42,7 @@ command again does what is missing, and nothing else.
   --copy-others             copy IN's files that are no images, too
   --skip-unreadable         leave out folders that cannot be read, instead of stopping
   --limit N                 only the first N images
-  --prior FOLDER            use another prior than the recipe's
+  --prior SOURCE            another prior: a folder, hf://owner/name or s3://bucket/folder
   --device cpu|cuda         default: cuda where the cluster has GPUs
   --budget-seconds N        fit the run into N seconds: all starts become milder
   --plan-only               print the quote, and stop

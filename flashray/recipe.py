@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from flashray.build import mapping, nearest, noise_range, strict
 from flashray.errors import ConfigError
 from flashray.severity.start import Start
+from flashray.sources import check_source
 from flashray.yaml_text import read_yaml
 
 _SHIPPED = Path(__file__).parent / "recipes"
@@ -126,7 +127,8 @@ class Recipe:
         start: where the reverse diffusion starts.
         solver: the update rule and its chain.
         fusion: the last word in pixels.
-        prior: bundled, a folder in diffusers' layout, or a hub id.
+        prior: bundled, a folder in diffusers' layout, a hub id such as hf://owner/name@revision, or a URI such as
+            s3://bucket/folder.
         seed: all random numbers follow from it and the images' keys.
     """
 
@@ -164,6 +166,8 @@ class Recipe:
             )
         if self.start.mode == "fixed" and self.start.step is None:
             raise ConfigError("start.mode is fixed, and start.step is missing; give the step")
+        check_source(self.prior, "prior")
+        check_source(self.start.severity_encoder, "severity encoder")
         return self
 
     def with_absolute_folders(self) -> Recipe:

@@ -8,7 +8,7 @@ to free memory, because bytes depend on it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -46,18 +46,25 @@ class Strips:
             return network(x_BCHW)
         again = torch.is_grad_enabled() and x_BCHW.requires_grad
         results = []
-        for first in range(0, height, self.rows):
-            last = min(first + self.rows, height)
-            above, below = max(0, first - self.halo), min(height, last + self.halo)
-            seen = x_BCHW[:, :, above:below]
+        for rows, own in self.cut_up(height):
+            seen = x_BCHW[:, :, rows]
             result = (
                 checkpoint(network, seen, use_reentrant=False, preserve_rng_state=False) if again else network(seen)
             )
-            results.append(result[:, :, self._out(first - above) : self._out(last - above)])
+            results.append(result[:, :, scaled(own, self.zoom)])
         return torch.cat(results, dim=2)
 
-    def _out(self, row: int) -> int:
-        return int(row * self.zoom)
+    def cut_up(self, height: int) -> Iterator[tuple[slice, slice]]:
+        """Of each strip of an image: its rows with the halo, and its own rows among these."""
+        for first in range(0, height, self.rows):
+            last = min(first + self.rows, height)
+            above, below = max(0, first - self.halo), min(height, last + self.halo)
+            yield slice(above, below), slice(first - above, last - above)
+
+
+def scaled(rows: slice, zoom: Fraction) -> slice:
+    """Rows of an image at another resolution."""
+    return slice(int(rows.start * zoom), int(rows.stop * zoom))
 
 
 def strips_of(network: nn.Module, channels: int, zoom: Fraction, rows: int, cut: int = 1) -> Strips:
@@ -71,6 +78,7 @@ def strips_of(network: nn.Module, channels: int, zoom: Fraction, rows: int, cut:
     Raises:
         ConfigError: if a layer of the network looks at the whole image, or is not known to be local.
     """
+    check_local(network)
     cut = math.lcm(cut, zoom.denominator)
     halo = receptive_field(network, channels, cut)
     return Strips(rows=cut * math.ceil(rows / cut), halo=cut * math.ceil(halo / cut), cut=cut, zoom=zoom)
@@ -94,12 +102,9 @@ def receptive_field(network: nn.Module, channels: int, multiple: int = 1) -> int
     """How many rows of its input a network looks up and down from a position, at most; its padding left out.
 
     Every convolution adds (kernel - 1)/2 · dilation positions of its own resolution, which is read off a run on a blank
-    image of 8 · `multiple` rows. Convolutions of parallel branches are added up too, so that the answer is a bound.
-
-    Raises:
-        ConfigError: as `strips_of` does.
+    image of 8 · `multiple` rows. Convolutions of parallel branches are added up too, so that the answer is a bound. It
+    knows convolutions only: whether there is anything else, `check_local` says.
     """
-    check_local(network)
     size, reach = 8 * multiple, Fraction(0)
 
     def see(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:

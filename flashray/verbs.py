@@ -156,10 +156,11 @@ class RegisterConfig:
     """What to register as what.
 
     Args:
-        encoder: folder of a severity encoder, or bundled:NAME.
+        encoder: a severity encoder: a folder, bundled:NAME, a hub id or a URI.
         name: the registered model, which gets a new version.
         alias: points to that version from now on.
-        tracking_uri: an MLflow server or database; default MLFLOW_TRACKING_URI, else mlflow.db beside the folder.
+        tracking_uri: an MLflow server or database; default MLFLOW_TRACKING_URI, else mlflow.db beside the folder, or in
+            the working folder.
     """
 
     encoder: str
@@ -173,14 +174,16 @@ def register(argv: Sequence[str]) -> int:
     config = parse_as(RegisterConfig, "flashray register", argv, ["encoder", "name"])
     from flashray.prior import bundled
     from flashray.severity import load_severity_encoder
+    from flashray.sources import local_folder
     from flashray.tracking import default_uri
     from flashray.tracking.model_registry import check_registry
     from flashray.tracking.model_registry import register as register_encoder
 
     encoder = load_severity_encoder(config.encoder)
-    inside = config.encoder.startswith("bundled:")
-    folder = bundled("severity", config.encoder.removeprefix("bundled:")) if inside else Path(config.encoder)
-    uri = config.tracking_uri or default_uri("encoder" if inside else config.encoder)
+    source, kind = config.encoder, "severity encoder"
+    inside = source.startswith("bundled:")
+    folder = bundled("severity", source.removeprefix("bundled:")) if inside else local_folder(source, kind)
+    uri = config.tracking_uri or default_uri(source if Path(source).is_dir() else "encoder")
     check_registry(config.name, config.alias, uri)
     card = folder / "card.json"
     figures: dict[str, Any] = json.loads(card.read_text())["figures"] if card.is_file() else {}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -14,9 +16,11 @@ from flashray.metrics import MetricUnavailable, load_lpips
 from flashray.pipeline import run_record
 from flashray.pipeline.run_config import RunConfig
 from flashray.pipeline.run_folder import run_uri
-from flashray.prior import LatentPrior, load_prior
+from flashray.pipeline.worker_settings import hashes
+from flashray.prior import LatentPrior, check_prior, load_prior
 from flashray.restorer import Restorer
 from flashray.severity import SeverityEncoder, load_severity_encoder
+from flashray.sources import HubId, pinned
 from flashray.tracking import default_uri
 from flashray.tracking.model_registry import SCHEME, Registered, Unreachable, fetch
 
@@ -25,12 +29,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Models:
-    """Prior and severity encoder (None for full chains) of a configuration, on the CPU."""
+    """Prior and severity encoder (None for full chains) of a configuration, on the CPU.
+
+    Attributes:
+        config: names hub ids with the commits that they stand for in this run.
+        pinned: these, by the ids as they were given.
+        registered: the encoder's version in a model registry, if it was fetched from one.
+    """
 
     config: RunConfig
     prior: LatentPrior
     encoder: SeverityEncoder | None
-    registered: Registered | None = None  # the encoder's version in a model registry, if it was fetched from one
+    registered: Registered | None = None
+    pinned: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def encoder_source(self) -> str:
@@ -60,9 +71,21 @@ class Models:
 
     def identity(self) -> dict[str, Any]:
         """Everything that the bytes of a run with these models depend on (`run_record.identity`)."""
-        weights = {"prior": self.prior.sha256, "severity_encoder": self.encoder.sha256 if self.encoder else None}
         operator = self.config.recipe.degradation.make().weights_sha256()
+        weights = hashes(self.prior, self.encoder)
         return run_record.identity(self.config, weights if operator is None else weights | {"degradation": operator})
+
+    def warn_of_prior(self) -> None:
+        """Log a warning where the prior's networks do not behave as its configs say; the bundled one's do.
+
+        A warning, because a test picture is not the archive: what it cannot express, the photos may not need.
+        """
+        if self.config.recipe.prior == "bundled":
+            return
+        try:
+            check_prior(self.prior)
+        except ConfigError as error:
+            log.warning("%s. The run goes on, and its images may be spoilt", error)
 
     @cached_property
     def unavailable(self) -> dict[str, str]:
@@ -84,10 +107,15 @@ class Models:
 def load_models(config: RunConfig) -> Models:
     """Load the models, and check them against each other and against the recipe.
 
-    A severity encoder of another degradation, or trained with very different noise, causes a warning. ConfigError when
-    a model is missing, the chain is longer than the prior's, the degradation does not fit the prior's images, the
-    encoder belongs to other latents, or its registry does not answer.
+    A hub id stands for the commit that run.json has for it, or else for the one that the hub gives now.
+
+    A severity encoder of another degradation, or trained with very different noise, causes a warning.
+
+    Raises:
+        ConfigError: when one is missing, the chain is longer than the prior's, the degradation does not fit the prior's
+            images, the encoder belongs to other latents, or its registry does not answer.
     """
+    config, pins = _pinned(config)
     recipe = config.recipe
     prior = load_prior(recipe.prior)
     encoder, registered = None, None
@@ -105,7 +133,23 @@ def load_models(config: RunConfig) -> Models:
             f"degradation {recipe.degradation.name} is for images of {fixed[1]} x {fixed[0]} alone, and a job needs "
             f"{side} x {side}, the prior's size; use flashray.load in Python"
         )
-    return Models(config, prior, encoder, registered)
+    return Models(config, prior, encoder, registered, pins)
+
+
+def _pinned(config: RunConfig) -> tuple[RunConfig, dict[str, str]]:
+    """(The configuration with hub ids pinned to commits, these by the ids as they were given)."""
+    recipe, start = config.recipe, config.recipe.start
+    sources = {"prior": recipe.prior} | ({"severity encoder": start.severity_encoder} if start.uses_encoder else {})
+    given = {what: str(model) for what, source in sources.items() if (model := HubId.of(source)) is not None}
+    if not given:
+        return config, {}
+    # a run that is to be overwritten says nothing of the one that follows
+    record = None if config.policy.overwrite else run_record.read_record(config.io.output)
+    known = (record or {}).get("pinned", {})
+    pins = {source: known.get(source) or pinned(source, what) for what, source in given.items()}
+    named = {what: pins[source] for what, source in given.items()}
+    start = dataclasses.replace(start, severity_encoder=named.get("severity encoder", start.severity_encoder))
+    return config.replaced("recipe", prior=named.get("prior", recipe.prior), start=start), pins
 
 
 def _fetch(config: RunConfig) -> Registered | None:

@@ -29,7 +29,7 @@ from flashray.pipeline.plan import read_plans
 from flashray.pipeline.run_config import RunConfig, flatten, to_dict, to_yaml
 from flashray.pipeline.run_folder import PAGE, refuse_old_layout, run_uri
 from flashray.pipeline.run_status import RunStatus
-from flashray.pipeline.worker_settings import WorkerSettings
+from flashray.pipeline.worker_settings import WorkerSettings, hashes
 from flashray.restorer import Restorer
 from flashray.schedule import NoiseSchedule
 from flashray.tracking import Tracker, TrackingConfig
@@ -50,12 +50,15 @@ def open_run(config: RunConfig) -> Run:
         if uri is not None:
             storage.check(uri)
     models = load_models(config)
+    config = models.config
     archive = read_archive(config, models.encoder.parameter_names if models.encoder else ())
     if config.policy.overwrite is not None:
         _erase(config, models)
     status = RunStatus.read(io.output)
     failed = status.failures["key"].to_pylist()
     record = run_record.examine(config, models.identity(), archive.images, set(failed))
+    if record is None:
+        models.warn_of_prior()
     return Run(config, models, archive, status, record, started)
 
 
@@ -152,7 +155,8 @@ class Run:
         fresh = run_record.examine(
             self.requested, self.models.identity(), self.listing, set(self.status.failures["key"].to_pylist())
         )
-        self.record = run_record.open_record(self.requested, fresh, self.models.identity(), self.listing)
+        pins = self.models.pinned
+        self.record = run_record.open_record(self.requested, fresh, self.models.identity(), self.listing, pins)
         if self.archive.index is not None:
             write_index(self.output, self.archive.index)
             self.archive = dataclasses.replace(self.archive, index=None)  # as large as the listing
@@ -263,4 +267,6 @@ class Run:
         config = self.config
         start = dataclasses.replace(config.recipe.start, severity_encoder=self.models.encoder_source)
         run_id = self.record.get("fingerprint", {}).get("sha256", "")
-        return WorkerSettings.of(config.replaced("recipe", start=start), device, threads, self.models.lpips, run_id)
+        weights = hashes(self.models.prior, self.models.encoder)
+        config = config.replaced("recipe", start=start)
+        return WorkerSettings.of(config, device, threads, self.models.lpips, run_id, weights)

@@ -33,7 +33,8 @@ class _Top:
 
     Args:
         recipe: a shipped recipe's name, or the path of a recipe file; photo, for unknown damage, by default.
-        prior: bundled, a folder in diffusers' layout, or a hub id.
+        prior: bundled, a folder in diffusers' layout, a hub id such as hf://owner/name@revision, or a URI such as
+            s3://bucket/folder.
         seed: all random numbers follow from it and the images' keys.
     """
 

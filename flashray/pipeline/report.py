@@ -24,6 +24,7 @@ def report_output(output: str) -> str:
 
     Raises:
         ConfigError: when the output holds no run with a plan, or its models are no longer there.
+        FlashrayError: when they are no longer what they were.
     """
     record, status = read_run(output)
     output = status.output
@@ -33,7 +34,9 @@ def report_output(output: str) -> str:
     if "registered" in record:  # the run folder has a copy of what the registry gave
         start = dataclasses.replace(config.recipe.start, severity_encoder=run_uri(output, "severity_encoder"))
         config = config.replaced("recipe", start=start)
-    restorer = WorkerSettings.of(config, "cpu", record.get("threads", 1), lpips=False).restorer()
+    weights = {name: record["fingerprint"].get(f"weights.{name}") for name in ("prior", "severity_encoder")}
+    work = WorkerSettings.of(config, "cpu", record.get("threads", 1), lpips=False, weights=weights)
+    restorer = work.restorer()
     found = read_summary(output) or summarise(status, config.recipe.solver.steps, {})
     sheet = make_sheet(restorer, config.io, status)
     if sheet is not None:

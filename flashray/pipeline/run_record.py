@@ -92,12 +92,17 @@ def examine(
 
 
 def open_record(
-    config: RunConfig, old: dict[str, Any] | None, found: Mapping[str, Any], listing: pa.Table
+    config: RunConfig,
+    old: dict[str, Any] | None,
+    found: Mapping[str, Any],
+    listing: pa.Table,
+    pinned: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """run.json of this start, written where it is new; the caller holds the lease.
 
     Args:
         old: what `examine` returned.
+        pinned: hub ids as they were given, and with the commits that they stand for from now on.
     """
     output = config.io.output
     record = old
@@ -109,6 +114,7 @@ def open_record(
                 "fingerprint": {"sha256": _digest(found, listing), **found},
                 "archive": {"images": len(listing), "sha256": listing_hash(listing)},
                 "versions": _versions(),
+                **({"pinned": dict(pinned)} if pinned else {}),
                 "single_writer": not storage.creates_if_absent(run_uri(output, "probe")),
             }
             _write_listing(output, listing)
@@ -178,14 +184,17 @@ def _is_record(value: Any) -> bool:
     """Whether a value of run.json has what every run's has."""
     if not (isinstance(value, dict) and isinstance(value.get("created"), str)):
         return False
-    needed, optional = ("config", "fingerprint", "archive"), ("budget", "mlflow", "registered", "versions")
+    needed, optional = ("config", "fingerprint", "archive"), ("budget", "mlflow", "pinned", "registered", "versions")
     if not all(isinstance(value.get(name), dict) for name in needed):
         return False
     io = value["config"].get("io")
     known = isinstance(io, dict) and io.get("format") in get_args(Format)
     known = known and io.get("shards", "none") in get_args(Shards)
     counted = isinstance(value["archive"].get("images"), int)
-    return known and counted and all(isinstance(value.get(name) or {}, dict) for name in optional)
+    if not all(isinstance(value.get(name) or {}, dict) for name in optional):
+        return False
+    named = all(isinstance(source, str) for source in (value.get("pinned") or {}).values())
+    return known and counted and named
 
 
 def write_record(output: str, record: Mapping[str, Any]) -> None:

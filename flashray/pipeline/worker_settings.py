@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from flashray.errors import FlashrayError
 from flashray.pipeline.memory import keep_freed_memory
 from flashray.pipeline.run_config import RunConfig
 from flashray.tracking.tracking_config import TrackingConfig
@@ -23,6 +26,7 @@ class WorkerSettings:
     Attributes:
         lpips: whether LPIPS can be computed.
         run_id: the fingerprint of the run, for the note of provenance.
+        weights: hashes of the models that the run began with; None checks nothing.
     """
 
     config: RunConfig
@@ -30,16 +34,28 @@ class WorkerSettings:
     threads: int
     lpips: bool
     run_id: str = ""
+    weights: Mapping[str, str | None] | None = None
 
     @classmethod
-    def of(cls, config: RunConfig, device: str, threads: int, lpips: bool, run_id: str = "") -> WorkerSettings:
-        return cls(dataclasses.replace(config, tracking=TrackingConfig()), device, threads, lpips, run_id)
+    def of(
+        cls,
+        config: RunConfig,
+        device: str,
+        threads: int,
+        lpips: bool,
+        run_id: str = "",
+        weights: Mapping[str, str | None] | None = None,
+    ) -> WorkerSettings:
+        return cls(dataclasses.replace(config, tracking=TrackingConfig()), device, threads, lpips, run_id, weights)
 
     def restorer(self, prior: LatentPrior | None = None, encoder: SeverityEncoder | None = None) -> Restorer:
         """The run's restorer in this process, which computes with `threads` threads and keeps freed memory from now on.
 
         Args:
             prior, encoder: the models, if they are loaded already.
+
+        Raises:
+            FlashrayError: when what this machine loads is not what the run began with.
         """
         import torch
 
@@ -50,5 +66,23 @@ class WorkerSettings:
         config = self.config
         if prior is None:
             prior, encoder = load_models(config.recipe, self.device)
+            if self.weights is not None:
+                self._compare(hashes(prior, encoder))
         prior.bf16 = config.resources.precision == "bf16"
         return Restorer(config.recipe, prior, encoder, config.io.measurement, config.io.fit, config.resources.slots)
+
+    def _compare(self, found: Mapping[str, str | None]) -> None:
+        assert self.weights is not None
+        sources = {"prior": self.config.recipe.prior, "severity_encoder": self.config.recipe.start.severity_encoder}
+        for name, source in sources.items():
+            if found[name] != self.weights.get(name):
+                raise FlashrayError(
+                    f"the {name.replace('_', ' ')} {source} has changed since the run began, or is another one on "
+                    f"{platform.node()}: its hash is {found[name]}, and the run's {self.weights.get(name)}. Put back "
+                    "what was there"
+                )
+
+
+def hashes(prior: LatentPrior, encoder: SeverityEncoder | None) -> dict[str, str | None]:
+    """The hashes of a run's models, by their names in its fingerprint."""
+    return {"prior": prior.sha256, "severity_encoder": encoder.sha256 if encoder else None}

@@ -8,23 +8,16 @@ from typing import Any
 
 from flashray.errors import ConfigError
 from flashray.prior.weights import read_json, tensor_names
+from flashray.sources import local_folder
 
 # diffusers' component names, in the order in which they are looked for
 AUTOENCODER_NAMES = ("vqvae", "vae", "autoencoder")
 # the first DDPM pipelines are their UNet's own folder
 DENOISER_NAMES = ("unet", "denoiser", "transformer", ".")
+_SOURCES = "`bundled`, a diffusers pipeline folder, a hub id (hf://owner/name), or a URI (s3://bucket/folder)"
 INDEX = "model_index.json"
 SCHEDULER = "scheduler_config.json"
 STATISTICS = "latent_statistics.json"
-# what is fetched of a hub id: not the single-file checkpoints that lie beside some pipelines' folders; merges.txt
-# belongs to the tokenizer of a text encoder
-_WANTED = (
-    "*.json",
-    "*/*.safetensors",
-    "diffusion_pytorch_model*.safetensors",
-    "null_prompt.safetensors",
-    "*/merges.txt",
-)
 
 
 @dataclass(frozen=True)
@@ -62,7 +55,7 @@ def open_pipeline(source: str) -> PipelineFolder:
     """Find a pipeline's components.
 
     Args:
-        source: `bundled`, a folder, or a hub id.
+        source: `bundled`, a folder, a hub id, or a URI.
 
     Raises:
         ConfigError: if the folder is missing, is something else than a pipeline, which is then named, or lacks a part.
@@ -108,26 +101,19 @@ def bundled(*parts: str) -> Path:
 
 
 def resolve(source: str) -> Path:
-    """The folder of a source, from the hub if it is a hub id.
+    """The folder of a source on this machine.
 
     Raises:
         ConfigError: if there is none.
     """
     if source == "bundled":
         return bundled("prior")
-    folder = Path(source)
-    if folder.is_dir():
-        return folder
+    folder = local_folder(source, "prior")
     if folder.is_file():
         raise ConfigError(f"prior {source}: {_of_single_file(folder)}")
-    if source.count("/") != 1 or source.startswith((".", "/", "~")):
-        raise ConfigError(f"prior {source}: no such folder; give `bundled`, a diffusers pipeline folder or a hub id")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(source, allow_patterns=list(_WANTED)))
-    except Exception as error:  # the hub client raises many kinds
-        raise ConfigError(f"prior {source}: no such folder, and the hub did not give it: {error}") from error
+    if not folder.is_dir():
+        raise ConfigError(f"prior {source}: no such folder; give {_SOURCES}")
+    return folder
 
 
 def _refuse_other_kinds(root: Path, source: str) -> None:
@@ -153,13 +139,15 @@ def _refuse_other_kinds(root: Path, source: str) -> None:
 def _of_single_file(path: Path) -> str:
     """What a file is that stands where a pipeline's folder is asked for."""
     if path.suffix not in (".safetensors", ".ckpt"):
-        return f"{path.name} is a file; give `bundled`, a diffusers pipeline folder or a hub id"
+        return f"{path.name} is a file; give {_SOURCES}"
     names = tensor_names(path) if path.suffix == ".safetensors" else []
     if any("lora_" in name for name in names):
         return f"{path.name} is a LoRA, which is no model by itself; fuse it into its pipeline and name that"
     if any(name.startswith("control_model.") for name in names):
         return f"{path.name} is a ControlNet, which steers another model and is no prior"
     return (
-        f"{path.name} is a single-file checkpoint; convert it once into a diffusers folder, where the hub can be "
-        f"reached, with StableDiffusionPipeline.from_single_file('{path.name}').save_pretrained('FOLDER') or its like"
+        f"{path.name} is a single-file checkpoint; convert it once into a diffusers folder: with "
+        f"flashray.prior.convert_single_file('{path.name}', like='CONFIGS', output='FOLDER') where its model's configs "
+        f"are, or where the hub can be reached with StableDiffusionPipeline.from_single_file('{path.name}')"
+        ".save_pretrained('FOLDER') or its like"
     )

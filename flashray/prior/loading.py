@@ -20,6 +20,7 @@ from flashray.prior.folder import INDEX, STATISTICS, PipelineFolder, find_autoen
 from flashray.prior.geometry import latent_geometry
 from flashray.prior.latent_prior import LatentPrior
 from flashray.prior.ldm import LDM
+from flashray.prior.levels import in_levels
 from flashray.prior.pixel_space import SpaceToDepth
 from flashray.prior.sdxl import SDXL
 from flashray.prior.stable_diffusion import StableDiffusion
@@ -40,13 +41,13 @@ def load_prior(
 
     Args:
         source: `bundled`, a folder in diffusers' pipeline layout (an autoencoder under vqvae/, vae/ or autoencoder/, a
-            denoiser under unet/, denoiser/ or transformer/, scheduler/), or the hub id of such a pipeline.
+            denoiser under unet/, denoiser/ or transformer/, scheduler/), or the hub id or URI of such a pipeline.
             docs/priors.md lists the kinds. A pipeline whose model_index.json names no autoencoder (DDPMPipeline,
             DDIMPipeline) is a pixel prior: its latents are the pixels in [-1, 1] as they are, which is not quite unit
             variance.
         check: also run the networks on a test picture, and refuse a prior that does not behave as its configs say
-            (`check_prior`). That costs an encoder, a decoder and a denoiser evaluation, so whoever starts a run asks
-            for it once, and not each of its workers; random weights do not pass it.
+            (`check_prior`). That costs an encoder, a decoder and a denoiser evaluation, so each of a run's workers does
+            without; random weights do not pass it.
 
     Raises:
         ConfigError: if the folder is missing or is something else than a pipeline; if a component is missing, of an
@@ -120,7 +121,7 @@ def load_autoencoder(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[
         for key in ("in_channels", "out_channels"):
             if config.get(key, 3) != 3:
                 raise ConfigError(f"prior {path}: {key} is {config[key]!r}; images have 3 channels")
-        autoencoder = load_model(_class(kind), path, dtype)
+        autoencoder = in_levels(load_model(_class(kind), path, dtype))
     else:
         raise _unknown_class(path, kind)
     return autoencoder, *_latent_scaling(folder, path, config, latent_geometry(autoencoder)[0])

@@ -20,8 +20,9 @@ class Start:
 
     Args:
         mode: flash starts at the step that matches σ̂, full at pure noise, fixed at the same step for every image.
-        severity_encoder: bundled:NAME, a folder or s3:// prefix, or models:/NAME@ALIAS (or models:/NAME/VERSION) of
-            MLflow's model registry; a full chain needs none.
+        severity_encoder: bundled:NAME, a folder, a hub id such as hf://owner/name@revision, a URI such as
+            s3://bucket/folder, or models:/NAME@ALIAS (or models:/NAME/VERSION) of MLflow's model registry; a full chain
+            needs none.
         formula: the start latent; paper is √(1-cσ̂²) ẑ + √(cσ̂²) ε (Flash-Diffusion, sample-adaptive inference),
             schedule is √ᾱ ẑ + √(1-ᾱ) ε with the ᾱ of the first update, which is the noise level that the denoiser was
             trained on there.

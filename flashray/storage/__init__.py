@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from flashray.storage.node_cache import cached_folder
 from flashray.storage.redaction import redact
 from flashray.storage.uri import (
     Entry,
@@ -38,6 +39,7 @@ __all__ = [
     "Listing",
     "Unavailable",
     "asked",
+    "cached_folder",
     "check",
     "copy",
     "create_if_absent",

@@ -126,6 +126,17 @@ def _put_unless_there(place: str, data: bytes) -> bool:
     return True
 
 
+def versions(place: str) -> Iterator[tuple[str, int, str]]:
+    """(The key below a prefix, bytes, ETag) of every object there; OSError when the server does not answer."""
+    bucket, _, prefix = place.partition("/")
+    prefix = prefix and f"{prefix}/"
+    with _as_oserror(place):
+        for page in _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+            for one in page.get("Contents", []):
+                if not one["Key"].endswith("/"):  # what some tools make for an empty folder
+                    yield one["Key"].removeprefix(prefix), one["Size"], one["ETag"]
+
+
 def trouble(place: str) -> str | None:
     """What is wrong with the server, or with the bucket, and what to do about it; None where it answers."""
     bucket, _, key = place.partition("/")

@@ -34,6 +34,7 @@ from flashray.storage.redaction import redact
 
 T = TypeVar("T")
 _TEMPORARY = ".flashray-"  # the name of a local file that is not whole yet starts so
+_PIECE = 2**24  # bytes of a file that is copied piece by piece
 _SPECIAL = "it is no file but a pipe, a socket or a device"
 
 
@@ -53,6 +54,15 @@ class Entry:
     size: int
     hides: bool = False
     apart: bool = False
+
+
+@dataclass(frozen=True, order=True)
+class Version:
+    """A file below a listed prefix, and what its store calls the content that it has now: an ETag, or all it says."""
+
+    key: str
+    size: int
+    version: str
 
 
 @dataclass(frozen=True)
@@ -238,7 +248,7 @@ def put_bytes(uri: str, data: bytes, modified_ns: int | None = None) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def modified(uri: str) -> int | None:
@@ -268,12 +278,12 @@ def copy(source: str, target: str) -> None:
     try:
         shutil.copyfile(normalise(source), temporary)
         shutil.copystat(normalise(source), temporary)
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def refuse_special(uri: str) -> None:
@@ -309,7 +319,7 @@ def create_if_absent(uri: str, data: bytes) -> bool:
         return path.read_bytes() == data
     finally:
         temporary.unlink(missing_ok=True)
-    _sync(path.parent)
+    sync(path.parent)
     return True
 
 
@@ -362,6 +372,33 @@ def list_everything(uri: str, apart: str | None = None) -> Listing:
     ]
     unreadable = [f"{one.key or '.'} ({one.why})" for one in found if isinstance(one, Unreadable)]
     return Listing(sorted(entries, key=lambda entry: entry.key), sorted(unreadable))
+
+
+def versions(uri: str) -> list[Version]:
+    """Every object below a prefix, at any depth, with its version; nothing where there is none."""
+    scheme, rest = _split(normalise(uri))
+    if scheme == "s3":
+        return [Version(*one) for one in s3.versions(rest)]
+    other = _fsspec(scheme)
+    root = other._strip_protocol(uri).rstrip("/") + "/"
+    found = other.find(root, detail=True)
+    return [Version(path.removeprefix(root), info["size"], other.ukey(path)) for path, info in found.items()]
+
+
+def download(uri: str, path: Path, size: int) -> None:
+    """Write a file or object of so many bytes to a new local one, piece by piece, and on the disk.
+
+    Raises:
+        OSError: when it cannot be read, or is not so large.
+    """
+    _make_folder(path.parent)
+    files, place = filesystem(uri)
+    with files.open_input_stream(place) as stream, path.open("xb") as file:
+        shutil.copyfileobj(stream, file, _PIECE)
+        written = file.tell()
+    if written != size:
+        raise OSError(f"{uri} gave {written} of {size} bytes")
+    sync(path)
 
 
 def half_written(uri: str) -> list[str]:
@@ -420,7 +457,7 @@ def write_temporary(path: Path, data: bytes) -> Path:
     temporary = path.with_name(_TEMPORARY + uuid.uuid4().hex)
     try:
         temporary.write_bytes(data)
-        _sync(temporary)
+        sync(temporary)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
@@ -433,10 +470,10 @@ def _make_folder(folder: Path) -> None:
         return
     _make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
-    _sync(folder.parent)
+    sync(folder.parent)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait until a file's content, or a folder's list of files, is on the disk and survives a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from flashray.metrics import load_lpips
 from flashray.prior import LatentPrior, latent_geometry, load_autoencoder, load_prior
 from flashray.prior.pixel_space import SpaceToDepth
 from flashray.shards.place import Place
+from flashray.sources import local_folder, pinned
 from flashray.training.autoencoder_task import AutoencoderConfig, AutoencoderTask, latent_scale, make_autoencoder
 from flashray.training.denoiser_task import (
     SCHEDULER_CONFIG,
@@ -47,8 +48,8 @@ class TrainPriorConfig(TrainConfig):
     Attributes:
         size: side of the square images in pixels.
         stages: stages to train; a stage that is left out is taken from `output`.
-        init: a prior's folder whose weights training starts from, instead of random ones.
-        warm_start: a prior's folder whose autoencoder gives a new one what the two have in common, see `copy_trunk`.
+        init: a prior whose weights training starts from, instead of random ones: a folder, a hub id or a URI.
+        warm_start: a prior whose autoencoder gives a new one what the two have in common, see `copy_trunk`.
         card: what the photos are, in words, for the model card; empty writes none.
         lpips_weights: weights of LPIPS, a file or a folder; see the README. Empty: FLASHRAY_LPIPS_WEIGHTS or
             torch.hub's cache.
@@ -81,6 +82,7 @@ class TrainPriorConfig(TrainConfig):
 def train_prior(config: TrainPriorConfig) -> None:
     """Train the stages in order; each can be resumed by running the same command again."""
     config = with_absolute_paths(config, "init", "warm_start", "lpips_weights")
+    config = replace(config, init=pinned(config.init, "prior"), warm_start=pinned(config.warm_start, "prior"))
     if "autoencoder" in config.stages:
         train_autoencoder(config)
     if "denoiser" in config.stages:
@@ -140,12 +142,12 @@ def build_autoencoder_task(config: TrainPriorConfig) -> AutoencoderTask:
     assert config.autoencoder != "none"
     torch.manual_seed(config.autoencoder_loop.seed)
     if config.init:
-        model = AutoencoderDC.from_pretrained(Path(config.init) / "vqvae", torch_dtype=torch.float32)
+        model = AutoencoderDC.from_pretrained(_folder(config.init) / "vqvae", torch_dtype=torch.float32)
     else:
         model = make_autoencoder(config.autoencoder)
         if config.warm_start:
             copy_trunk(
-                model, AutoencoderDC.from_pretrained(Path(config.warm_start) / "vqvae", torch_dtype=torch.float32)
+                model, AutoencoderDC.from_pretrained(_folder(config.warm_start) / "vqvae", torch_dtype=torch.float32)
             )
     net = config.autoencoder.lpips_net
     lpips = load_lpips(net, config.lpips_weights or None) if config.autoencoder.lpips else None
@@ -157,7 +159,9 @@ def build_denoiser_task(config: TrainPriorConfig) -> DenoiserTask:
     """The second stage's task: the output's autoencoder, and its denoiser, which is trained."""
     torch.manual_seed(config.denoiser_loop.seed)
     prior: LatentPrior = load_prior(config.output)
-    prior.denoiser = UNet2DModel.from_pretrained(Path(config.init or config.output) / "unet", torch_dtype=torch.float32)
+    prior.denoiser = UNet2DModel.from_pretrained(
+        _folder(config.init or config.output) / "unet", torch_dtype=torch.float32
+    )
     prior.denoiser.requires_grad_(True)
     if resolve_device(config.launch.device) == "cpu":
         use_plain_attention(prior.denoiser)
@@ -171,9 +175,13 @@ def write_scheduler(output: Path, prediction: str) -> None:
     (output / "scheduler" / "scheduler_config.json").write_text(text + "\n")
 
 
-def prediction_of(folder: str) -> str:
-    """What the denoiser of a prior's folder predicts."""
-    return str(json.loads((Path(folder) / "scheduler" / "scheduler_config.json").read_text())["prediction_type"])
+def prediction_of(source: str) -> str:
+    """What the denoiser of a prior predicts."""
+    return str(json.loads((_folder(source) / "scheduler" / "scheduler_config.json").read_text())["prediction_type"])
+
+
+def _folder(source: str) -> Path:
+    return local_folder(source, "prior")
 
 
 def spread(paths: list[Place], most: int) -> list[Place]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from flashray.prior import load_prior
 from flashray.prior.pixel_space import SpaceToDepth
 from flashray.recipe import DegradationConfig
 from flashray.severity.encoder import SeverityEncoder, load_severity_encoder
+from flashray.sources import pinned
 from flashray.tracking import default_uri
 from flashray.tracking.model_registry import check_registry, register
 from flashray.training.launch import train
@@ -29,8 +30,9 @@ class TrainSeverityConfig(TrainConfig):
     """What to train a severity encoder on, and how; the photos are degraded when they are used.
 
     Attributes:
-        prior: the prior whose encoder it starts from: `bundled`, a folder or a hub id.
-        init: a severity encoder whose weights training starts from instead.
+        prior: the prior whose encoder it starts from: `bundled`, a folder, a hub id such as hf://owner/name@revision,
+            or a URI such as s3://bucket/folder.
+        init: a severity encoder whose weights training starts from instead; named in the same ways.
         register: the name under which it is registered in MLflow after training.
         alias: points to the registered version from then on.
         tracking_uri: the MLflow server or database of the registry; default MLFLOW_TRACKING_URI, else mlflow.db beside
@@ -51,6 +53,7 @@ class TrainSeverityConfig(TrainConfig):
 def train_severity(config: TrainSeverityConfig) -> dict[str, float]:
     """Train (or resume) and save the encoder; returns its figures on the validation photos."""
     config = with_absolute_paths(config, "prior", "init")
+    config = replace(config, prior=pinned(config.prior, "prior"), init=pinned(config.init, "severity encoder"))
     registry = config.tracking_uri or default_uri(config.output)
     if config.register:
         check_registry(config.register, config.alias, registry)

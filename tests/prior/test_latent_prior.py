@@ -204,22 +204,3 @@ def test_missing_folders_are_refused_without_asking_the_hub(source: str, monkeyp
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
     with pytest.raises(ConfigError, match="no such folder"):
         load_prior(source)
-
-
-def test_a_hub_id_asks_for_safetensors_and_configs_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    save_pipeline(tmp_path, dc())
-
-    def snapshot(source: str, allow_patterns: list[str]) -> str:
-        assert source == "someone/prior"
-        assert all(pattern.endswith((".json", ".safetensors", "/merges.txt")) for pattern in allow_patterns)
-        return str(tmp_path)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
-    assert load_prior("someone/prior").name == "someone/prior"
-
-    def offline(source: str, allow_patterns: list[str]) -> str:
-        raise ConnectionError("no network")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
-    with pytest.raises(ConfigError, match=r"someone/prior: .*the hub did not give it: no network"):
-        load_prior("someone/prior")
