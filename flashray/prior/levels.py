@@ -110,7 +110,7 @@ def _in_strips(level: _Level, zoom: Fraction, x_BCHW: Tensor) -> Tensor:
     """level(x), a strip at a time."""
     cut = zoom.denominator
     halo = cut * -(-receptive_field(level, x_BCHW.shape[1], cut) // cut)
-    strips = Strips(rows=int(LEVEL_ROWS / max(zoom, 1)), halo=halo, cut=cut, zoom=zoom)
+    strips = Strips(rows=int(LEVEL_ROWS / max(zoom, Fraction(1))), halo=halo, cut=cut, zoom=zoom)
     known: dict[nn.GroupNorm, tuple[Tensor, Tensor]] = {}
     with _pooled(level, known) as own_rows:
         while True:
