@@ -23,7 +23,7 @@ def library() -> Any:
         import deepinv
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision of another torch
         raise ConfigError(
-            f"degradation deepinv: physics needs the package deepinv, which cannot be imported ({error}); give pip "
+            f"degradation deepinv, physics: it needs the package deepinv, which cannot be imported ({error}); give pip "
             "flashray[deepinv] and a torchvision that fits torch"
         ) from error
     return deepinv
@@ -36,7 +36,7 @@ def make_physics(given: Any) -> Any:
     name, arguments = next(iter(given.items())) if isinstance(given, Mapping) and len(given) == 1 else (given, {})
     if not (isinstance(name, str) and name and isinstance(arguments, Mapping)):
         raise ConfigError(
-            f"degradation deepinv: physics is {given!r}; give the name of a class of deepinv.physics, "
+            f"degradation deepinv, physics: {given!r} is none; give the name of a class of deepinv.physics, "
             "{name: {argument: value}}, or a Physics"
         )
     kinds = library().physics

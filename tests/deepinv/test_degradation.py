@@ -200,7 +200,7 @@ def test_a_physics_that_no_solver_can_use_is_named_before_any_work(name: str) ->
         ({"Blur": {"fliter": 1}}, "physics Blur refuses .*'fliter'.* are ignored.; give other arguments"),
         ({"Downsampling": {"factor": 2, "filter": {"no_such": {}}}}, "physics Downsampling refuses .*no_such"),
         ({"Blur": {}, "Inpainting": {}}, "give the name of a class"),
-        (3, "physics is 3; give the name"),
+        (3, "physics: 3 is none; give the name"),
     ],
 )
 def test_words_that_name_no_physics_are_config_errors(physics: Any, words: str) -> None:

@@ -141,7 +141,7 @@ def test_row_28_settings_of_the_wrong_shape(registry: Any, make: Any, name: str,
         with pytest.raises(ConfigError) as caught:
             make(name, {field: value})
         said = str(caught.value)
-        assert said.startswith(f"{'degradation' if registry is DEGRADATIONS else 'solver'} {name}: {field}"), said
+        assert said.startswith(f"{'degradation' if registry is DEGRADATIONS else 'solver'} {name}, {field}: "), said
         assert any(words in said for words in ("give ", "is not of type")), said
 
 

@@ -10,8 +10,9 @@ import dataclasses
 import hashlib
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -203,6 +204,7 @@ class Stub:
     """Models whose weights never change."""
 
     registered = None
+    pinned: Mapping[str, str] = MappingProxyType({})
 
     def identity(self) -> dict[str, Any]:
         return {"recipe.seed": 0}
