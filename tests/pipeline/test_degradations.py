@@ -209,7 +209,7 @@ def test_smaller_measurements_are_not_resized(
 
     put_bytes(f"{asked.io.output}/crop 0.png", encode_png(done.images["crop 0.png"]))
     restorer = WorkerSettings.of(asked, "cpu", 1, lpips=False).restorer()
-    sheet_row = row_of_sheet(restorer, asked.io, done.plan["crop 0.png"])
+    sheet_row = row_of_sheet(restorer, asked.io, done.plan["crop 0.png"], done.rows["crop 0.png"])
     assert sheet_row is not None
     assert [None if image is None else tuple(image.shape) for image in sheet_row[1]] == [(3, SIDE, SIDE)] * 4
 
