@@ -133,7 +133,7 @@ def samplers(prior: str) -> dict[str, dict[float, Sampler]]:
     dps, fidelity = deepinv.sampling.DPS, deepinv.optim.data_fidelity.L2()
     pir, ddrm = deepinv.sampling.DiffPIR, deepinv.sampling.DDRM
     return {
-        "deepinv DPS, weight": {w: dps(denoiser, num_steps=STEPS, weight=w) for w in (16.0, 64.0, 256.0)},
+        "deepinv DPS, weight": {w: dps(denoiser, num_steps=STEPS, weight=w) for w in (64.0, 256.0, 1024.0)},
         "ours, latent_dps, dc_step": {w: ours(prior, "latent_dps", 1.0, dc_step=w) for w in (10.0, 30.0, 100.0)},
         "deepinv DDRM, η_b": {w: ddrm(denoiser, sigmas=sigmas, etab=w) for w in (0.5, 1.0)},
         "deepinv DiffPIR, λ": {
