@@ -24,7 +24,7 @@ def build(kind: str, registry: Mapping[str, type[T]], name: str, settings: Mappi
         raise ConfigError(
             f"{kind} {name!r} is not known{nearest(name, registry)}; known: {', '.join(sorted(registry))}"
         )
-    return strict(registry[name], settings or {}, f"{kind} {name}", joint=": ")
+    return strict(registry[name], settings or {}, f"{kind} {name}")
 
 
 def noise_range(noise_std: float | Sequence[float], name: str = "noise_std") -> tuple[float, float]:
@@ -42,7 +42,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {' or '.join(found)}?)" if found else ""
 
 
-def strict(cls: type[T], values: Any, where: str, joint: str = ", ") -> T:
+def strict(cls: type[T], values: Any, where: str) -> T:
     """`cls(**values)` for nested dataclasses, every key known and every value of its type; else ConfigError."""
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     values = mapping(values, where)
@@ -58,7 +58,7 @@ def strict(cls: type[T], values: Any, where: str, joint: str = ", ") -> T:
     if missing:
         raise ConfigError(f"{where}: {', '.join(missing)} missing")
     hints = get_type_hints(cls)
-    return cls(**{name: _fitting(hints[name], value, where + joint + name) for name, value in values.items()})
+    return cls(**{name: _fitting(hints[name], value, f"{where}, {name}") for name, value in values.items()})
 
 
 def _fitting(hint: Any, value: Any, where: str) -> Any:
