@@ -37,7 +37,7 @@ class Job:
 
     Attributes:
         key: the image's name in its archive.
-        seed: `image_seed(run seed, key)`; all of the image's noise follows from it.
+        seed: `image_seed(run seed, key)`, or `sample_seed` of it; all of the restoration's noise follows from it.
         y: [3, H', W'] measurement in [-1, 1], of the photo without padding.
         parameters: the degradation's parameters of this image.
         noise_std: on the [0, 1] scale.
@@ -46,6 +46,7 @@ class Job:
         regions: where windows begin; None where all do at `start_step`.
         sigma_hat: σ̂ of the image; NaN without an encoder.
         weight: [h, w] fusion weights of the padded photo; None where they are not learned.
+        sample: its number, where a photo is restored several times.
     """
 
     key: str
@@ -58,11 +59,12 @@ class Job:
     regions: Regions | None = None
     sigma_hat: float = math.nan
     weight: Tensor | None = None
+    sample: int = 0
 
 
 @dataclass(frozen=True)
 class Solved:
-    """A finished image: [3, H, W] in [-1, 1], or None with an `error`.
+    """A finished image: [3, H, W] in [-1, 1], or None with an `error`; `key` and `sample` are those of its job.
 
     `nfe` is the number of denoiser evaluations of its windows over the number of windows. `seconds` is the image's
     share of the time of the steps it took part in.
@@ -73,6 +75,7 @@ class Solved:
     nfe: float
     seconds: float
     error: str | None = None
+    sample: int = 0
 
 
 @dataclass(eq=False)

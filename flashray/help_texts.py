@@ -38,6 +38,7 @@ again does what is missing, and nothing else.
   --fit whole|resize|crop|error   default: whole, every photo at its own size
   --format png|jpeg|webp|tiff   of the restored images; default: as in IN
   --quality N               of JPEG and WebP, 1 to 100; default: 95
+  --samples N               restore each image N times, and map what differs; default: 1
   --strict                  fail images whose format cannot hold all that was in the file
   --no-provenance           leave the note of recipe, σ̂, NFE and run out of the metadata
   --max-megapixels N        larger images fail; default: 100

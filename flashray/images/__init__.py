@@ -16,6 +16,7 @@ from flashray.images.reframed import reframed
 from flashray.images.sheet import contact_sheet
 from flashray.images.sizes import Fit, fit_image
 from flashray.images.source import SourceImage, open_image, unchanged
+from flashray.images.spread import decode_spread, encode_spread, sample_spread
 from flashray.images.write import NO_PLACE_FOR_NOTE, Encoded, encode_like
 
 __all__ = [
@@ -49,6 +50,9 @@ __all__ = [
     "from_uint16",
     "to_pil",
     "contact_sheet",
+    "sample_spread",
+    "encode_spread",
+    "decode_spread",
     "is_image_name",
     "is_photo_name",
     "IMAGE_SUFFIXES",

@@ -33,6 +33,7 @@ class CostModel:
         window_pixels: of a one-window image.
         step_megapixel: of an update, beside its windows' evaluations, for each million pixels; part of `step_seconds`.
         decode_megapixel, other_megapixel: what an image takes longer for each million pixels beyond one window's.
+        samples: restorations of each image; all but `other` is spent on each.
     """
 
     filled: tuple[int, ...]
@@ -44,6 +45,7 @@ class CostModel:
     step_megapixel: float = 0.0
     decode_megapixel: float = 0.0
     other_megapixel: float = 0.0
+    samples: int = 1
 
     def steps(self, slots: int) -> Floats:
         """[slots] seconds of a batched step with 1 … `slots` filled, interpolated linearly between measurements."""
@@ -91,7 +93,7 @@ def predict(load: Workload, first: Integers, slots: int, actors: int, cost: Cost
     updates = load.start_step * load.pixels / 1e6 * cost.step_megapixel
     decoded = cost.decode_seconds + beyond * cost.decode_megapixel
     other = cost.other_seconds + beyond * cost.other_megapixel
-    solver_U = evaluated_U + _sums(updates + decoded, first)
+    solver_U = cost.samples * (evaluated_U + _sums(updates + decoded, first))
     dispatched = (solver_U + _sums(other, first))[dearest_first(unit_costs(load, first))]
     wall = simulate(dispatched, Pool(min(actors, max(len(first), 1)), start_up=cost.start_up_seconds)).makespan
     return Prediction(len(first), share, float(solver_U.sum()), wall, actors)

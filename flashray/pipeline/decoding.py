@@ -12,6 +12,7 @@ from flashray.errors import ImageError
 from flashray.images import MAX_MEGAPIXELS, open_image, read_header
 from flashray.measurement import Photo
 from flashray.pipeline.load import mask_uri_of
+from flashray.pipeline.run_config import IoConfig
 from flashray.restorer import Restorer
 
 
@@ -21,7 +22,7 @@ def batches(
     rows: Sequence[dict[str, Any]],
     indices: Iterable[int],
     count: int,
-    max_megapixels: float,
+    io: IoConfig,
 ) -> Iterator[list[int]]:
     """The indices of images that can be measured together: of one size, in batches bounded by their pixels.
 
@@ -36,8 +37,14 @@ def batches(
     for i in indices:
         row = rows[i]
         try:
-            header = read_header(unit["data"][i], max_megapixels)
+            header = read_header(unit["data"][i], io.max_megapixels)
             size, seen = (header.width, header.height), restorer.image_size((header.height, header.width))
+            megapixels = io.samples * seen[0] * seen[1] / 1e6
+            if io.samples > 1 and megapixels > io.max_megapixels:
+                raise ImageError(
+                    f"{io.samples} samples of {seen[1]} x {seen[0]} pixels have {megapixels:.1f} megapixels, and the "
+                    f"limit is {io.max_megapixels:g}; take fewer samples, or a higher --max-megapixels"
+                )
             planned = (row.get("width"), row.get("height"))
             if None not in planned and planned != size:
                 raise ImageError(
@@ -63,7 +70,7 @@ def decode_photos(
     rows: Sequence[dict[str, Any]],
     indices: Iterable[int],
     given: str,
-    max_megapixels: float,
+    io: IoConfig,
 ) -> tuple[list[Photo], list[int]]:
     """(the photos of a batch, their indices); those that cannot be decoded or measured get an error in their rows.
 
@@ -75,7 +82,7 @@ def decode_photos(
     for i in indices:
         arguments = (unit[name][i] for name in ("key", "data", given, "noise_std", "mask_data"))
         try:
-            photos.append(decode_photo(restorer, *arguments, max_megapixels=max_megapixels))
+            photos.append(decode_photo(restorer, *arguments, max_megapixels=io.max_megapixels))
             sound.append(i)
         except ImageError as error:
             rows[i]["error"] = str(error)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from flashray.errors import ConfigError
 from flashray.images import OutputFormat, output_name
-from flashray.pipeline.run_folder import PAGE
+from flashray.pipeline.run_folder import PAGE, SAMPLES
 
 
 def output_names(keys: Sequence[str], format: OutputFormat) -> dict[str, str]:
@@ -26,6 +26,22 @@ def output_names(keys: Sequence[str], format: OutputFormat) -> dict[str, str]:
             )
         key_of[name] = key
     return key_of
+
+
+def sample_names(name: str, samples: int) -> list[str]:
+    """The files beside the restored image of this name, below the output: samples 1 … and the map of their spread.
+
+    None where there is one sample. An image's files have a folder of their own, so they collide where names do.
+    """
+    if samples == 1:
+        return []
+    suffix = posixpath.splitext(name)[1]
+    return [f"{SAMPLES}/{name}/{file}" for file in (*(f"{n}{suffix}" for n in range(1, samples)), "spread.png")]
+
+
+def image_of(name: str) -> str:
+    """The name of the restored image that a file below the output is, or is a sample or the spread of."""
+    return posixpath.dirname(name.removeprefix(f"{SAMPLES}/")) if name.startswith(f"{SAMPLES}/") else name
 
 
 def without_place(keys: Sequence[str], format: OutputFormat) -> dict[str, str]:

@@ -73,7 +73,7 @@ class SeverityActor:
 
     def __init__(self, work: WorkerSettings, board: Any) -> None:
         self.restorer, self.board = work.restorer(), board
-        self.max_megapixels, self.batch = work.config.io.max_megapixels, work.config.resources.severity_batch
+        self.io, self.batch = work.config.io, work.config.resources.severity_batch
 
     def __call__(self, table: pa.Table) -> pa.Table:
         (chunk,) = table.to_pylist()
@@ -99,9 +99,9 @@ class SeverityActor:
     @torch.no_grad()
     def estimate(self, chunk: dict[str, Any], rows: list[dict[str, Any]], indices: Sequence[int]) -> None:
         """Decode, measure and estimate these images of the chunk, and fill in their rows."""
-        restorer, most = self.restorer, self.max_megapixels
-        for part in batches(restorer, chunk, rows, indices, self.batch, most):
-            photos, sound = decode_photos(restorer, chunk, rows, part, "given", most)
+        restorer = self.restorer
+        for part in batches(restorer, chunk, rows, indices, self.batch, self.io):
+            photos, sound = decode_photos(restorer, chunk, rows, part, "given", self.io)
             for photo, i in zip(photos, sound, strict=True):
                 rows[i] |= {"noise_std": photo.noise_std, "estimated": photo.estimated}
                 rows[i]["parameters"] = kept_parameters(photo, chunk["given"][i])
@@ -226,7 +226,7 @@ def workload(sound: pa.Table, schedule: NoiseSchedule, start: Start) -> tuple[Wo
 
 def packing_of(config: RunConfig, actors: int) -> Packing:
     """The packing of a run."""
-    return Packing(config.resources.unit_images, config.resources.slots, actors)
+    return Packing(config.resources.unit_images, config.resources.slots, actors, config.io.samples)
 
 
 def found_again(plan: pa.Table, listing: pa.Table) -> pa.Table:

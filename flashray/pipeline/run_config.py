@@ -38,6 +38,8 @@ class IoConfig:
             side, then centre crop), crop, or error.
         format: of the restored images; same keeps each file's format, any other appends its suffix to the name.
         quality: 1 to 100, of JPEG, WebP and AVIF; default 95, and lossless where a WebP was.
+        samples: restorations of each image, each with noise of its own; those after the first, and a map of their
+            spread, go to _flashray/samples.
         strict: an image whose format cannot hold what its file had (16 bits, alpha, a profile) fails instead of being
             noted.
         provenance: write recipe, σ̂, NFE and run id into each restored image's metadata; --no-provenance does not.
@@ -55,6 +57,7 @@ class IoConfig:
     fit: Literal["whole", "resize", "crop", "error"] = "whole"
     format: Format = "same"
     quality: int | None = None
+    samples: int = 1
     strict: bool = False
     provenance: bool = True
     max_megapixels: float = 100.0
@@ -164,6 +167,7 @@ def check(config: RunConfig) -> RunConfig:
             "solver.steps",
         )
     _require(io.quality is None or 1 <= io.quality <= 100, f"quality is {io.quality}; give a number from 1 to 100")
+    _require(io.samples >= 1, f"samples is {io.samples}; give at least 1")
     _require(
         0 < io.max_megapixels <= MOST_MEGAPIXELS,
         f"max_megapixels is {io.max_megapixels:g}; give more than 0 and at most {MOST_MEGAPIXELS}",

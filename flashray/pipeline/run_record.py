@@ -34,7 +34,7 @@ _FREE = {
 _PACKAGES = ("flashray", "torch", "ray", "diffusers", "pyarrow", "pillow", "mlflow")
 _PARTS = (
     *("summary.json", "contact_sheet.png", "commits", "attempts", "severity", "plan", "cost.json", "tracking"),
-    *("archive.parquet", "others.parquet"),
+    *("archive.parquet", "others.parquet", "samples"),
 )
 _NAMED = 3  # keys in a message
 _DELETERS = 16
@@ -45,6 +45,8 @@ def identity(config: RunConfig, weights: Mapping[str, str | None]) -> dict[str, 
     """Everything that a run's bytes depend on, except the listing, as one flat dict."""
     flat = flatten(to_dict(config))
     flat = {n: value for n, value in flat.items() if n not in _FREE and not n.startswith("tracking.")}
+    if config.io.samples == 1:  # as in runs from before there were samples
+        del flat["io.samples"]
     if not config.recipe.start.uses_encoder:  # a full chain does not depend on the rest of the start
         unused = {name for name in flat if name.startswith("recipe.start.") and name != "recipe.start.mode"}
         flat = {name: value for name, value in flat.items() if name not in unused}

@@ -44,7 +44,9 @@ def image_costs(load: Workload) -> Floats:
     return np.maximum(cost, cost.mean() / MOST) if len(cost) else cost
 
 
-def pack(load: Workload, unit_images: int, slots: int = 1, actors: int = 1) -> tuple[Integers, Integers]:
+def pack(
+    load: Workload, unit_images: int, slots: int = 1, actors: int = 1, samples: int = 1
+) -> tuple[Integers, Integers]:
     """Pack images into units: most windows first, then hardest first, cut where the cost reaches an equal share.
 
     Units are cut at multiples of the number of slots, so that a unit of similar images ends without idle slots. When
@@ -58,6 +60,7 @@ def pack(load: Workload, unit_images: int, slots: int = 1, actors: int = 1) -> t
         unit_images: the mean number of images of a unit of full share.
         slots: windows that an actor has in flight.
         actors: number of actors that will share the work.
+        samples: of each image; the units are those of one sample, but for the limit of pixels.
 
     Returns:
         (order [n], unit [n]): `order` holds the images' indices in their units' order, and `unit[i]`, ascending from 0
@@ -74,7 +77,7 @@ def pack(load: Workload, unit_images: int, slots: int = 1, actors: int = 1) -> t
     cut = np.floor(_units_in(cost.sum(), share, actors) - _units_in(left, share, actors))
     unit = np.repeat(cut, np.diff(np.append(slotfuls, len(order))))
     unit = _numbered(np.diff(unit, prepend=unit[0]) != 0)
-    pixels = load.pixels[order]
+    pixels = load.pixels[order] * samples
     before = np.cumsum(pixels) - pixels
     filled = (before - before[_firsts(unit)][unit]) // PIXELS
     return order, _numbered((np.diff(unit, prepend=0) != 0) | (np.diff(filled, prepend=0) != 0))
@@ -97,16 +100,18 @@ class Packing:
     Attributes:
         unit_images: the mean number of images of a unit of full share; None chooses.
         slots, actors: the pool's.
+        samples: restorations of each image.
     """
 
     unit_images: int | None
     slots: int
     actors: int = 1
+    samples: int = 1
 
     def __call__(self, load: Workload) -> tuple[Integers, Integers]:
         """`pack`."""
         size = self.unit_images or choose_unit_images(load, self.actors, self.slots)
-        return pack(load, size, self.slots, self.actors)
+        return pack(load, size, self.slots, self.actors, self.samples)
 
 
 def hardest_first(start_step: Integers) -> Integers:

@@ -14,6 +14,7 @@ import pyarrow as pa
 from flashray import storage
 from flashray.errors import ImageError
 from flashray.pipeline.commit import write_commit
+from flashray.pipeline.outputs import sample_names
 from flashray.pipeline.provenance import note_of
 from flashray.pipeline.worker_settings import WorkerSettings
 
@@ -37,8 +38,11 @@ def write(table: pa.Table, work: WorkerSettings) -> pa.Table:
         try:
             with one_at_a_time if large else nullcontext():
                 encoded = encode_output(image, io, note_of(row, work))
-            uri = storage.join(io.output, output_name(row["key"], io.format))
-            storage.put_bytes(uri, encoded.data, storage.modified(image["uri"]))
+            name = output_name(row["key"], io.format)
+            samples = dict(zip(sample_names(name, io.samples), encoded.samples, strict=True))
+            for file, data in samples.items():
+                storage.put_bytes(storage.join(io.output, file), data)
+            storage.put_bytes(storage.join(io.output, name), encoded.data, storage.modified(image["uri"]))
         except ImageError as error:
             row |= {"status": "error", "error": f"it cannot be written: {error}"}
         except OSError as error:
@@ -48,6 +52,8 @@ def write(table: pa.Table, work: WorkerSettings) -> pa.Table:
         else:
             row |= {"unchanged": encoded.unchanged, "lost": encoded.lost, "warnings": encoded.warnings}
             row |= {"sha256": hashlib.sha256(encoded.data).hexdigest(), "size": len(encoded.data)}
+            if samples:
+                row |= {"samples": [_file(*one) for one in samples.items()], "spread": encoded.spread}
 
     with ThreadPoolExecutor(_WRITERS) as writers:
         list(writers.map(put, unit["rows"], unit["images"]))
@@ -55,3 +61,8 @@ def write(table: pa.Table, work: WorkerSettings) -> pa.Table:
     failed = sum(row["status"] != "ok" for row in unit["rows"])
     written = {"unit_id": unit["unit_id"], "images": len(unit["rows"]), "failed": failed}
     return pa.Table.from_pylist([written], schema=WRITTEN)
+
+
+def _file(name: str, data: bytes) -> dict[str, Any]:
+    """A `commit.FILE`."""
+    return {"name": name, "sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
