@@ -17,7 +17,7 @@ from flashray.images.sheet import contact_sheet
 from flashray.images.sizes import Fit, fit_image
 from flashray.images.source import SourceImage, open_image, unchanged
 from flashray.images.spread import decode_spread, encode_spread, sample_spread
-from flashray.images.write import NO_PLACE_FOR_NOTE, Encoded, encode_like
+from flashray.images.write import NO_PLACE_FOR_NOTE, Encoded, check_side, encode_like, losses
 
 __all__ = [
     "ImageLike",
@@ -28,6 +28,8 @@ __all__ = [
     "open_image",
     "encode_like",
     "Encoded",
+    "check_side",
+    "losses",
     "unchanged",
     "reframed",
     "NO_PLACE_FOR_NOTE",

@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from flashray.errors import ImageError
-from flashray.images import MAX_MEGAPIXELS, open_image, read_header
+from flashray.images import MAX_MEGAPIXELS, OutputFormat, check_side, losses, open_image, read_header
 from flashray.measurement import Photo
+from flashray.pipeline.encoding import refuse_losses
 from flashray.pipeline.load import mask_uri_of
 from flashray.pipeline.run_config import IoConfig
 from flashray.restorer import Restorer
@@ -27,7 +28,8 @@ def batches(
     """The indices of images that can be measured together: of one size, in batches bounded by their pixels.
 
     Only headers are read, and so only as many pixels are decoded at once as a batch has. A row gets the size of its
-    file; an error where the file is no image, is not of the size that its plan says, or cannot be solved at its size.
+    file; an error where the file is no image, is not of the size that its plan says, or cannot be solved or written at
+    its size.
 
     Args:
         unit: a loaded unit, or a chunk of the plan pass.
@@ -52,6 +54,7 @@ def batches(
                     f"{size[0]} x {size[1]}; --retry-failed plans it again"
                 )
             restorer.check_photo(seen)
+            check_side((seen[1], seen[0]), header.format, io.format)
         except ImageError as error:
             row["error"] = str(error)
             continue
@@ -74,6 +77,9 @@ def decode_photos(
 ) -> tuple[list[Photo], list[int]]:
     """(the photos of a batch, their indices); those that cannot be decoded or measured get an error in their rows.
 
+    So do those of which a strict run would lose something. With the format `same` the writer decides: an image that
+    does not change loses nothing.
+
     Args:
         given: the name of the column with the images' parameters.
     """
@@ -82,7 +88,8 @@ def decode_photos(
     for i in indices:
         arguments = (unit[name][i] for name in ("key", "data", given, "noise_std", "mask_data"))
         try:
-            photos.append(decode_photo(restorer, *arguments, max_megapixels=io.max_megapixels))
+            whole_in = io.format if io.strict and io.format != "same" else None
+            photos.append(decode_photo(restorer, *arguments, max_megapixels=io.max_megapixels, whole_in=whole_in))
             sound.append(i)
         except ImageError as error:
             rows[i]["error"] = str(error)
@@ -98,17 +105,22 @@ def decode_photo(
     mask_data: bytes | None,
     *,
     max_megapixels: float = MAX_MEGAPIXELS,
+    whole_in: OutputFormat | None = None,
 ) -> Photo:
     """An image that can be measured, from its file's bytes.
 
     Args:
         given: JSON of the operator's parameters, or of its mask's URI, from the manifest or the plan.
         max_megapixels: a larger image is refused.
+        whole_in: a format that has to hold all that the file has; None for no such demand.
 
     Raises:
         ImageError: with the reason, where it is not a valid image, does not fit, or its parameters are not known.
     """
-    image = open_image(data, max_megapixels).pixels
+    source = open_image(data, max_megapixels)
+    if whole_in is not None:
+        refuse_losses(losses(source, whole_in))
+    image = source.pixels
     values = json.loads(given or "{}")
     mask = None
     if "mask" in values:

@@ -6,7 +6,7 @@ without it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -69,6 +69,12 @@ def encode_output(image: Mapping[str, Any], io: IoConfig, note: dict[str, str] |
     return replace(encoded[0], samples=files, spread=spread_HW.mean().item())
 
 
+def refuse_losses(lost: Iterable[str]) -> None:
+    """ImageError that names what a strict run would lose, if anything."""
+    if missing := [what for what in lost if what != NO_PLACE_FOR_NOTE]:
+        raise ImageError(f"its output cannot hold all of it, and the run is strict; lost: {'; '.join(missing)}")
+
+
 def _image(pixels: bytes, image: Mapping[str, Any]) -> Tensor:
     """[3, H, W] in [-1, 1] of the 16-bit pixels of an `IMAGE`."""
     levels = np.frombuffer(pixels, np.uint16).reshape(image["height"], image["width"], 3)
@@ -85,7 +91,6 @@ def _encoded(
     if x.shape != source.pixels.shape:
         source = reframed(x, source, io.fit)
     encoded = encode_like(x, source, io.format, io.quality, note)
-    missing = [what for what in encoded.lost if what != NO_PLACE_FOR_NOTE]
-    if io.strict and missing:
-        raise ImageError(f"its output cannot hold all of it, and the run is strict; lost: {'; '.join(missing)}")
+    if io.strict:
+        refuse_losses(encoded.lost)
     return EncodedOutput(encoded.data, False, "; ".join(encoded.lost) or None, warnings)
