@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from flashray.cli import exit_code
-from flashray.options import make_parser, parse_as
+from flashray.option_parser import make_parser, parse_as
 
 T = TypeVar("T")
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flashray.pipeline.simulation import Pool, simulate
-from flashray.pipeline.slot_utilization import slot_steps, slot_utilization
+from benchmarks.simulation import Pool, simulate
+from flashray.pipeline.slot_utilization import slot_steps
 from flashray.pipeline.units import (
     ALONE,
     choose_unit_images,
@@ -101,6 +101,12 @@ def compare(
     outcome = simulate(seconds, pool)
     fill = seconds.sum() / (step_seconds * (nfe.sum() + ALONE * len(nfe)) / slots)  # time held over time used
     return Result(len(first), slot_utilization(steps_US), outcome.over_ideal * float(fill), outcome.deaths)
+
+
+def slot_utilization(steps_US: Integers) -> float:
+    """Slot-steps that update an image over all slot-steps; 1 if there are none."""
+    held = int(steps_US[:, 0].sum()) * steps_US.shape[1]
+    return float(steps_US.sum() / held) if held else 1.0
 
 
 def makespan_over_ideal(steps: Integers, all_slots: int = 1024, slots: int = 8) -> float:

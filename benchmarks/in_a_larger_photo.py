@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 import flashray
-from flashray.metrics import paired_interval, psnr
+from benchmarks.pages.tables import paired_interval
+from flashray.metrics import psnr
 from flashray.training.photo_windows import list_photos, load_fitted
 
 SMALL, LARGE = 128, 192

@@ -26,10 +26,11 @@ import torch
 from torch import Tensor
 
 import flashray
+from benchmarks.pages.tables import paired_interval
 from benchmarks.sample_photos import whole_photos
 from flashray.degradations.photo import convolve
 from flashray.measurement import Photo
-from flashray.metrics import LPIPS, load_lpips, mean_interval, paired_interval, psnr
+from flashray.metrics import LPIPS, load_lpips, mean_interval, psnr
 from flashray.restorer import Restorer
 from flashray.training.photo_windows import list_photos, load_fitted
 

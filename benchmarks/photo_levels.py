@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import flashray
+from benchmarks.pages.tables import paired_interval
 from flashray.degradations.photo import convolve
-from flashray.metrics import LPIPS, load_lpips, paired_interval, psnr
+from flashray.metrics import LPIPS, load_lpips, psnr
 from flashray.restorer import Restorer
 from flashray.training.photo_windows import list_photos, load_fitted
 

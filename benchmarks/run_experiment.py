@@ -28,7 +28,8 @@ from flashray.pipeline.lease import held
 from flashray.storage.working_folder import refuse_relative
 from flashray.tracking import Tracker
 from flashray.tracking.tracking_config import TrackingConfig
-from flashray.training.launch import absolute, resolve_device
+from flashray.training.launch import resolve_device
+from flashray.training.train_config import absolute
 
 log = logging.getLogger(__name__)
 EXPERIMENTS = Path(__file__).resolve().parent / "experiments"

@@ -8,13 +8,13 @@ from importlib import resources
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from flashray.degradations import Degradation
-from flashray.degradations.simulate import draw_parameters, simulate
+from flashray.degradations.simulate import add_noise, draw_parameters
 from flashray.errors import ConfigError
-from flashray.images import decode_image, encode_png
+from flashray.images import as_image, encode_png, resize
 from flashray.seeding import image_seed
 
 _PHOTOS = (
@@ -44,10 +44,8 @@ def sample_crops(count: int, size: int = 128) -> dict[str, Tensor]:
     crops: dict[str, Tensor] = {}
     for name, photo in _read(_PHOTOS).items():
         scale = 2 * size / min(photo.shape[1:])
-        sides = [round(side * scale) for side in photo.shape[1:]]
-        photo = interpolate(photo[None], size=sides, mode="bicubic", antialias=True, align_corners=False)[0].clamp(
-            -1, 1
-        )
+        sides = (round(photo.shape[1] * scale), round(photo.shape[2] * scale))
+        photo = resize(photo[None], sides)[0]
         for top in range(0, sides[0] - size + 1, size // 2):
             for left in range(0, sides[1] - size + 1, size // 2):
                 crops[f"{name}-{top:03d}-{left:03d}"] = photo[:, top : top + size, left : left + size]
@@ -70,7 +68,8 @@ def _read(photos: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
     found = {}
     for package, name in photos:
         try:
-            found[Path(name).stem] = decode_image(resources.files(package).joinpath(name).read_bytes())
+            data = resources.files(package).joinpath(name).read_bytes()
+            found[Path(name).stem] = as_image(Image.open(io.BytesIO(data)))
         except (ModuleNotFoundError, FileNotFoundError) as error:
             raise ConfigError(f"sample photo {name}: {error}; install flashray[demo]") from error
     return found
@@ -89,7 +88,8 @@ def write_sample_archive(folder: Path, count: int, degradation: Degradation, noi
         key = f"{name}.png"
         seed_1 = torch.tensor([image_seed(seed, key)])
         parameters = draw_parameters(degradation, int(seed_1))
-        y = simulate(x[None], degradation, parameters, torch.tensor([noise_std]), seed_1)[0]
+        measured = degradation.bind(parameters, (x.shape[1], x.shape[2])).A(x[None])
+        y = add_noise(measured, torch.tensor([noise_std]), seed_1)[0]
         (folder / "clean" / key).write_bytes(encode_png(x))
         (folder / "degraded" / key).write_bytes(encode_png(y))
         scalars = {name: parameters[name].item() for name in degradation.parameter_names}

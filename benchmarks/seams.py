@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 import flashray
+from benchmarks.pages.tables import paired_interval
 from benchmarks.sample_photos import whole_photos
-from flashray.metrics import mean_interval, paired_interval
+from flashray.metrics import mean_interval
 from flashray.restorer import Restorer
 from flashray.training.photo_windows import list_photos, load_fitted
 

@@ -19,8 +19,8 @@ from benchmarks.command import run_command
 from benchmarks.dispatch import WAYS, Result, compare, disturbed, tapered
 from benchmarks.packing import mixed_steps
 from benchmarks.pages.style import COLOURS, MARKERS, panels, with_legend
+from benchmarks.simulation import Pool
 from flashray.errors import ConfigError
-from flashray.pipeline.simulation import Pool
 from flashray.pipeline.units import choose_unit_images
 from flashray.pipeline.workload import Integers, Workload
 

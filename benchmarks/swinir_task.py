@@ -9,10 +9,9 @@ from torch import Tensor
 
 from benchmarks.swinir import SwinIR
 from flashray.degradations import Degradation
-from flashray.degradations.noise import spread_noise_std
+from flashray.degradations.simulate import degrade, degrade_at, spread_noise_std
 from flashray.errors import ConfigError
 from flashray.metrics import mean_interval, score
-from flashray.training.degrade import degrade, degrade_at
 from flashray.training.loop import Task
 from flashray.training.model_card import Interval
 from flashray.training.photo_windows import random_views

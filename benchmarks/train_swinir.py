@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,7 +20,7 @@ from flashray.errors import ConfigError
 from flashray.recipe import DegradationConfig
 from flashray.training.launch import train
 from flashray.training.loop import LoopConfig, save_half
-from flashray.training.model_card import Interval, note_training, write_swinir_card
+from flashray.training.model_card import Interval, note_training, write_card
 from flashray.training.photo_windows import list_photos, load_fitted
 from flashray.training.train_config import TrainConfig, with_absolute_paths
 
@@ -54,6 +57,36 @@ def train_swinir(config: TrainSwinIRConfig) -> list[dict[str, Interval]]:
     trained = note_training(output, name, state, config.loop)
     write_swinir_card(output, figures, len(task.val), trained)
     return figures
+
+
+def write_swinir_card(
+    folder: Path, figures: Sequence[Mapping[str, Interval]], val_photos: int, trained: Mapping[str, Any]
+) -> None:
+    """README.md and card.json of a SwinIR; `figures` has a row a severity level, evenly spaced from 0 to 1."""
+    config = json.loads((folder / "config.json").read_text())
+    levels = [n / (len(figures) - 1) for n in range(len(figures))]
+    rows = [{"level": level, **row} for level, row in zip(levels, figures, strict=True)]
+    columns = ("y_psnr", "psnr", "y_ssim", "ssim")
+    lines = [
+        f"# SwinIR: {config['degradation']}",
+        "",
+        f"Trained for {config['degradation']} {json.dumps(config['degradation_settings'])} with noise of std",
+        f"{config['noise_std']} on the [0, 1] scale. {config['channels']} channels, Swin layers {config['depths']},",
+        f"{config['heads']} heads, windows of {config['window']}, blocks of {config['pixel_block']}² pixels.",
+        "Weights are half precision.",
+        "",
+        f"## On {val_photos} validation photos at each severity",
+        "",
+        "Mean and 95 % interval; the severity is 0 at the mildest end of the family's range, 1 at the hardest.",
+        "",
+        "| severity | PSNR of y | PSNR | SSIM of y | SSIM |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {level:.2f} | " + " | ".join("{:.4g} ({:.4g} … {:.4g})".format(*row[name]) for name in columns) + " |"
+            for level, row in zip(levels, figures, strict=True)
+        ),
+    ]
+    write_card(folder, {"validation_photos": val_photos, "figures": rows}, lines, trained)
 
 
 def train_from_command(config: TrainSwinIRConfig) -> None:

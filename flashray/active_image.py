@@ -14,60 +14,40 @@ from flashray.errors import ConfigError
 from flashray.prior import LatentPrior
 from flashray.seeding import STREAM_START, normal
 from flashray.severity.regions import mean_nfe, position_starts
-from flashray.solvers.base import Problem
+from flashray.solvers.solver import Problem
 from flashray.windows import LatentGrid, Windows, crop
 
 
 @dataclass(frozen=True)
 class Regions:
-    """A region-adaptive start: where each window of a photo begins.
+    """A region-adaptive start: where each window of a photo begins."""
 
-    Attributes:
-        start_K: [K] long on the CPU, 0 … the photo's start step, one of which it is.
-        z_hat: [C, h, w] the estimate that windows vote for before they begin.
-    """
-
-    start_K: Tensor
-    z_hat: Tensor
+    start_K: Tensor  # [K] long on the CPU, 0 … the photo's start step, one of which it is
+    z_hat: Tensor  # [C, h, w] the estimate that windows vote for before they begin
 
 
 @dataclass(frozen=True)
 class Job:
-    """One photo to solve. Tensors have no batch dimension.
+    """One photo to solve. Tensors have no batch dimension."""
 
-    Attributes:
-        key: the image's name in its archive.
-        seed: `image_seed(run seed, key)`, or `sample_seed` of it; all of the restoration's noise follows from it.
-        y: [3, H', W'] measurement in [-1, 1], of the photo without padding.
-        parameters: the degradation's parameters of this image.
-        noise_std: on the [0, 1] scale.
-        z_start: [C, h, w] start latent of the padded photo.
-        start_step: 0 … N; the number of updates.
-        regions: where windows begin; None where all do at `start_step`.
-        sigma_hat: σ̂ of the image; NaN without an encoder.
-        weight: [h, w] fusion weights of the padded photo; None where they are not learned.
-        sample: its number, where a photo is restored several times.
-    """
-
-    key: str
-    seed: int
-    y: Tensor
-    parameters: Parameters
-    noise_std: float
-    z_start: Tensor
-    start_step: int
-    regions: Regions | None = None
-    sigma_hat: float = math.nan
-    weight: Tensor | None = None
-    sample: int = 0
+    key: str  # the image's name in its archive
+    seed: int  # `image_seed(run seed, key)`, or `sample_seed` of it; all of the restoration's noise follows from it
+    y: Tensor  # [3, H', W'] measurement in [-1, 1], of the photo without padding
+    parameters: Parameters  # of the degradation
+    noise_std: float  # on the [0, 1] scale
+    z_start: Tensor  # [C, h, w] start latent of the padded photo
+    start_step: int  # 0 … N; the number of updates
+    regions: Regions | None = None  # where windows begin; None where all do at `start_step`
+    sigma_hat: float = math.nan  # σ̂ of the image; NaN without an encoder
+    weight: Tensor | None = None  # [h, w] fusion weights of the padded photo; None where they are not learned
+    sample: int = 0  # its number, where a photo is restored several times
 
 
 @dataclass(frozen=True)
 class Solved:
     """A finished image: [3, H, W] in [-1, 1], or None with an `error`; `key` and `sample` are those of its job.
 
-    `nfe` is the number of denoiser evaluations of its windows over the number of windows. `seconds` is the image's
-    share of the time of the steps it took part in.
+    `nfe` is the denoiser's evaluations of its windows over their number, `seconds` its share of its steps' time.
     """
 
     key: str
@@ -80,24 +60,17 @@ class Solved:
 
 @dataclass(eq=False)
 class ActiveImage:
-    """A photo in flight: its latent z_i, the index of its next update, and its seconds so far.
-
-    Attributes:
-        windows: of its latent.
-        size: (H, W) of the photo in pixels.
-        start_hw: [h, w], positions are active at update i where this is > i; None where all always are.
-        z_hat: [C, h, w] what windows vote for before they begin; None where all begin at once.
-        noise: [C, h, w] the fixed start noise of positions that wait; None where none do.
-    """
+    """A photo in flight: its latent z_i, the index of its next update, and its seconds so far."""
 
     job: Job
     z: Tensor
     step: int
-    windows: Windows
-    size: tuple[int, int]
+    windows: Windows  # of its latent
+    size: tuple[int, int]  # (H, W) of the photo in pixels
+    # [h, w], positions are active at update i where this is > i; None where all always are
     start_hw: Tensor | None = None
-    z_hat: Tensor | None = None
-    noise: Tensor | None = None
+    z_hat: Tensor | None = None  # [C, h, w] what windows vote for before they begin; None where all begin at once
+    noise: Tensor | None = None  # [C, h, w] the fixed start noise of positions that wait; None where none do
     seconds: float = 0.0
 
     @property

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
@@ -17,33 +18,22 @@ T = TypeVar("T")
 def build(kind: str, registry: Mapping[str, type[T]], name: str, settings: Mapping[str, Any] | None) -> T:
     """`registry[name](**settings)` for frozen dataclasses; lists become tuples.
 
-    Raises:
-        ConfigError: for an unknown name or setting, with the nearest known ones; for a value that the class rejects.
+    ConfigError for an unknown name or setting, with the nearest known ones, and for a value that the class rejects.
     """
     if name not in registry:
         raise ConfigError(
             f"{kind} {name!r} is not known{nearest(name, registry)}; known: {', '.join(sorted(registry))}"
         )
-    cls = registry[name]
-    known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    settings = dict(settings or {})
-    unknown = sorted(map(str, settings.keys() - set(known)))
-    if unknown:
-        raise ConfigError(f"{kind} {name}: unknown setting {', '.join(unknown)}; known: {', '.join(known) or 'none'}")
-    hints = get_type_hints(cls)
-    values = {key: _fitting(hints[key], value, f"{kind} {name}: {key}") for key, value in settings.items()}
-    try:
-        return cls(**values)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{kind} {name}: {error}") from error
+    return strict(registry[name], settings or {}, f"{kind} {name}")
 
 
 def noise_range(noise_std: float | Sequence[float], name: str = "noise_std") -> tuple[float, float]:
     """(low, high) of a noise_std on the [0, 1] scale: one number is both; ConfigError unless 0 ≤ low ≤ high < ∞."""
-    values = [noise_std, noise_std] if isinstance(noise_std, (int, float)) else list(noise_std)
-    if not (len(values) == 2 and 0 <= values[0] <= values[1] < math.inf):
+    values = [noise_std, noise_std] if isinstance(noise_std, (int, float)) else noise_std
+    numbers = isinstance(values, Sequence) and [one for one in values if isinstance(one, (int, float))]
+    if not (numbers and numbers == list(values) and len(numbers) == 2 and 0 <= numbers[0] <= numbers[1] < math.inf):
         raise ConfigError(f"{name} is {noise_std}; give a number ≥ 0, or [low, high]")
-    return float(values[0]), float(values[1])
+    return float(numbers[0]), float(numbers[1])
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -54,21 +44,21 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def strict(cls: type[T], values: Any, where: str) -> T:
     """`cls(**values)` for nested dataclasses, every key known and every value of its type; else ConfigError."""
-    hints = get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     values = mapping(values, where)
-    unknown = sorted(map(str, values.keys() - set(hints)))
+    unknown = sorted(values.keys() - set(fields))
     if unknown:
-        raise ConfigError(
-            f"{where}: unknown key {', '.join(unknown)}{nearest(unknown[0], hints)}; known: {', '.join(hints)}"
-        )
-    missing = [one.name for one in dataclasses.fields(cls) if _required(one) and one.name not in values]  # type: ignore[arg-type]
+        known = ", ".join(fields) or "none"
+        raise ConfigError(f"{where}: unknown key {', '.join(unknown)}{nearest(unknown[0], fields)}; known: {known}")
+    missing = [
+        name
+        for name, field in fields.items()
+        if name not in values and field.default is MISSING and field.default_factory is MISSING
+    ]
     if missing:
         raise ConfigError(f"{where}: {', '.join(missing)} missing")
+    hints = get_type_hints(cls)
     return cls(**{name: _fitting(hints[name], value, f"{where}, {name}") for name, value in values.items()})
-
-
-def _required(field: dataclasses.Field[Any]) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _fitting(hint: Any, value: Any, where: str) -> Any:

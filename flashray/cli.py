@@ -21,17 +21,7 @@ from flashray.shown import shown
 _TERMINATED = 128 + signal.SIGTERM
 GRACE = 9.0  # seconds from SIGTERM until the process ends in any case
 _watchers: list[threading.Event] = []  # set by SIGTERM
-# verb → module and function; imported when the verb is used, since torch and Ray are slow to import
-VERBS = {
-    "restore": "flashray.verbs:restore",
-    "plan": "flashray.verbs:plan",
-    "verify": "flashray.verbs:verify",
-    "train": "flashray.verbs:train",
-    "register": "flashray.verbs:register",
-    "compare": "flashray.verbs:compare",
-    "replay": "flashray.verbs:replay",
-    "report": "flashray.verbs:report",
-}
+VERBS = ("restore", "plan", "verify", "train", "register", "compare", "replay", "report")  # functions of flashray.verbs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,16 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     verb, *rest = arguments
     if verb not in VERBS:
-        print(
-            f"error: {verb!r} is not a verb of flashray{nearest(verb, VERBS)}; verbs: {', '.join(VERBS)}",
-            file=sys.stderr,
-        )
+        known = f"{nearest(verb, VERBS)}; verbs: {', '.join(VERBS)}"
+        print(f"error: {verb!r} is not a verb of flashray{known}", file=sys.stderr)
         return 2
     if "-h" in rest or "--help" in rest:
         print(HELP[verb])
         return 0
-    module, function = VERBS[verb].split(":")
-    return exit_code(lambda: getattr(import_module(module), function)(rest))
+    return exit_code(lambda: getattr(import_module("flashray.verbs"), verb)(rest))  # imported when it is used
 
 
 def command(argv: Sequence[str] | None = None) -> NoReturn:

@@ -32,7 +32,7 @@ from flashray.prior import LatentPrior
 from flashray.schedule import NoiseSchedule
 from flashray.seeding import normal
 from flashray.severity.regions import hold
-from flashray.solvers.base import Problem, Solver, Step, predict_z0
+from flashray.solvers.solver import Problem, Solver, Step, predict_z0
 from flashray.windows import LatentGrid, View, crop, vote, windowed_epsilon
 
 log = logging.getLogger(__name__)

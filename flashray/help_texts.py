@@ -1,7 +1,4 @@
-"""What `flashray --help` and `flashray VERB --help` print; each fits a screen.
-
-A test checks that the options exist.
-"""
+"""What `flashray --help` and `flashray VERB --help` print; each fits a screen. A test checks that the options exist."""
 
 from __future__ import annotations
 

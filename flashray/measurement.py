@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from flashray.degradations import Degradation, Operator, Parameters
-from flashray.degradations.noise import add_noise
-from flashray.degradations.simulate import draw_parameters, observe
+from flashray.degradations.simulate import add_noise, draw_parameters, observe
 from flashray.errors import ConfigError, ImageError
 from flashray.images import Fit, fit_image
 from flashray.seeding import generator_of, image_seed
@@ -51,8 +50,7 @@ class Frame:
     def take_mask(self, mask_CHW: Tensor) -> Tensor:
         """[1, H, W] known pixels in this form: those to which missing pixels contribute less than a hundredth.
 
-        Args:
-            mask_CHW: white (1) where a pixel is known, of the image's own size.
+        The given mask is white where a pixel is known, of the image's own size.
         """
         half = torch.where(mask_CHW.mean(dim=0, keepdim=True) > 0, 0.5, -0.5)  # so that overshoot is not clamped
         return ((self.take(half) - 0.5).abs() < 0.01).float()
@@ -60,42 +58,26 @@ class Frame:
 
 @dataclass(frozen=True)
 class Photo:
-    """One image to be measured.
+    """One image to be measured."""
 
-    Attributes:
-        key: its name; all of its noise follows from (run seed, key).
-        x: its pixels [3, H, W] in [-1, 1].
-        parameters: the degradation's parameters, [1, …] each.
-        noise_std: on the [0, 1] scale.
-        estimated: whether some of these numbers are a severity encoder's estimates.
-    """
-
-    key: str
-    x: Tensor
-    parameters: Parameters
-    noise_std: float
-    estimated: bool = False
+    key: str  # its name; all of its noise follows from (run seed, key)
+    x: Tensor  # its pixels [3, H, W] in [-1, 1]
+    parameters: Parameters  # the degradation's parameters, [1, …] each
+    noise_std: float  # on the [0, 1] scale
+    estimated: bool = False  # whether some of these numbers are a severity encoder's estimates
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Measurements of B images of one size, all on one device.
-
-    Attributes:
-        y_BCHW: in [-1, 1].
-        operator: A, bound to the parameters.
-        parameters: [B, …] each, as the solver is given them.
-        noise_std_B: on the [0, 1] scale.
-        x_BCHW: the clean images in [-1, 1] where the measurements are simulated, else None.
-    """
+    """Measurements of B images of one size, all on one device."""
 
     keys: list[str]
     seeds: list[int]
-    y_BCHW: Tensor
-    operator: Operator
-    parameters: Parameters
-    noise_std_B: Tensor
-    x_BCHW: Tensor | None = None
+    y_BCHW: Tensor  # in [-1, 1]
+    operator: Operator  # A, bound to the parameters
+    parameters: Parameters  # [B, …] each, as the solver is given them
+    noise_std_B: Tensor  # on the [0, 1] scale
+    x_BCHW: Tensor | None = None  # the clean images in [-1, 1] where the measurements are simulated, else None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -130,45 +112,40 @@ class Measurement:
         )
 
 
+@dataclass(eq=False)
 class Measurer:
     """Measurements of images: the images themselves when observed; when simulated, each is degraded by its key.
 
     All random draws follow from (run seed, key), so the same image always gives the same measurement.
-
-    Args:
-        degradation: the family.
-        noise_range: (low, high) of noise_std on the [0, 1] scale; equal ends fix it.
-        simulated: whether the images are clean and are degraded here, or are degraded already.
-        seed: the run's seed.
     """
 
-    def __init__(
-        self, degradation: Degradation, noise_range: tuple[float, float], simulated: bool, seed: int = 0
-    ) -> None:
-        self.degradation, self.noise_range = degradation, noise_range
-        self.simulated, self.seed = simulated, seed
-        self.fixed = degradation.fixed_parameters()
+    degradation: Degradation
+    noise_range: tuple[float, float]  # (low, high) of noise_std on the [0, 1] scale; equal ends fix it
+    simulated: bool  # whether the images are clean and are degraded here, or are degraded already
+    seed: int = 0  # of the run
+
+    def __post_init__(self) -> None:
+        self.fixed = self.degradation.fixed_parameters()
 
     def photo(
         self,
         key: str,
         x_CHW: Tensor,
-        given: Mapping[str, float] | None = None,
+        given: Mapping[str, float | Tensor] | None = None,
         noise_std: float | None = None,
         mask_1HW: Tensor | None = None,
         severity: float | None = None,
     ) -> Photo:
         """An image that can be measured.
 
+        ImageError if parameters or noise are not known or are out of range, or a size does not fit.
+
         Args:
             x_CHW: [3, H, W] in [-1, 1].
-            given: the operator's parameters, as far as they are known.
+            given: the operator's parameters, as far as they are known; numbers, or tensors for some operators.
             noise_std: on the [0, 1] scale, where it is known.
             mask_1HW: 1 where a pixel is known; replaces the parameters of inpainting families.
             severity: simulate at this severity of the family's range, 0 … 1, instead of a random one.
-
-        Raises:
-            ImageError: if parameters or noise are not known or are out of range, or a size does not fit.
         """
         height, width = x_CHW.shape[1:]
         size = (height, width) if self.simulated else self.degradation.image_size((height, width))
@@ -187,7 +164,7 @@ class Measurer:
             parameters = self._parameters(key, given or {}, severity)
         return Photo(key, x_CHW, parameters, self._noise_std(key, noise_std))
 
-    def missing(self, given: Mapping[str, float], noise_std: float | None, mask_1HW: Tensor | None) -> list[str]:
+    def missing(self, given: Collection[str], noise_std: float | None, mask_1HW: Tensor | None) -> list[str]:
         """The numbers that an observed image lacks; empty where it can be measured."""
         if self.simulated:
             return []
@@ -212,8 +189,8 @@ class Measurer:
         keys = [photo.key for photo in photos]
         return Measurement(keys, seeds, y, operator, parameters, noise_std_B, x if self.simulated else None)
 
-    def _parameters(self, key: str, given: Mapping[str, float], severity: float | None) -> Parameters:
-        values = {name: torch.tensor([float(value)]) for name, value in given.items()}
+    def _parameters(self, key: str, given: Mapping[str, float | Tensor], severity: float | None) -> Parameters:
+        values = {name: torch.as_tensor(value, dtype=torch.float32)[None] for name, value in given.items()}
         seed = image_seed(self.seed, key)
         if self.simulated and severity is not None:
             drawn = self.degradation.parameters_at(torch.tensor([severity]), generator_of(seed, "degradation"))

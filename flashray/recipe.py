@@ -138,10 +138,9 @@ class Recipe:
     seed: int = 0
 
     def check(self) -> Recipe:
-        """This recipe with absolute model folders; loads no weights.
+        """This recipe; loads no weights.
 
-        Raises:
-            ConfigError: when a name or a setting is wrong, or the solver or the fusion does not fit the rest.
+        ConfigError when a name or a setting is wrong, or the solver or the fusion does not fit the rest.
         """
         degradation, solver = self.degradation.make(), self.solver.make()
         if self.solver.steps < 1:
@@ -190,13 +189,9 @@ def recipe_names() -> list[str]:
 
 
 def read_recipe(name: str) -> dict[str, Any]:
-    """The values of a recipe file, checked for their names and types only.
+    """The values of a recipe, one of `recipe_names` or a YAML file, checked for their names and types only.
 
-    Args:
-        name: one of `recipe_names`, or the path of a YAML file.
-
-    Raises:
-        ConfigError: when there is no such recipe, with the nearest names; when the file is not a recipe.
+    ConfigError when there is no such recipe, with the nearest names, and when the file is not a recipe.
     """
     if name.endswith((".yaml", ".yml")) or os.sep in name:
         path = Path(name)
@@ -216,14 +211,11 @@ def read_recipe(name: str) -> dict[str, Any]:
 
 
 def load_recipe(name: str, changes: Mapping[str, Any] | None = None) -> Recipe:
-    """A checked recipe.
+    """A checked recipe; ConfigError when the file, a key or a value is wrong.
 
     Args:
         name: one of `recipe_names`, or the path of a YAML file.
         changes: values that replace the file's, such as {"solver": {"steps": 50}} or {"solver.steps": 50}.
-
-    Raises:
-        ConfigError: when the file, a key or a value is wrong.
     """
     values = read_recipe(name)
     for key, value in (changes or {}).items():

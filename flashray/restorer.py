@@ -130,7 +130,7 @@ class Restorer:
         self.start, self.solver = recipe.start, recipe.solver.make()
         self.degradation = recipe.degradation.make()
         self.schedule = recipe.solver.chain(prior.schedule)
-        self.degradation.check_size((prior.sample_size, prior.sample_size))
+        self.degradation.check_size(self.degradation.fixed_size or (prior.sample_size, prior.sample_size))
         if recipe.start.uses_encoder:
             if encoder is None:
                 raise ConfigError(f"start.mode {recipe.start.mode} needs a severity encoder; name one")
@@ -189,7 +189,7 @@ class Restorer:
         self,
         key: str,
         image_CHW: Tensor,
-        given: Mapping[str, float] | None = None,
+        given: Mapping[str, float | Tensor] | None = None,
         noise_std: float | None = None,
         mask_1HW: Tensor | None = None,
     ) -> Photo:
@@ -361,7 +361,7 @@ class Restorer:
         noise_std: float | None = None,
         mask: ImageLike | None = None,
         samples: int = 1,
-        **parameters: float,
+        **parameters: float | Tensor,
     ) -> Restored:
         """Restore images.
 
@@ -374,7 +374,8 @@ class Restorer:
             noise_std: of the measurements, on the [0, 1] scale; default: the recipe's, if that is one number.
             mask: for inpainting families: white where a pixel is known.
             samples: restorations of each image, each with noise of its own; the first is what one alone would be.
-            parameters: the degradation's parameters, such as blur_std=1.5; the same for all images.
+            parameters: the degradation's parameters, such as blur_std=1.5; the same for all images. Of the family
+                deepinv they are tensors.
 
         Raises:
             ValueError: for an image of the wrong shape, range or type, or unknown parameters.

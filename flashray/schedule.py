@@ -19,17 +19,12 @@ _BETAS = {"beta_start", "beta_end", "beta_schedule", "trained_betas"}
 class NoiseSchedule:
     """A variance-preserving noise schedule of N steps, z_i = √ᾱ_i z₀ + √(1-ᾱ_i) ε, noisier as i grows.
 
-    Attributes:
-        timesteps: [N] ascending; the denoiser's own time of step i, long, or float for a flow.
-        alphas_cumprod: [N] float64, ᾱ_i in (0, 1), descending; 0 where a flow begins.
-        alphas_cumprod_prev: [N] float64, ᾱ of the step that an update at i leads to.
-
     An image that starts at step s is updated at i = s-1, …, 0: its NFE is s, and the full chain's is N.
     """
 
-    timesteps: Tensor
-    alphas_cumprod: Tensor
-    alphas_cumprod_prev: Tensor
+    timesteps: Tensor  # [N] ascending; the denoiser's own time of step i, long, or float for a flow
+    alphas_cumprod: Tensor  # [N] float64, ᾱ_i in (0, 1), descending; 0 where a flow begins
+    alphas_cumprod_prev: Tensor  # [N] float64, ᾱ of the step that an update at i leads to
 
     @classmethod
     def from_alphas_cumprod(cls, alphas_cumprod: Tensor) -> NoiseSchedule:
@@ -43,10 +38,7 @@ class NoiseSchedule:
         """Read a diffusers scheduler config: `linear`, `scaled_linear`, `squaredcos_cap_v2`, `trained_betas`, a flow.
 
         LDM's "linear" schedule (squares of a line between √β_start and √β_end) is diffusers' `scaled_linear`. A flow's
-        config gives a `FlowSchedule`.
-
-        Raises:
-            ConfigError: naming the key, where a value is not known, not a number, or leads to no schedule.
+        config gives a `FlowSchedule`. ConfigError names the key of a value that is unknown or leads to no schedule.
         """
         if is_flow(config):
             return FlowSchedule.from_scheduler_config(config)
@@ -106,11 +98,9 @@ class NoiseSchedule:
         return NoiseSchedule(self.timesteps[index], alphas, torch.cat([last, alphas[:-1]]))
 
     def snr(self, timestep: Tensor | None = None) -> Tensor:
-        """Signal-to-noise ratios ᾱ/(1-ᾱ), float64.
+        """Signal-to-noise ratios ᾱ/(1-ᾱ), float64, of all steps or at the denoiser's own times, of any shape.
 
-        Args:
-            timestep: the denoiser's own times, of any shape; between two of the schedule's the SNR's logarithm goes
-                in a straight line, and beyond its ends it stays. All steps' where none are given.
+        Between two of the schedule's times the SNR's logarithm goes in a straight line; beyond its ends it stays.
         """
         ratios = self.alphas_cumprod / (1 - self.alphas_cumprod)
         if timestep is None:
@@ -124,15 +114,10 @@ class NoiseSchedule:
         return _interpolate(ratios.log().flip(0), self.timesteps.double().flip(0), wanted)
 
     def start_step(self, sigma_B: Tensor) -> Tensor:
-        """The step whose SNR is nearest to 1/σ̂²: argmin_i |1/σ̂² - ᾱ_i/(1-ᾱ_i)|.
+        """[B] long, the step whose SNR is nearest to 1/σ̂²: argmin_i |1/σ̂² - ᾱ_i/(1-ᾱ_i)|, also the image's NFE.
 
-        Flash-Diffusion, sample-adaptive inference.
-
-        Args:
-            sigma_B: [B] predicted standard deviations of the latent error, ≥ 0; 0 starts at step 0, +inf at the last.
-
-        Returns:
-            [B] long, the start steps, each also the image's NFE.
+        Flash-Diffusion, sample-adaptive inference. `sigma_B` are predicted standard deviations of the latent error,
+        ≥ 0; 0 starts at step 0, +inf at the last.
         """
         target_B = 1 / sigma_B.detach().to("cpu", torch.float64).square().clamp(min=1e-30)
         # the argmin without a [B, N] matrix: a sorted search in the ascending SNRs, then the nearer of both neighbours
@@ -149,15 +134,11 @@ class FlowSchedule(NoiseSchedule):
 
     z = x_t/√((1-t)² + t²) has ᾱ = (1-t)²/((1-t)² + t²) and SNR ((1-t)/t)². The denoiser's time is t times
     `train_steps`, a float. A full chain begins at t = 1, where ᾱ is 0.
-
-    Attributes:
-        shift: moves the times towards noise: t = shift u/(1 + (shift-1) u) of evenly spaced u (Esser et al. 2024,
-            section 5.3.2).
-        train_steps: N of the whole chain.
     """
 
+    # moves the times towards noise: t = shift u/(1 + (shift-1) u) of evenly spaced u (Esser et al. 2024, section 5.3.2)
     shift: float = 1.0
-    train_steps: int = 1000
+    train_steps: int = 1000  # N of the whole chain
 
     @classmethod
     def from_times(cls, time: Tensor, shift: float, train_steps: int, last: float = 1.0) -> FlowSchedule:
@@ -170,8 +151,7 @@ class FlowSchedule(NoiseSchedule):
     def from_scheduler_config(cls, config: dict[str, Any]) -> FlowSchedule:
         """The whole chain of diffusers' FlowMatchEulerDiscreteScheduler, or of a scheduler with `use_flow_sigmas`.
 
-        Raises:
-            ConfigError: if the shift depends on the image's size or the times are turned round.
+        ConfigError if the shift depends on the image's size or the times are turned round.
         """
         for key in ("use_dynamic_shifting", "invert_sigmas", "shift_terminal"):
             if config.get(key):
@@ -233,11 +213,7 @@ def _interpolate(x: Tensor, y: Tensor, at: Tensor) -> Tensor:
 
 
 def finite_number(config: dict[str, Any], key: str, default: float, where: object = "scheduler") -> float:
-    """A number of a config, or `default` where the key is missing or null.
-
-    Raises:
-        ConfigError: if it is something else, NaN or infinite.
-    """
+    """A number of a config, or `default` where the key is missing or null; ConfigError unless it is finite."""
     value = config.get(key)
     if value is None:
         return default

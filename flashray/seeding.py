@@ -71,14 +71,11 @@ def normal(
     position's noise is the same whatever the width of its photo, the batch, or the window or strip that asks.
 
     Args:
-        seed_B: [B] int64 seeds of the images (`image_seed`).
+        seed_B: [B] int64 seeds of the images (`image_seed`); the result is [B, C, h, w] float32 on their device.
         step_B: [B] int64 steps, 0 … 2²⁴ - 1.
         shape: (C, h, w) of one image's noise.
         stream: one of the STREAM_… constants, 0 … 255.
         corner: (row, column) of the first position, ≥ 0.
-
-    Returns:
-        [B, C, h, w] float32 on the device of `seed_B`.
     """
     channels, height, width = shape
     device = seed_B.device

@@ -29,27 +29,12 @@ _GLOBAL = ("attention", "attn", "transformer", "groupnorm", "instancenorm")  # p
 
 @dataclass(frozen=True)
 class Strips:
-    """How a network runs over an image in strips.
+    """How a network runs over an image in strips."""
 
-    Attributes:
-        rows: of the input, in one strip without its halo; a multiple of `cut`.
-        halo: rows of the input on either side of a strip, at least the receptive field and a multiple of `cut`.
-        cut: strips begin at multiples of so many rows.
-        zoom: rows of the output for each row of the input.
-    """
-
-    rows: int
-    halo: int
-    cut: int
-    zoom: Fraction
-
-    def __post_init__(self) -> None:
-        if self.rows < 1 or self.rows % self.cut or self.halo < 0 or self.halo % self.cut:
-            raise ConfigError(
-                f"strips of {self.rows} rows with a halo of {self.halo} do not begin at multiples of {self.cut}"
-            )
-        if (self.cut * self.zoom).denominator != 1:
-            raise ConfigError(f"strips that begin at multiples of {self.cut} rows cut a row of the output in two")
+    rows: int  # of the input, in one strip without its halo; a multiple of `cut`
+    halo: int  # rows of the input on either side of a strip, at least the receptive field and a multiple of `cut`
+    cut: int  # strips begin at multiples of so many rows
+    zoom: Fraction  # rows of the output for each row of the input
 
     def __call__(self, network: Callable[[Tensor], Tensor], x_BCHW: Tensor) -> Tensor:
         """network(x) for a network from [B, C, H, W] to [B, C', zoom · H, zoom · W].

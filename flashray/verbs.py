@@ -10,7 +10,7 @@ from typing import Any
 
 from flashray.build import nearest
 from flashray.errors import ConfigError
-from flashray.options import parse_as
+from flashray.option_parser import parse_as
 from flashray.shown import shown
 
 
@@ -113,7 +113,7 @@ def compare(argv: Sequence[str]) -> int:
     from flashray.pipeline.compare_runs import SHOWN, Row, by_metric, row_of_output
     from flashray.pipeline.compare_runs import compare as compared
     from flashray.tracking import default_uri
-    from flashray.tracking.runs import find_runs
+    from flashray.tracking.client import find_runs
 
     if config.outputs:
         rows = [row_of_output(output) for output in config.outputs]

@@ -17,9 +17,8 @@ _DEEPEST = 32
 def read_yaml(data: bytes, where: str) -> Any:
     """The value of a YAML text.
 
-    Raises:
-        ConfigError: beginning with `where`, when it is no YAML in UTF-8, larger than 1 MiB or deeper than 32 levels;
-            when it has aliases (`*name`, which can make a value endless), tags, a name twice, NUL, or half a character.
+    ConfigError, beginning with `where`, when it is no YAML in UTF-8, larger than 1 MiB or deeper than 32 levels, or has
+    aliases (`*name`, which can make a value endless), tags, a name twice, NUL, or half a character.
     """
     if len(data) > _MOST_BYTES:
         raise ConfigError(f"{where}: is larger than {_MOST_BYTES:,} bytes, and no configuration is")

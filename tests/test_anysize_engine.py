@@ -22,7 +22,7 @@ from flashray.schedule import NoiseSchedule
 from flashray.seeding import STREAM_SOLVER, image_seed, normal
 from flashray.severity import Start
 from flashray.solvers import SOLVERS, Solver, make_solver
-from flashray.solvers.base import Problem, Step, reverse_step
+from flashray.solvers.solver import Problem, Step, reverse_step
 from flashray.windows import LatentGrid, Windows
 from tests.support.golden import toy_prior
 from tests.support.models import SIDE, dc, unet

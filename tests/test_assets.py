@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.sample_photos import sample_crops
 from flashray.degradations import make_degradation
-from flashray.degradations.noise import add_noise
+from flashray.degradations.simulate import add_noise
 from flashray.metrics import psnr
 from flashray.prior import LatentPrior, bundled, load_prior
 from flashray.recipe import Recipe, SolverConfig

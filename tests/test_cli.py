@@ -111,7 +111,7 @@ def test_training_needs_to_know_what(capsys: pytest.CaptureFixture[str]):
 
 def test_parts_of_an_option_that_may_be_none_are_options_too():
     """`autoencoder` is a configuration or the word none."""
-    from flashray.options import Options
+    from flashray.option_parser import Options
     from flashray.training.train_prior import TrainPriorConfig
 
     options = Options.of({"": TrainPriorConfig})

@@ -193,10 +193,3 @@ def test_layers_that_are_not_known_are_refused_by_name(layer: nn.Module):
 def test_padding_by_reflection_is_refused():
     with pytest.raises(ConfigError, match="pads by reflect"):
         strips_of(nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"), 3, Fraction(1), 16)
-
-
-def test_strips_that_cut_a_position_in_two_are_refused():
-    with pytest.raises(ConfigError, match="multiples of 8"):
-        Strips(rows=12, halo=8, cut=8, zoom=Fraction(1, 8))
-    with pytest.raises(ConfigError, match="cut a row of the output in two"):
-        Strips(rows=12, halo=8, cut=4, zoom=Fraction(1, 8))

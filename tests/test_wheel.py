@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flashray.images import decode_image, encode_png
+from flashray.images import encode_png, open_image
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,7 +45,7 @@ def test_a_wheel_restores_a_folder(photo: torch.Tensor, tmp_path: Path) -> None:
     said = run(*command, "--degradation.settings.std", "[1.0, 1.0]", cwd=tmp_path)
     assert "3 of 3 images restored" in said
     for i in range(3):
-        assert decode_image((tmp_path / "restored" / f"{i}.png").read_bytes()).shape == (3, 128, 128)
+        assert open_image((tmp_path / "restored" / f"{i}.png").read_bytes()).pixels.shape == (3, 128, 128)
     assert run(programs / "flashray", "verify", "restored", cwd=tmp_path).splitlines()[-1] == "complete"
     code = (
         "import flashray; r = flashray.load('gaussian_blur_flash_proximal'); print(r('photos/0.png', blur_std=1.0).nfe)"

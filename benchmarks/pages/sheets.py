@@ -12,7 +12,7 @@ from PIL import Image
 
 from benchmarks.pages.tables import column
 from benchmarks.results import Result
-from flashray.images import contact_sheet, decode_image
+from flashray.images import contact_sheet, open_image
 
 
 def picture_sheet(results: Sequence[Result]) -> Image.Image | None:
@@ -26,9 +26,9 @@ def picture_sheet(results: Sequence[Result]) -> Image.Image | None:
     keys.sort(key=lambda key: damage.get(key, 0.0))
     rows = [
         [
-            decode_image(kept[0][key]["measurement"]),
-            *(decode_image(one[key]["restored"]) for one in kept),
-            decode_image(kept[0][key]["clean"]),
+            open_image(kept[0][key]["measurement"]).pixels,
+            *(open_image(one[key]["restored"]).pixels for one in kept),
+            open_image(kept[0][key]["clean"]).pixels,
         ]
         for key in keys
     ]
@@ -51,7 +51,9 @@ def outlier_sheet(results: Sequence[Result], count: int = 8) -> Image.Image | No
     found = sorted(worst.values(), key=lambda one: -one[0])
     if not found:
         return None
-    images = [[decode_image(row[what]) for what in ("measurement", "restored", "clean")] for _, _, row in found[:count]]
+    images = [
+        [open_image(row[what]).pixels for what in ("measurement", "restored", "clean")] for _, _, row in found[:count]
+    ]
     return contact_sheet(images, ["degraded", "ẑ decoded", "clean"], [title for _, title, _ in found[:count]])
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from benchmarks.experiment_file import brief
 from benchmarks.results import Result
-from flashray.metrics import mean_interval, paired_interval
+from flashray.metrics import mean_interval
 from flashray.report.markdown import to_markdown
 
 Floats = npt.NDArray[np.float64]
@@ -69,6 +69,22 @@ class Difference:
             return "unclear"
         low, high = sorted(self.metric.sign * bound for bound in self.interval[1:])
         return "yes" if low > 0 else "no" if high < 0 else "unclear"
+
+
+def paired_interval(values: Iterable[float | None], others: Iterable[float | None]) -> Interval:
+    """Mean of value - other over the same images, and its interval.
+
+    Differences between images that both methods share cancel, so this separates two methods even where the intervals of
+    their means overlap. An image without one of the values is left out; equal values, infinite ones included, differ by
+    0. ValueError when the lengths differ.
+    """
+
+    def difference(value: float | None, other: float | None) -> float | None:
+        if value is None or other is None:
+            return None
+        return 0.0 if value == other else value - other
+
+    return mean_interval([difference(value, other) for value, other in zip(values, others, strict=True)])
 
 
 def column(result: Result, name: str, keys: Sequence[str] | None = None) -> Floats:

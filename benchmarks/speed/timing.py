@@ -22,7 +22,7 @@ from flashray.engine import SlotUtilization, advance, solve
 from flashray.prior import LatentPrior
 from flashray.schedule import NoiseSchedule
 from flashray.solvers import Solver, make_solver
-from flashray.solvers.base import Problem, Step, reverse_step
+from flashray.solvers.solver import Problem, Step, reverse_step
 
 
 def alternating(works: dict[str, Callable[[], object]], device: torch.device, repeats: int) -> dict[str, float]:

@@ -7,6 +7,7 @@ from typing import Any
 from flashray.build import build
 from flashray.degradations.base import Degradation, Operator, Parameters
 from flashray.degradations.box_inpainting import BoxInpainting
+from flashray.degradations.deepinv import DeepinvPhysics
 from flashray.degradations.gaussian_blur import GaussianBlur
 from flashray.degradations.jpeg import Jpeg
 from flashray.degradations.kernel_wizard import KernelWizard
@@ -21,7 +22,7 @@ DEGRADATIONS: dict[str, type[Degradation]] = {
     family.name: family
     for family in (
         *(GaussianBlur, MotionBlur, RandomInpainting, BoxInpainting, SuperResolution),  # linear
-        *(NonlinearBlur, KernelWizard, Jpeg, Photo),
+        *(NonlinearBlur, KernelWizard, Jpeg, Photo, DeepinvPhysics),
     )
 }
 
@@ -31,8 +32,6 @@ __all__ = ["DEGRADATIONS", "PRESETS", "Degradation", "Operator", "Parameters", "
 def make_degradation(name: str, settings: dict[str, Any] | None = None) -> Degradation:
     """The degradation family of this name; ConfigError names an unknown family or setting and lists the known ones.
 
-    Args:
-        name: of `DEGRADATIONS`.
-        settings: the family's fields; `preset` among them names settings of `PRESETS`.
+    `settings` are the family's fields; `preset` among them names settings of `PRESETS`.
     """
     return build("degradation", DEGRADATIONS, name, with_preset(name, settings))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from flashray.errors import ConfigError
 
 Parameters = dict[str, Tensor]
+Limits = Mapping[str, tuple[float, float, str]]  # (least, most, unit) of a parameter
 SEEDS = 2**24  # seeds of operators are below it, so that float32 holds them exactly
 
 
@@ -80,6 +82,8 @@ class Degradation(ABC):
     linear: ClassVar[bool]
     # Scalar parameters of one image, by the names that a manifest's columns use; the first one is the severity
     parameter_names: ClassVar[tuple[str, ...]]
+    # What `check_parameters` holds scalar parameters to; names that end with _seed are seeds
+    limits: ClassVar[Limits] = {}
     # Whether a parameter `mask`, [B, 1, H, W] with 1 where a pixel is known, may replace them
     takes_mask: ClassVar[bool] = False
     # Whether the damage of given images is unknown: they have no parameters, and no solver may use the operator
@@ -92,9 +96,13 @@ class Degradation(ABC):
         `generator` draws the parameters that the severity does not decide; without it they are equal for all images.
         """
 
-    @abstractmethod
     def check_parameters(self, parameters: Parameters) -> None:
         """Raise ConfigError if a parameter is out of the range in which the operator is defined."""
+        for name, value_B in parameters.items():
+            if name.endswith("_seed"):
+                check_seeds(f"{self.name}: {name}", value_B)
+            elif name in self.limits:
+                check_values(f"{self.name}: {name}", value_B, *self.limits[name])
 
     @abstractmethod
     def bind(self, parameters: Parameters, size: tuple[int, int]) -> Operator:
@@ -111,6 +119,11 @@ class Degradation(ABC):
             for severity, seed in ((0.0, 1), (1.0, 2))
         )
         return one if all(torch.equal(one[name], other[name]) for name in one) else None
+
+    @property
+    def fixed_size(self) -> tuple[int, int] | None:
+        """(H, W) of the only images that the operator takes; None where it takes several sizes."""
+        return None
 
     def check_size(self, size: tuple[int, int]) -> None:  # noqa: B027  (most families fit any size)
         """Raise ConfigError if the family's settings do not fit images of size (H, W)."""
@@ -139,6 +152,14 @@ def check_seeds(name: str, seed_B: Tensor) -> None:
     """Raise ConfigError unless the seeds are whole numbers that float32 holds exactly."""
     if not bool(((seed_B >= 0) & (seed_B < SEEDS) & (seed_B == seed_B.floor())).all()):
         raise ConfigError(f"{name} must be a whole number, 0 to {SEEDS - 1:,}, got {seed_B.tolist()}")
+
+
+def check_values(name: str, value_B: Tensor, least: float, most: float, unit: str) -> None:
+    """Raise ConfigError unless the values are finite, and from least to most."""
+    if not bool((torch.isfinite(value_B) & (value_B >= least) & (value_B <= most)).all()):
+        bound = f"≥ {least:g} and finite" if math.isfinite(least) else "finite"
+        bound = f"from {least:g} to {most:g}" if math.isfinite(most) else bound
+        raise ConfigError(f"{name} must be {bound}, in {unit}, got {value_B.tolist()}")
 
 
 def check_range(name: str, limits: tuple[float, float], least: float, most: float, unit: str) -> None:

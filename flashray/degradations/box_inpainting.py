@@ -9,13 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flashray.degradations.base import (
-    Parameters,
-    between,
-    check_range,
-    check_seeds,
-    draw_seeds,
-)
+from flashray.degradations.base import Limits, Parameters, between, check_range, draw_seeds
 from flashray.degradations.masking import MaskFamily
 from flashray.errors import ConfigError
 from flashray.seeding import STREAM_OPERATOR, uniform
@@ -23,16 +17,14 @@ from flashray.seeding import STREAM_OPERATOR, uniform
 
 @dataclass(frozen=True)
 class BoxInpainting(MaskFamily):
-    """A square of pixels is lost; the squares of one seed are nested in their side.
+    """A square of pixels is lost; the squares of one seed are nested in their side."""
 
-    Attributes:
-        side: the range of the square's side in pixels; its position is drawn for each image.
-    """
-
+    # the range of the square's side in pixels; its position is drawn for each image
     side: tuple[float, float] = (16, 64)
 
     name: ClassVar[str] = "box_inpainting"
     parameter_names: ClassVar[tuple[str, ...]] = ("box_side", "box_seed")
+    limits: ClassVar[Limits] = {"box_side": (0, math.inf, "pixels")}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,12 +39,6 @@ class BoxInpainting(MaskFamily):
 
     def parameters_at(self, severity_B: Tensor, generator: torch.Generator | None = None) -> Parameters:
         return {"box_side": between(*self.side, severity_B), "box_seed": draw_seeds(generator, len(severity_B))}
-
-    def check_drawn(self, parameters: Parameters) -> None:
-        side_B = parameters["box_side"]
-        if not bool((torch.isfinite(side_B) & (side_B >= 0)).all()):
-            raise ConfigError(f"box_inpainting: box_side must be ≥ 0 and finite, in pixels, got {side_B.tolist()}")
-        check_seeds("box_inpainting: box_seed", parameters["box_seed"])
 
     def draw(self, parameters: Parameters, size: tuple[int, int]) -> Tensor:
         return box_mask(parameters["box_side"], parameters["box_seed"], size)

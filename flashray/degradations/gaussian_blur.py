@@ -16,14 +16,10 @@ from flashray.errors import ConfigError
 
 @dataclass(frozen=True)
 class GaussianBlur(Degradation):
-    """Convolution with a Gaussian kernel and reflect padding (Flash-Diffusion: 61×61, std 0.3 … 3.0).
+    """Convolution with a Gaussian kernel and reflect padding (Flash-Diffusion: 61×61, std 0.3 … 3.0)."""
 
-    Attributes:
-        std: the range of the kernel's standard deviation in pixels; equal ends fix it.
-        kernel_size: odd; the kernel is truncated to it, to 6 std, and to the widest reflect padding of the image.
-    """
-
-    std: tuple[float, float] = (0.3, 3.0)
+    std: tuple[float, float] = (0.3, 3.0)  # the range of the kernel's standard deviation in pixels; equal ends fix it
+    # odd; the kernel is truncated to it, to 6 std, and to the widest reflect padding of the image
     kernel_size: int = 61
 
     name: ClassVar[str] = "gaussian_blur"
@@ -51,14 +47,10 @@ class GaussianBlur(Degradation):
 
 @dataclass(frozen=True)
 class SeparableBlur(AffineOperator):
-    """y = R x Cᵀ, a convolution along the rows and one along the columns with reflected borders; the adjoint is exact.
+    """y = R x Cᵀ, convolutions along the rows and along the columns with reflected borders; the adjoint is exact."""
 
-    Attributes:
-        rows_BK, columns_BK: the kernels of the vertical and of the horizontal convolution.
-    """
-
-    rows_BK: Tensor
-    columns_BK: Tensor
+    rows_BK: Tensor  # of the vertical convolution
+    columns_BK: Tensor  # of the horizontal one
 
     @classmethod
     def gaussian(cls, std_B: Tensor, kernel_size: int, size: tuple[int, int]) -> SeparableBlur:

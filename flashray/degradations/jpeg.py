@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flashray.degradations.base import Degradation, Operator, Parameters, between, check_flags, check_range
-from flashray.errors import ConfigError
+from flashray.degradations.base import Degradation, Limits, Operator, Parameters, between, check_flags, check_range
 
 # Quantisation tables of ITU-T T.81, Annex K, at quality 50
 LUMA = (
@@ -37,18 +36,15 @@ class Jpeg(Degradation):
     quantisation table, and back, chroma by linear interpolation; nothing is rounded to 8 bits or clipped. The backward
     pass treats rounding as the identity (straight-through: Bengio et al. 2013), so the gradient is that of the codec
     with an infinitely fine table. Simulated measurements are made with the same operator that solvers use.
-
-    Attributes:
-        quality: the range, lowest first; the lowest is the hardest.
-        subsampling: 4:2:0 (half the chroma's resolution, what cameras and Pillow do) or none, 4:4:4.
     """
 
-    quality: tuple[float, float] = (5, 60)
-    subsampling: bool = True
+    quality: tuple[float, float] = (5, 60)  # the range, lowest first; the lowest is the hardest
+    subsampling: bool = True  # 4:2:0 (half the chroma's resolution, what cameras and Pillow do) or none, 4:4:4
 
     name: ClassVar[str] = "jpeg"
     linear: ClassVar[bool] = False
     parameter_names: ClassVar[tuple[str, ...]] = ("quality",)
+    limits: ClassVar[Limits] = {"quality": (1, 100, "libjpeg's scale")}
 
     def __post_init__(self) -> None:
         check_range("jpeg: quality", self.quality, 1, 100, "libjpeg's scale")
@@ -57,11 +53,6 @@ class Jpeg(Degradation):
     def parameters_at(self, severity_B: Tensor, generator: torch.Generator | None = None) -> Parameters:
         low, high = self.quality
         return {"quality": between(high, low, severity_B)}
-
-    def check_parameters(self, parameters: Parameters) -> None:
-        quality_B = parameters["quality"]
-        if not bool(((quality_B >= 1) & (quality_B <= 100)).all()):
-            raise ConfigError(f"jpeg: quality must be from 1 to 100, got {quality_B.tolist()}")
 
     def bind(self, parameters: Parameters, size: tuple[int, int]) -> Codec:
         quality_B = parameters["quality"]

@@ -17,12 +17,12 @@ from torch.nn import functional as F
 
 from flashray.degradations.base import (
     Degradation,
+    Limits,
     Operator,
     Parameters,
     between,
     check_flags,
     check_range,
-    check_seeds,
     draw_seeds,
 )
 from flashray.errors import ConfigError
@@ -40,21 +40,18 @@ class KernelWizard(Degradation):
     VinAIResearch/blur-kernel-space-exploring) or the same tensors as safetensors:
     `save_file(torch.load("GOPRO_wVAE.pth", weights_only=True), "wizard.safetensors")`. Images have sides that are
     multiples of 128; the code has 1/128 of them.
-
-    Attributes:
-        weights: the checkpoint's file, at the same path on every machine.
-        strength: the range of the code's scale (Flash-Diffusion: 1.2).
-        paper: Flash-Diffusion's code brings [0, 1] images to [0.5, 1] before the network, and back after it: it
-            blurs an image of half the contrast, clamped. True does so too.
     """
 
-    weights: str = ""
-    strength: tuple[float, float] = (1.2, 1.2)
+    weights: str = ""  # the checkpoint's file, at the same path on every machine
+    strength: tuple[float, float] = (1.2, 1.2)  # the range of the code's scale (Flash-Diffusion: 1.2)
+    # Flash-Diffusion's code brings [0, 1] images to [0.5, 1] before the network, and back after it: it blurs an image
+    # of half the contrast, clamped. True does so too
     paper: bool = False
 
     name: ClassVar[str] = "kernel_wizard"
     linear: ClassVar[bool] = False
     parameter_names: ClassVar[tuple[str, ...]] = ("code_strength", "code_seed")
+    limits: ClassVar[Limits] = {"code_strength": (0, 10, "standard deviations of the code")}
 
     def __post_init__(self) -> None:
         if not Path(self.weights).is_file():
@@ -75,12 +72,6 @@ class KernelWizard(Degradation):
     def parameters_at(self, severity_B: Tensor, generator: torch.Generator | None = None) -> Parameters:
         seed_B = draw_seeds(generator, len(severity_B))
         return {"code_strength": between(*self.strength, severity_B), "code_seed": seed_B}
-
-    def check_parameters(self, parameters: Parameters) -> None:
-        strength_B = parameters["code_strength"]
-        if not bool(((strength_B >= 0) & (strength_B <= 10)).all()):
-            raise ConfigError(f"kernel_wizard: code_strength must be from 0 to 10, got {strength_B.tolist()}")
-        check_seeds("kernel_wizard: code_seed", parameters["code_seed"])
 
     def bind(self, parameters: Parameters, size: tuple[int, int]) -> LearnedBlur:
         strength_B, seed_B = parameters["code_strength"], parameters["code_seed"].long()

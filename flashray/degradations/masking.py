@@ -23,13 +23,10 @@ class Masking(AffineOperator):
 
     The measurement's noise is on all pixels, as in Flash-Diffusion, so that its variance is the mean squared residual
     of a perfect reconstruction for any mask.
-
-    Attributes:
-        filled: whether the input of severity encoders is y with its holes filled in, or y itself.
     """
 
     mask_B1HW: Tensor
-    filled: bool = True
+    filled: bool = True  # whether the input of severity encoders is y with its holes filled in, or y itself
 
     def A_linear(self, x_BCHW: Tensor) -> Tensor:
         return self.mask_B1HW * x_BCHW
@@ -66,12 +63,9 @@ def fill_in(y_BCHW: Tensor, mask_B1HW: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class MaskFamily(Degradation):
-    """A family with a known mask, which is given with the image or drawn.
+    """A family with a known mask, which is given with the image or drawn."""
 
-    Attributes:
-        fill: the input of severity encoders is y with its holes filled in; false gives them y itself, as in the paper.
-    """
-
+    # the input of severity encoders is y with its holes filled in; false gives them y itself, as in the paper
     fill: bool = field(default=True, kw_only=True)
 
     linear: ClassVar[bool] = True
@@ -80,29 +74,15 @@ class MaskFamily(Degradation):
     def __post_init__(self) -> None:
         check_flags(self.name, fill=self.fill)
 
-    def check_parameters(self, parameters: Parameters) -> None:
-        if "mask" not in parameters:
-            self.check_drawn(parameters)
-
     def bind(self, parameters: Parameters, size: tuple[int, int]) -> Masking:
-        if "mask" in parameters:
-            return bind_mask(parameters["mask"], size, self.fill)
-        return Masking(self.draw(parameters, size), self.fill)
-
-    @abstractmethod
-    def check_drawn(self, parameters: Parameters) -> None:
-        """`check_parameters` where no mask is given."""
+        mask = parameters["mask"] if "mask" in parameters else self.draw(parameters, size)
+        height, width = mask.shape[2:]
+        if (height, width) != size:
+            raise ConfigError(
+                f"the mask has {width} x {height} pixels and its image {size[1]} x {size[0]}; give one of the same size"
+            )
+        return Masking(mask, self.fill)
 
     @abstractmethod
     def draw(self, parameters: Parameters, size: tuple[int, int]) -> Tensor:
         """[B, 1, H, W] masks, 1 where a pixel is known."""
-
-
-def bind_mask(mask_B1HW: Tensor, size: tuple[int, int], filled: bool) -> Masking:
-    """The operator of given masks; ConfigError if mask and image differ in size."""
-    height, width = mask_B1HW.shape[2:]
-    if (height, width) != size:
-        raise ConfigError(
-            f"the mask has {width} x {height} pixels and its image {size[1]} x {size[0]}; give a mask of the same size"
-        )
-    return Masking(mask_B1HW, filled)

@@ -9,8 +9,17 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from flashray.degradations.base import Degradation, Parameters, between, check_range, check_seeds, draw_seeds
-from flashray.degradations.convolution import KernelBlur
+from flashray.degradations.base import (
+    AffineOperator,
+    Degradation,
+    Limits,
+    Parameters,
+    between,
+    check_range,
+    check_values,
+    draw_seeds,
+)
+from flashray.degradations.separable import reflection
 from flashray.errors import ConfigError
 from flashray.seeding import STREAM_OPERATOR, uniform
 
@@ -24,20 +33,17 @@ class MotionBlur(Degradation):
 
     Parameters of an image: `motion_length`, the path's length in pixels; `motion_angle`, its (first) direction in
     degrees from the right, downwards; `motion_seed`, 0 for a straight line, else the seed of a smooth random path.
-
-    Attributes:
-        length: the range of the path's length in pixels.
-        path: linear, or random (a smooth path with random turns, another one for each image).
-        kernel_size: odd, and larger than the longest path.
     """
 
-    length: tuple[float, float] = (2.0, 20.0)
+    length: tuple[float, float] = (2.0, 20.0)  # the range of the path's length in pixels
+    # linear, or random (a smooth path with random turns, another one for each image)
     path: Literal["linear", "random"] = "linear"
-    kernel_size: int = 31
+    kernel_size: int = 31  # odd, and larger than the longest path
 
     name: ClassVar[str] = "motion_blur"
     linear: ClassVar[bool] = True
     parameter_names: ClassVar[tuple[str, ...]] = ("motion_length", "motion_angle", "motion_seed")
+    limits: ClassVar[Limits] = {"motion_angle": (-math.inf, math.inf, "degrees")}
 
     def __post_init__(self) -> None:
         if not isinstance(self.kernel_size, int) or self.kernel_size < 3 or self.kernel_size % 2 == 0:
@@ -66,19 +72,53 @@ class MotionBlur(Degradation):
         }
 
     def check_parameters(self, parameters: Parameters) -> None:
-        length_B, angle_B = parameters["motion_length"], parameters["motion_angle"]
-        if not bool(((length_B >= 0) & (length_B <= self.kernel_size - 1)).all()):
-            raise ConfigError(
-                f"motion_blur: motion_length must be from 0 to {self.kernel_size - 1} pixels (less than kernel_size), "
-                f"got {length_B.tolist()}"
-            )
-        if not bool(torch.isfinite(angle_B).all()):
-            raise ConfigError(f"motion_blur: motion_angle must be finite, in degrees, got {angle_B.tolist()}")
-        check_seeds("motion_blur: motion_seed", parameters["motion_seed"])
+        super().check_parameters(parameters)
+        most = self.kernel_size - 1
+        check_values(
+            "motion_blur: motion_length", parameters["motion_length"], 0, most, "pixels, less than kernel_size"
+        )
 
     def bind(self, parameters: Parameters, size: tuple[int, int]) -> KernelBlur:
         path = motion_path(*(parameters[name] for name in self.parameter_names))
         return KernelBlur.of(draw_kernel(path, self.kernel_size), size)
+
+
+@dataclass(frozen=True)
+class KernelBlur(AffineOperator):
+    """y = crop(k ⋆ pad(x)), the same kernel in every channel; Aᵀ y = fold(k * embed(y)), fold being padᵀ, is exact."""
+
+    spectrum_BNF: Tensor  # kernels in the Fourier domain at the padded size
+    radius: int  # half a kernel's side, and so the padding
+
+    @classmethod
+    def of(cls, kernel_BKK: Tensor, size: tuple[int, int]) -> KernelBlur:
+        """The blur of images of size (H, W) with kernels of odd side K ≤ 2 min(H, W) - 1; ConfigError if larger."""
+        radius = kernel_BKK.shape[1] // 2
+        if radius >= min(size):
+            raise ConfigError(
+                f"a kernel of {kernel_BKK.shape[1]} pixels does not fit an image of {size[1]} x {size[0]}: reflect "
+                "padding cannot be wider than the image; give a smaller kernel"
+            )
+        padded = (size[0] + 2 * radius, size[1] + 2 * radius)
+        return cls(torch.fft.rfft2(kernel_BKK, s=padded), radius)
+
+    def A_linear(self, x_BCHW: Tensor) -> Tensor:
+        height, width = x_BCHW.shape[2:]
+        for dim in (2, 3):
+            x_BCHW = x_BCHW.index_select(dim, reflection(x_BCHW.shape[dim], self.radius, x_BCHW.device))
+        # the conjugate makes it a correlation, whose first H x W values do not wrap around
+        blurred = torch.fft.rfft2(x_BCHW) * self.spectrum_BNF[:, None].conj()
+        return torch.fft.irfft2(blurred, s=x_BCHW.shape[2:])[..., :height, :width]
+
+    def A_adjoint(self, y_BCHW: Tensor) -> Tensor:
+        size = y_BCHW.shape[2:]
+        padded = tuple(side + 2 * self.radius for side in size)
+        x = torch.fft.irfft2(torch.fft.rfft2(y_BCHW, s=padded) * self.spectrum_BNF[:, None], s=padded)
+        for dim in (2, 3):
+            shape = list(x.shape)
+            shape[dim] = size[dim - 2]
+            x = x.new_zeros(shape).index_add(dim, reflection(size[dim - 2], self.radius, x.device), x)
+        return x
 
 
 def motion_path(length_B: Tensor, angle_B: Tensor, seed_B: Tensor) -> Tensor:

@@ -10,15 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flashray.degradations.base import (
-    Degradation,
-    Operator,
-    Parameters,
-    between,
-    check_range,
-    check_seeds,
-    draw_seeds,
-)
+from flashray.degradations.base import Degradation, Limits, Operator, Parameters, between, check_range, draw_seeds
 from flashray.errors import ConfigError
 from flashray.seeding import STREAM_OPERATOR, uniform
 
@@ -39,22 +31,17 @@ class NonlinearBlur(Degradation):
     ingredients are those of the deblurring literature (saturated highlights: Cho et al., ICCV 2011; camera shake with
     rotation: Whyte et al., CVPR 2010; response curves: Nah et al., CVPR 2017); Flash-Diffusion uses a learned
     operator in its place (`kernel_wizard`).
-
-    Attributes:
-        motion: the range of the path's length in pixels.
-        highlights: how much brighter than white the scene behind white pixels is.
-        gamma: of the response curve.
-        frames: positions of the camera that are averaged.
     """
 
-    motion: tuple[float, float] = (0.5, 10.0)
-    highlights: float = 1.0
-    gamma: float = 2.2
-    frames: int = 16
+    motion: tuple[float, float] = (0.5, 10.0)  # the range of the path's length in pixels
+    highlights: float = 1.0  # how much brighter than white the scene behind white pixels is
+    gamma: float = 2.2  # of the response curve
+    frames: int = 16  # positions of the camera that are averaged
 
     name: ClassVar[str] = "nonlinear_blur"
     linear: ClassVar[bool] = False
     parameter_names: ClassVar[tuple[str, ...]] = ("motion", "motion_seed")
+    limits: ClassVar[Limits] = {"motion": (0, math.inf, "pixels")}
 
     def __post_init__(self) -> None:
         check_range("nonlinear_blur: motion", self.motion, 0, math.inf, "pixels")
@@ -76,12 +63,6 @@ class NonlinearBlur(Degradation):
     def parameters_at(self, severity_B: Tensor, generator: torch.Generator | None = None) -> Parameters:
         seed_B = draw_seeds(generator, len(severity_B))
         return {"motion": between(*self.motion, severity_B), "motion_seed": seed_B}
-
-    def check_parameters(self, parameters: Parameters) -> None:
-        motion_B = parameters["motion"]
-        if not bool((torch.isfinite(motion_B) & (motion_B >= 0)).all()):
-            raise ConfigError(f"nonlinear_blur: motion must be ≥ 0 and finite, in pixels, got {motion_B.tolist()}")
-        check_seeds("nonlinear_blur: motion_seed", parameters["motion_seed"])
 
     def bind(self, parameters: Parameters, size: tuple[int, int]) -> CameraBlur:
         path = camera_path(parameters["motion"], parameters["motion_seed"], self.frames, size)
@@ -122,52 +103,35 @@ def saturate(light: Tensor) -> Tensor:
 
 def move(x_BCHW: Tensor, path_B23: Tensor) -> Tensor:
     """Images seen through affine maps of normalised coordinates: bilinear, the border reflected."""
-    return Move.apply(x_BCHW, F.affine_grid(path_B23, list(x_BCHW.shape), align_corners=False).to(x_BCHW))
+    grid_BHW2 = F.affine_grid(path_B23, list(x_BCHW.shape), align_corners=False).to(x_BCHW)
+    return Move.apply(x_BCHW, grid_BHW2, False)
 
 
 class Move(torch.autograd.Function):
-    """`grid_sample` as a linear map of x with a forward-mode derivative, which PyTorch's own lacks."""
+    """`grid_sample`, or its transpose, as a linear map with a forward-mode derivative, which PyTorch's own lacks."""
 
     @staticmethod
-    def forward(x_BCHW: Tensor, grid_BHW2: Tensor) -> Tensor:
-        return F.grid_sample(x_BCHW, grid_BHW2, mode="bilinear", padding_mode="reflection", align_corners=False)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
-        ctx.save_for_forward(inputs[1])
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return MoveBack.apply(gradients[0], *ctx.saved_tensors), None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
-        return Move.apply(tangents[0], *ctx.saved_tensors)
-
-
-class MoveBack(torch.autograd.Function):
-    """The transpose of `Move`."""
-
-    @staticmethod
-    def forward(y_BCHW: Tensor, grid_BHW2: Tensor) -> Tensor:
+    def forward(x_BCHW: Tensor, grid_BHW2: Tensor, transposed: bool) -> Tensor:
+        if not transposed:
+            return F.grid_sample(x_BCHW, grid_BHW2, mode="bilinear", padding_mode="reflection", align_corners=False)
         bilinear, reflection, wanted = 0, 2, [True, False]
-        zeros = torch.zeros_like(y_BCHW)
+        zeros = torch.zeros_like(x_BCHW)
         backward = torch.ops.aten.grid_sampler_2d_backward
-        return backward(y_BCHW.contiguous(), zeros, grid_BHW2, bilinear, reflection, False, wanted)[0]
+        return backward(x_BCHW.contiguous(), zeros, grid_BHW2, bilinear, reflection, False, wanted)[0]
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
-        ctx.save_for_forward(inputs[1])
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:
+        _, grid_BHW2, ctx.transposed = inputs
+        ctx.save_for_backward(grid_BHW2)
+        ctx.save_for_forward(grid_BHW2)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return Move.apply(gradients[0], *ctx.saved_tensors), None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return Move.apply(gradients[0], *ctx.saved_tensors, not ctx.transposed), None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
-        return MoveBack.apply(tangents[0], *ctx.saved_tensors)
+        return Move.apply(tangents[0], *ctx.saved_tensors, ctx.transposed)
 
 
 def camera_path(motion_B: Tensor, seed_B: Tensor, frames: int, size: tuple[int, int]) -> Tensor:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flashray.degradations.base import Degradation, Operator, Parameters, check_seeds, draw_seeds
-from flashray.degradations.convolution import reflection
+from flashray.degradations.base import Degradation, Limits, Operator, Parameters, between, draw_seeds
 from flashray.degradations.jpeg import CHROMA, LUMA, Codec, quantisation
 from flashray.degradations.motion_blur import draw_kernel, motion_path
+from flashray.degradations.separable import reflection
 from flashray.errors import ConfigError
 from flashray.seeding import STREAM_MEASUREMENT, STREAM_OPERATOR, normal, uniform
 
@@ -41,21 +41,17 @@ class Photo(Degradation):
 
     Parameters of an image that is damaged here: `damage`, its severity 0 … 1, and `damage_seed`. A photo that came
     damaged has none.
-
-    Attributes:
-        damage: the range of severities.
-        undamaged: share of the images, when severities are drawn, that have none.
-        partial: share of the damaged images that have a sharp part.
     """
 
-    damage: tuple[float, float] = (0.0, 1.0)
-    undamaged: float = 0.15
-    partial: float = 0.2
+    damage: tuple[float, float] = (0.0, 1.0)  # the range of severities
+    undamaged: float = 0.15  # share of the images, when severities are drawn, that have none
+    partial: float = 0.2  # share of the damaged images that have a sharp part
 
     name: ClassVar[str] = "photo"
     linear: ClassVar[bool] = False
     unknown: ClassVar[bool] = True
     parameter_names: ClassVar[tuple[str, ...]] = ("damage", "damage_seed")
+    limits: ClassVar[Limits] = {"damage": (0, 1, "shares of the hardest")}
 
     def __post_init__(self) -> None:
         low, high = self.damage
@@ -67,10 +63,7 @@ class Photo(Degradation):
 
     def parameters_at(self, severity_B: Tensor, generator: torch.Generator | None = None) -> Parameters:
         low, high = self.damage
-        return {
-            "damage": low + (high - low) * severity_B,
-            "damage_seed": draw_seeds(generator, len(severity_B)),
-        }
+        return {"damage": between(low, high, severity_B), "damage_seed": draw_seeds(generator, len(severity_B))}
 
     def sample_parameters(self, generator: torch.Generator, n: int) -> Parameters:
         spared_B = torch.rand(n, generator=generator) < self.undamaged
@@ -79,13 +72,6 @@ class Photo(Degradation):
 
     def fixed_parameters(self) -> Parameters:
         return {}
-
-    def check_parameters(self, parameters: Parameters) -> None:
-        if not parameters:
-            return
-        if not bool(((parameters["damage"] >= 0) & (parameters["damage"] <= 1)).all()):
-            raise ConfigError(f"photo: damage must be from 0 to 1, got {parameters['damage'].tolist()}")
-        check_seeds("photo: damage_seed", parameters["damage_seed"])
 
     def bind(self, parameters: Parameters, size: tuple[int, int]) -> Operator:
         if not parameters:

@@ -8,35 +8,24 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flashray.degradations.base import (
-    Parameters,
-    between,
-    check_flags,
-    check_range,
-    check_seeds,
-    draw_seeds,
-)
+from flashray.degradations.base import Limits, Parameters, between, check_flags, check_range, draw_seeds
 from flashray.degradations.masking import MaskFamily
-from flashray.errors import ConfigError
 from flashray.seeding import STREAM_OPERATOR, random_words
 
 
 @dataclass(frozen=True)
 class RandomInpainting(MaskFamily):
-    """A random share of the pixels is missing; of one seed, a mask with a smaller share is part of one with a larger.
+    """A random share of the pixels is missing; of one seed, a mask with a smaller share is part of a larger one."""
 
-    Attributes:
-        missing: the range of the share of missing pixels (Flash-Diffusion: 0 … 0.8 in training, 0.7 … 0.8 in its
-            tests).
-        paper: true uses one mask for all images, in training and in tests, as Flash-Diffusion's code does; false draws
-            a mask for each image.
-    """
-
+    # the range of the share of missing pixels (Flash-Diffusion: 0 … 0.8 in training, 0.7 … 0.8 in its tests)
     missing: tuple[float, float] = (0.0, 0.8)
+    # true uses one mask for all images, in training and in tests, as Flash-Diffusion's code does; false draws a mask
+    # for each image
     paper: bool = False
 
     name: ClassVar[str] = "random_inpainting"
     parameter_names: ClassVar[tuple[str, ...]] = ("missing", "mask_seed")
+    limits: ClassVar[Limits] = {"missing": (0, 1, "shares of the pixels")}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,12 +35,6 @@ class RandomInpainting(MaskFamily):
     def parameters_at(self, severity_B: Tensor, generator: torch.Generator | None = None) -> Parameters:
         seed_B = draw_seeds(None if self.paper else generator, len(severity_B))
         return {"missing": between(*self.missing, severity_B), "mask_seed": seed_B}
-
-    def check_drawn(self, parameters: Parameters) -> None:
-        missing_B = parameters["missing"]
-        if not bool(((missing_B >= 0) & (missing_B <= 1)).all()):
-            raise ConfigError(f"random_inpainting: missing is a share from 0 to 1, got {missing_B.tolist()}")
-        check_seeds("random_inpainting: mask_seed", parameters["mask_seed"])
 
     def draw(self, parameters: Parameters, size: tuple[int, int]) -> Tensor:
         return random_mask(parameters["missing"], parameters["mask_seed"], size)

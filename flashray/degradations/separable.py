@@ -27,17 +27,21 @@ def gaussian_kernel(std_B: Tensor, kernel_size: int, length: int) -> Tensor:
     return weight_BK / weight_BK.sum(dim=1, keepdim=True)
 
 
+def reflection(length: int, radius: int, device: torch.device) -> Tensor:
+    """[length + 2 radius] indices of the pixels that padding repeats; the border pixel itself is not."""
+    source = torch.arange(-radius, length + radius, device=device).abs()
+    return torch.where(source >= length, 2 * (length - 1) - source, source)
+
+
 def convolve(x_BCHW: Tensor, weight_BK: Tensor, dim: int) -> Tensor:
     """y_i = Σ_k weight_k x_{i + k - r} along `dim` (2 or 3), the image reflected at its borders (border not repeated).
 
-    Raises:
-        ValueError: if the radius r is not smaller than the axis.
+    ValueError if the radius r is not smaller than the axis.
     """
     radius, length = weight_BK.shape[1] // 2, x_BCHW.shape[dim]
     if radius >= length:
         raise ValueError(f"a kernel of {weight_BK.shape[1]} does not fit an axis of {length} with reflected borders")
-    source = torch.arange(-radius, length + radius, device=x_BCHW.device).abs()
-    source = torch.where(source >= length, 2 * (length - 1) - source, source)
+    source = reflection(length, radius, x_BCHW.device)
     pieces = [_correlate(piece.index_select(dim, source), weight_BK, dim) for piece in _pieces(x_BCHW, dim)]
     return torch.cat(pieces, dim=5 - dim)
 

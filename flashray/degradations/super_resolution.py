@@ -18,12 +18,9 @@ class SuperResolution(Degradation):
     """Each pixel of y is the mean of scale × scale pixels of x, so y is `scale` times smaller; there are no parameters.
 
     The block averaging of DDRM (Kawar et al., NeurIPS 2022) and of the papers that compare with it.
-
-    Attributes:
-        scale: a whole number that divides the image's sides, such as 2 or 4.
     """
 
-    scale: int = 4
+    scale: int = 4  # a whole number that divides the image's sides, such as 2 or 4
 
     name: ClassVar[str] = "super_resolution"
     linear: ClassVar[bool] = True
@@ -47,9 +44,6 @@ class SuperResolution(Degradation):
 
     def parameters_at(self, severity_B: Tensor, generator: torch.Generator | None = None) -> Parameters:
         return {}
-
-    def check_parameters(self, parameters: Parameters) -> None:
-        pass
 
     def bind(self, parameters: Parameters, size: tuple[int, int]) -> AreaMean:
         self.check_size(size)

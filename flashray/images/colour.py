@@ -8,11 +8,12 @@ photo would come back changed; the relative one moves only what sRGB cannot show
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from flashray.images.icc import Floats, curves_and_matrix
@@ -39,7 +40,9 @@ def colour_space(kind: str, depth: int, icc: bytes | None) -> tuple[ColourSpace,
 
     A profile that is broken, or made for another kind of samples, is not used: the samples are taken as sRGB.
     """
-    plain: ColourSpace = _PillowCmyk() if kind == "cmyk" else _Plain(kind)
+    plain: ColourSpace = _Plain(kind)
+    if kind == "cmyk":
+        plain = _EightBits(lambda picture: picture.convert("RGB"), lambda picture: picture.convert("CMYK"))
     if icc is None:
         return plain, None
     if icc[16:20] != _SIGNATURES[kind]:
@@ -47,7 +50,7 @@ def colour_space(kind: str, depth: int, icc: bytes | None) -> tuple[ColourSpace,
     if depth > 8 and (parsed := curves_and_matrix(icc)) is not None:
         return (plain if kind == "rgb" and _is_srgb(parsed) else parsed), None
     try:
-        space = _Managed(kind, icc)
+        space = _managed(kind, icc)
         if kind == "rgb" and _is_srgb(space):
             return plain, None
     except Exception as error:  # littlecms and Pillow's binding raise various types
@@ -79,68 +82,36 @@ class _Plain:
         return x if self.channels == 3 else x.mean(axis=-1, keepdims=True)
 
 
+@dataclass(frozen=True)
 class _EightBits:
     """A conversion by Pillow, which knows 8 bits only."""
 
-    exact = False
+    there: Callable[[Image.Image], Image.Image]
+    back: Callable[[Image.Image], Image.Image]
+    exact: bool = False
 
     def to_srgb(self, samples: Floats) -> Floats:
-        return _floats(self._to_srgb(_picture(samples)))
+        return _floats(self.there(_picture(samples)))
 
     def from_srgb(self, x: Floats) -> Floats:
-        return _floats(self._from_srgb(_picture(x)))
-
-    def _to_srgb(self, picture: Image.Image) -> Image.Image:
-        raise NotImplementedError
-
-    def _from_srgb(self, picture: Image.Image) -> Image.Image:
-        raise NotImplementedError
+        return _floats(self.back(_picture(x)))
 
 
-class _PillowCmyk(_EightBits):
-    """CMYK without a profile."""
-
-    def _to_srgb(self, picture: Image.Image) -> Image.Image:
-        return picture.convert("RGB")
-
-    def _from_srgb(self, picture: Image.Image) -> Image.Image:
-        return picture.convert("CMYK")
-
-
-class _Managed(_EightBits):
+def _managed(kind: str, icc: bytes) -> _EightBits:
     """A profile, by way of littlecms."""
-
-    def __init__(self, kind: str, icc: bytes) -> None:
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
-        srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
-        intent, flags = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION
-        mode = _MODES[kind]
-        self._there = ImageCms.buildTransform(profile, srgb, mode, "RGB", intent, flags)
-        self._back = ImageCms.buildTransform(srgb, profile, "RGB", mode, intent, flags)
-
-    def _to_srgb(self, picture: Image.Image) -> Image.Image:
-        return _applied(self._there, picture)
-
-    def _from_srgb(self, picture: Image.Image) -> Image.Image:
-        return _applied(self._back, picture)
-
-
-def _applied(transform: ImageCms.ImageCmsTransform, picture: Image.Image) -> Image.Image:
-    result = ImageCms.applyTransform(picture, transform)
-    assert result is not None  # it is None only when done in place
-    return result
+    profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+    intent, flags = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION
+    mode = _MODES[kind]
+    there = ImageCms.buildTransform(profile, srgb, mode, "RGB", intent, flags)
+    back = ImageCms.buildTransform(srgb, profile, "RGB", mode, intent, flags)
+    return _EightBits(there.apply, back.apply)
 
 
 def _picture(values: Floats) -> Image.Image:
-    bytes_HWC: NDArray[np.uint8] = np.rint(values * 255).astype(np.uint8)
-    if bytes_HWC.shape[-1] == 1:
-        return Image.fromarray(bytes_HWC[..., 0])
-    return Image.fromarray(bytes_HWC) if bytes_HWC.shape[-1] == 3 else _cmyk(bytes_HWC)
-
-
-def _cmyk(bytes_HWC: NDArray[np.uint8]) -> Image.Image:
-    height, width = bytes_HWC.shape[:2]
-    return Image.frombytes("CMYK", (width, height), bytes_HWC.tobytes())
+    bytes_HWC = np.rint(values * 255).astype(np.uint8)
+    height, width, channels = bytes_HWC.shape
+    return Image.frombytes({1: "L", 3: "RGB", 4: "CMYK"}[channels], (width, height), bytes_HWC.tobytes())
 
 
 def _floats(picture: Image.Image) -> Floats:

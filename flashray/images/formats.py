@@ -1,4 +1,4 @@
-"""The file formats: which ones are read, how they are recognised, and what each of them can hold."""
+"""The file formats: which ones are read, how they are recognised and named, and what each of them can hold."""
 
 from __future__ import annotations
 
@@ -16,24 +16,16 @@ OutputFormat = Literal["same", "png", "jpeg", "webp", "tiff"]
 
 @dataclass(frozen=True)
 class Holds:
-    """What a file format can hold.
+    """What a file format can hold."""
 
-    Attributes:
-        suffix: of its files, with the dot.
-        depths: bits a sample; 32 stands for floating-point numbers.
-        kinds: of colour samples, as in `SourceImage.kind`.
-        alpha, icc, exif, xmp: whether it has a place for them.
-        max_side: the most pixels a side.
-    """
-
-    suffix: str
-    depths: tuple[int, ...] = (8,)
-    kinds: tuple[str, ...] = ("grey", "rgb")
-    alpha: bool = True
+    suffix: str  # of its files, with the dot
+    depths: tuple[int, ...] = (8,)  # bits a sample; 32 stands for floating-point numbers
+    kinds: tuple[str, ...] = ("grey", "rgb")  # of colour samples, as in `SourceImage.kind`
+    alpha: bool = True  # whether it has a place for it, and for the next three
     icc: bool = True
     exif: bool = True
     xmp: bool = True
-    max_side: int = 2**31 - 1
+    max_side: int = 2**31 - 1  # the most pixels a side
 
 
 FORMATS: dict[str, Holds] = {
@@ -46,6 +38,17 @@ FORMATS: dict[str, Holds] = {
     "AVIF": Holds(".avif", kinds=("rgb",), max_side=65_535),
     "HEIF": Holds(".heic", kinds=("rgb",), max_side=65_535),
 }
+
+# format to write → its name, and the suffixes of its files; a new file gets the first
+WRITTEN: dict[str, tuple[str, tuple[str, ...]]] = {
+    "png": ("PNG", (".png",)),
+    "jpeg": ("JPEG", (".jpg", ".jpeg")),
+    "webp": ("WEBP", (".webp",)),
+    "tiff": ("TIFF", (".tif", ".tiff")),
+}
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm")
+# These need a decoder that Pillow may lack. An archive lists them all the same, so that each has a row that says so.
+PLUGIN_SUFFIXES = (".avif", ".heic", ".heif")
 
 _ALWAYS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM")
 _AVIF_BRANDS = (b"avif", b"avis")
@@ -95,3 +98,28 @@ def _brands(data: bytes) -> list[bytes]:
         return []
     box = data[8 : min(int.from_bytes(data[:4]), 256)]
     return [box[:4], *(box[i : i + 4] for i in range(8, len(box), 4))]
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file name has the suffix of an image that is always read."""
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def is_photo_name(name: str) -> bool:
+    """Whether a file name has the suffix of an image, also of one that is read only where Pillow has a decoder."""
+    return name.lower().endswith(IMAGE_SUFFIXES + PLUGIN_SUFFIXES)
+
+
+def output_name(key: str, format: OutputFormat) -> str:
+    """The relative name of the restored image of a key.
+
+    It is the key itself for `same`, and where the key already has a suffix of the format. Otherwise the format's suffix
+    is appended, never exchanged: `a.jpg` as PNG is `a.jpg.png`, so that it does not collide with the output of `a.png`;
+    with that of `a.jpg.png` it does, which whoever maps all keys has to check. ValueError for an unknown format.
+    """
+    if format == "same":
+        return key
+    if format not in WRITTEN:
+        raise ValueError(f"format: same, {', '.join(WRITTEN)}; not {format!r}")
+    _, suffixes = WRITTEN[format]
+    return key if key.lower().endswith(suffixes) else key + suffixes[0]

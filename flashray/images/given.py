@@ -19,14 +19,13 @@ ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 def as_image(given: ImageLike) -> Tensor:
     """A path, picture, array or tensor as float32 [3, H, W] in [-1, 1].
 
-    Raises:
-        ValueError: for a wrong shape, range or type, with what was given and what is expected.
-        ImageError: for a file that is not a valid image. OSError: for one that cannot be read.
+    ValueError for a wrong shape, range or type; ImageError for a file that is no valid image; OSError for one that
+    cannot be read.
     """
     if isinstance(given, str | Path):
         return open_image(Path(given).read_bytes()).pixels
     if isinstance(given, Image.Image):
-        return from_uint8(torch.from_numpy(np.array(given.convert("RGB"))).permute(2, 0, 1).contiguous())
+        given = np.array(given.convert("RGB"))
     if isinstance(given, np.ndarray):
         if given.dtype != np.uint8 or not (given.ndim == 2 or (given.ndim == 3 and given.shape[2] == 3)):
             raise ValueError(

@@ -21,15 +21,10 @@ _MOST_PREVIEWS = 64
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What a file's header says.
+    """What a file's header says."""
 
-    Attributes:
-        format: Pillow's name of the format: PNG, JPEG, WEBP, TIFF, BMP, PPM, AVIF, HEIF.
-        width, height: in pixels, of the image as it is meant to be seen (upright).
-    """
-
-    format: str
-    width: int
+    format: str  # Pillow's name of the format: PNG, JPEG, WEBP, TIFF, BMP, PPM, AVIF, HEIF
+    width: int  # in pixels, as the image is meant to be seen (upright)
     height: int
 
 

@@ -20,18 +20,12 @@ _MOST_ENTRIES = 4096
 
 @dataclass(frozen=True)
 class Entry:
-    """A tag's value.
+    """A tag's value."""
 
-    Attributes:
-        type, count: as TIFF numbers them.
-        data: the value's bytes, in the directory's byte order.
-        place: where its 12 bytes (BigTIFF: 20) start in the file.
-    """
-
-    type: int
+    type: int  # as TIFF numbers it
     count: int
-    data: bytes
-    place: int = -1
+    data: bytes  # the value's bytes, in the directory's byte order
+    place: int = -1  # where its 12 bytes (BigTIFF: 20) start in the file
 
 
 @dataclass(frozen=True)
@@ -94,8 +88,6 @@ def read_at(data: bytes, start: int, order: str, big: bool, tags: tuple[int, ...
         value = place + 4 + offset_size
         if size > offset_size:
             value = struct.unpack_from(order + offset_code, data, value)[0]
-        if kind not in _SIZES and not (big and kind in _BIG_SIZES):
-            continue
         if size == 0 or value + size > len(data):
             continue
         entries[tag] = Entry(kind, number, data[value : value + size], place)

@@ -18,7 +18,7 @@ from flashray.images.tiff import ICC, STRUCTURE, XMP
 
 ORIENTATION = 274
 _WIDTH, _HEIGHT = 40962, 40963  # of the pixels, as EXIF repeats them
-_EXIF_PREFIX = b"Exif\0\0"
+EXIF_PREFIX = b"Exif\0\0"  # as JPEG has it
 PHOTOSHOP_LAYERS = 37724
 IPTC, PHOTOSHOP = 33723, 34377
 _TOO_PRIVATE = STRUCTURE | {XMP, ICC, PHOTOSHOP_LAYERS, IPTC, PHOTOSHOP}
@@ -30,17 +30,12 @@ def bare_exif(exif: bytes | None) -> bytes | None:
     """EXIF data without its prefix; None when it is absent or broken."""
     if not exif:
         return None
-    exif = exif.removeprefix(_EXIF_PREFIX)
+    exif = exif.removeprefix(EXIF_PREFIX)
     try:
         ifd.read_first(exif)
     except ValueError:
         return None
     return exif
-
-
-def prefixed_exif(exif: bytes) -> bytes:
-    """EXIF data as JPEG has it."""
-    return _EXIF_PREFIX + exif
 
 
 def orientation(exif: bytes | None) -> int:
@@ -108,9 +103,10 @@ def xmp_with_provenance(xmp: bytes | None, provenance: Mapping[str, str]) -> byt
     XMP is the one place for a note that JPEG, TIFF, WebP and AVIF share and that can be extended without moving what is
     there. None when the existing XMP has no end to put it before (it is broken, or not UTF-8).
     """
+    text = "".join(char if char.isprintable() else "?" for char in provenance_text(provenance))  # XML forbids them
     note = (
         f'<rdf:Description rdf:about="" xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#" '
-        f'xmlns:flashray="{_NAMESPACE}" flashray:provenance={quoteattr(escape_control(provenance_text(provenance)))}/>'
+        f'xmlns:flashray="{_NAMESPACE}" flashray:provenance={quoteattr(text)}/>'
     ).encode()
     if not xmp:
         return (
@@ -122,8 +118,3 @@ def xmp_with_provenance(xmp: bytes | None, provenance: Mapping[str, str]) -> byt
     xmp = _OWN_NOTE.sub(b"", xmp)
     place = xmp.rfind(b"</rdf:RDF>")
     return None if place < 0 else xmp[:place] + note + xmp[place:]
-
-
-def escape_control(text: str) -> str:
-    """Without the control characters that XML forbids."""
-    return "".join(char if char.isprintable() else "?" for char in text)

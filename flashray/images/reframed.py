@@ -8,12 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from flashray.images.colour import colour_space
 from flashray.images.levels import to_uint16
 from flashray.images.metadata import sized_exif
-from flashray.images.sizes import Fit
+from flashray.images.sizes import Fit, resize
 from flashray.images.source import ROWS_AT_ONCE, SourceImage, scaled
 
 ALPHA_LOST = "alpha (the restored image shows another part of the photo)"
@@ -22,11 +21,10 @@ ALPHA_LOST = "alpha (the restored image shows another part of the photo)"
 def reframed(x_CHW: Tensor, source: SourceImage, fit: Fit) -> SourceImage:
     """The source as if its file had held the image x, which is of another size.
 
-    `encode_like(x, reframed(x, source, fit))` writes x with the file's format, kind, depth, colour profile, EXIF and
-    XMP. Sharing of samples with the file ends here, since no pixel of x is a pixel of the file. EXIF says the new
-    width and height. Alpha is brought to the frame as the image was: its largest centred part of the frame's shape is
-    resized, or its centre is cut out. Where a frame that was cropped is larger than the file, alpha is dropped, and
-    `dropped` says so.
+    `encode_like(x, reframed(x, source, fit))` writes x with the file's format, kind, depth, colour profile, EXIF (which
+    says the new size) and XMP. No pixel of x is a pixel of the file, so no samples are shared. Alpha is brought to the
+    frame as the image was: its largest centred part of the frame's shape is resized, or its centre is cut out. Where a
+    frame that was cropped is larger than the file, alpha is dropped, and `dropped` says so.
     """
     x = x_CHW.detach().float().cpu().clamp(-1, 1)
     if source.neutral:
@@ -67,7 +65,7 @@ def _alpha(alpha_HW: NDArray[np.generic], height: int, width: int, fit: Fit) -> 
     share = min(rows / height, columns / width)
     part = _centre(alpha_HW, max(1, round(height * share)), max(1, round(width * share)))
     units = torch.from_numpy(scaled(part))[None, None]
-    units = interpolate(units, size=(height, width), mode="bicubic", antialias=True, align_corners=False)[0, 0]
+    units = resize(units, (height, width))[0, 0]
     if alpha_HW.dtype.kind == "f":
         return units.clamp(0, 1).numpy()
     levels = to_uint16(units * 2 - 1).numpy()

@@ -34,7 +34,7 @@ def read_samples(image: ImageFile.ImageFile, data: bytes) -> Samples:
     if main is not None and main.number(284, 1) == 2 and max(main.numbers(258), default=1) > 8:
         # Pillow takes each byte of these for a sample.
         raise ImageError("this is a TIFF of 16 bits with separate planes; save it with interleaved channels")
-    raw_mode = _raw_mode(image)
+    raw_mode = next(iter(_raw_modes(image)), "")
     if ";16" in raw_mode and not image.mode.startswith("I"):
         return _deep(image, data, raw_mode)
     transparency = image.info.get("transparency")
@@ -89,11 +89,10 @@ def _deep_grey(image: Image.Image, transparency: object, main: ifd.Directory | N
 
 
 def _deep(image: ImageFile.ImageFile, data: bytes, raw_mode: str) -> Samples:
-    """16-bit colour.
+    """16-bit colour, of which Pillow keeps only the high byte of a sample.
 
-    Pillow keeps only the high byte of such samples. So it decodes the file twice, the second time told that the bytes
-    of a sample stand the other way round, and the two halves are put together. That way its decoders (libtiff with all
-    compressions and predictors, zlib with PNG's filters and interlacing) serve here too.
+    So it decodes the file twice, the second time told that the bytes of a sample stand the other way round, and the two
+    halves are put together: its decoders (libtiff's compressions and predictors, PNG's interlacing) serve here too.
     """
     transparency = image.info.get("transparency")
     if raw_mode == "LA;16B":  # its four bytes, as if each were a channel
@@ -139,10 +138,6 @@ def _raw_modes(image: ImageFile.ImageFile) -> list[str]:
     return [args if isinstance(args, str) else str(args[0]) for args in arguments if args]
 
 
-def _raw_mode(image: ImageFile.ImageFile) -> str:
-    return next(iter(_raw_modes(image)), "")
-
-
 def _other_order(raw_mode: str) -> str:
     name, _, order = raw_mode.partition(";16")
     if order == "N":
@@ -155,10 +150,9 @@ def _deep_netpbm(image: ImageFile.ImageFile, data: bytes) -> NDArray[np.uint16] 
     if data[:2] not in (b"P5", b"P6") or not image.tile:
         return None
     args = image.tile[0].args
+    most = args[-1] if args else 255
     if isinstance(args, str):
         most = 65_535 if ";16" in args else 255
-    else:
-        most = args[-1] if args else 255
     if not isinstance(most, int) or most <= 255:
         return None
     width, height = image.size

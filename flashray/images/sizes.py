@@ -29,10 +29,12 @@ def fit_image(x_CHW: Tensor, size: int, fit: Fit) -> Tensor:
                 f"the image has {width} x {height} pixels, too few to crop {size} x {size}; use fit: resize"
             )
         return _centre(x_CHW, size)
-    square = _centre(x_CHW, min(height, width))
-    return interpolate(square[None], size=(size, size), mode="bicubic", antialias=True, align_corners=False)[0].clamp(
-        -1, 1
-    )
+    return resize(_centre(x_CHW, min(height, width))[None], (size, size))[0]
+
+
+def resize(x_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images [B, C, H, W] in [-1, 1] at the size (H, W): bicubic, antialiased, clamped."""
+    return interpolate(x_BCHW, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
 
 
 def _centre(x_CHW: Tensor, size: int) -> Tensor:

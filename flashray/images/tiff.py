@@ -2,7 +2,7 @@
 
 Pillow writes no 16-bit colour. `tifffile` would (it is pure Python and comes with scikit-image), but it needs a large
 binary package to *read* the LZW compression and predictors that image editors write, where Pillow has libtiff. One
-reader (Pillow, see `deep.py`) and this writer therefore stand without another dependency.
+reader (Pillow, see `samples.py`) and this writer therefore stand without another dependency.
 """
 
 from __future__ import annotations

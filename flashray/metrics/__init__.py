@@ -6,20 +6,11 @@ from collections.abc import Collection
 
 from torch import Tensor
 
-from flashray.metrics.bootstrap import mean_interval, paired_interval
+from flashray.metrics.bootstrap import mean_interval
 from flashray.metrics.lpips import LPIPS, MetricUnavailable, load_lpips
 from flashray.metrics.pixel import SSIM_SIDE, psnr, ssim
 
-__all__ = [
-    "LPIPS",
-    "MetricUnavailable",
-    "load_lpips",
-    "mean_interval",
-    "paired_interval",
-    "psnr",
-    "score",
-    "ssim",
-]
+__all__ = ["LPIPS", "MetricUnavailable", "load_lpips", "mean_interval", "psnr", "score", "ssim"]
 
 
 def score(

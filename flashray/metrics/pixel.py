@@ -48,8 +48,4 @@ def ssim(x_BCHW: Tensor, ref_BCHW: Tensor) -> Tensor:
 def _comparable(x: Tensor, ref: Tensor) -> tuple[Tensor, Tensor]:
     if x.shape != ref.shape or x.ndim != 4:
         raise ValueError(f"images and references differ in shape: {tuple(x.shape)} against {tuple(ref.shape)}")
-    return _unit_range(x), _unit_range(ref)
-
-
-def _unit_range(x: Tensor) -> Tensor:
-    return ((x.float() + 1) / 2).clamp(0, 1)
+    return ((x.float() + 1) / 2).clamp(0, 1), ((ref.float() + 1) / 2).clamp(0, 1)

@@ -24,15 +24,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Past:
-    """The history of a piece of work.
+    """The history of a piece of work."""
 
-    Attributes:
-        deaths: how often it was begun and did not end.
-        culprits: images that were solved alone when the worker died.
-    """
-
-    deaths: int = 0
-    culprits: frozenset[str] = frozenset()
+    deaths: int = 0  # how often it was begun and did not end
+    culprits: frozenset[str] = frozenset()  # images that were solved alone when the worker died
 
 
 def put(output: str, unit_id: str, number: int, image: str | None = None) -> None:

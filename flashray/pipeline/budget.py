@@ -18,20 +18,13 @@ GRAIN = 1024  # factors are multiples of 1/GRAIN
 
 @dataclass(frozen=True)
 class Fit:
-    """A budget and its effect on a plan.
+    """A budget and its effect on a plan."""
 
-    Attributes:
-        scale: factor on σ̂, in (0, 1]; 1 if the budget is enough.
-        whole, fitted: the plan's cost without and with the budget.
-        mean_nfe: of the images, without and with the budget.
-        decoded: images that take no step because of the budget, so that ẑ alone is decoded.
-    """
-
-    scale: float
-    whole: Prediction
-    fitted: Prediction
-    mean_nfe: tuple[float, float]
-    decoded: int
+    scale: float  # factor on σ̂, in (0, 1]; 1 if the budget is enough
+    whole: Prediction  # the plan's cost without the budget
+    fitted: Prediction  # and with it
+    mean_nfe: tuple[float, float]  # of the images, without and with the budget
+    decoded: int  # images that take no step because of the budget, so that ẑ alone is decoded
 
 
 def requested(config: RunConfig) -> dict[str, float]:
@@ -70,17 +63,11 @@ def fit(workload: Callable[[float], Workload], cost: CostModel, packing: Packing
 
     The start step of a window is a monotone function of its σ̂, so any factor keeps the order of difficulty, and the
     result is exactly that of the recipe with this `start.sigma_scale`. A chain respaced to fewer steps would keep the
-    order too, but solvers' step sizes are tuned for the spacing, and images that take few steps already would lose the
-    most.
+    order too, but solvers' step sizes are tuned for the spacing, and images that take few steps would lose the most.
 
-    Bisection over `GRAIN` factors, each predicted with the packing and dispatch of a run. A larger budget never gives a
-    smaller factor, because the bisections for two budgets agree until the larger one goes up and the other one down.
-
-    Args:
-        workload: of a scale, in the order of the listing.
-
-    Raises:
-        ConfigError: when decoding ẑ alone exceeds the budget; the message names the smallest possible one.
+    Bisection over `GRAIN` factors, each predicted with the packing and dispatch of a run; `workload` takes a factor.
+    A larger budget never gives a smaller factor, because the bisections for two budgets agree until the larger one goes
+    up and the other one down. ConfigError, with the least possible one, when decoding ẑ alone exceeds the budget.
     """
     if not requested(config):
         return None

@@ -6,7 +6,6 @@ import logging
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -48,10 +47,7 @@ def measure_cost(plan: pa.Table, work: WorkerSettings, pools: Pools, board: Any)
     """Start solver actors as the solve pass will, and time them; None, with a warning, if no image can be solved.
 
     On a GPU one actor is timed. Actors on CPUs are timed together, because they share caches and memory, and the costs
-    are their means.
-
-    Args:
-        plan: rows that belong to units.
+    are their means. The plan's rows belong to units.
     """
     began = time.perf_counter()
     count = min(pools.solver_actors, _TOGETHER) if pools.device == "cpu" else 1
@@ -131,11 +127,7 @@ class Calibrator:
         """Returns when the models are loaded."""
 
     def measure(self, unit: pa.Table) -> dict[str, Any]:
-        """The fields of a `CostModel` but for the start-up, from the table of `sample`.
-
-        Raises:
-            ImageError: when none of the sample's images can be read or solved.
-        """
+        """The fields of a `CostModel` but for the start-up, from the table of `sample`; ImageError if no image can."""
         visits = np.array(unit["visits"][0].as_py(), np.int64)
         (loaded,) = load(unit.drop_columns("visits"), self.work, self.board).to_pylist()
         torch.set_num_threads(self.work.threads)  # in a run, loading is a separate task with its own threads
@@ -156,11 +148,7 @@ class Calibrator:
         return found | self.megapixel_seconds(large, visits, found)
 
     def megapixel_seconds(self, large: dict[str, Any], visits: Integers, window: Mapping[str, Any]) -> dict[str, float]:
-        """What each million pixels beyond one window costs, from one large photo with one window that starts.
-
-        Args:
-            window: the figures of images of one window.
-        """
+        """What each million pixels beyond one window costs; `window` has the figures of images of one window."""
         megapixels = (self.pixels(large) - window["window_pixels"]) / 1e6
         if megapixels <= 0:
             return {}
@@ -182,22 +170,15 @@ class Calibrator:
         restorer = self.actor.restorer
         unit = {name: value[images] if isinstance(value, list) else value for name, value in unit.items()}
         most = windows * restorer.frame.side
+        sides = {"data": most, "mask_data": most, "reference_data": windows * restorer.prior.sample_size}
         for i, size in enumerate(zip(unit["height"], unit["width"], strict=True)):
             if restorer.frame.fit != "whole" or max(size) <= most:
                 continue
-            for name, side in (("data", most), ("mask_data", most), ("reference_data", windows * self.side)):
+            for name, side in sides.items():
                 if unit.get(name) and unit[name][i] is not None:
-                    unit[name] = [*unit[name][:i], centre(unit[name][i], side), *unit[name][i + 1 :]]
-            unit["height"], unit["width"] = (
-                [*unit[name][:i], min(length, most), *unit[name][i + 1 :]]
-                for name, length in zip(("height", "width"), size, strict=True)
-            )
+                    unit[name][i] = centre(unit[name][i], side)
+            unit["height"][i], unit["width"][i] = (min(length, most) for length in size)
         return unit
-
-    @property
-    def side(self) -> int:
-        """Pixels to a side of a window."""
-        return self.actor.restorer.prior.sample_size
 
     def pixels(self, unit: dict[str, Any]) -> int:
         """Of the unit's first image, padded, as the networks see it."""
@@ -210,7 +191,7 @@ class Calibrator:
     ) -> float:
         """A batched step's time with `count` slots filled: the median of trials over the parts that the plan visits.
 
-        It is the median because the machine has just ended one pool and started another, which disturbs single trials.
+        The machine has just ended one pool and started another, which disturbs single trials.
         """
         # the period of the solver's rule in steps; a trial takes whole periods
         period = getattr(self.actor.restorer.solver, "every", 1)
@@ -263,15 +244,9 @@ def numbers_filled(slots: int) -> list[int]:
 
 def evenly(count: int) -> Iterator[float]:
     """Numbers in (0, 1) whose first n are spread evenly for any n: ½, ¼, ¾, ⅛, … (van der Corput 1935)."""
-
-    def places() -> Iterator[float]:
-        number = 0
-        while True:
-            number += 1
-            bits = f"{number:b}"[::-1]
-            yield int(bits, 2) / 2 ** len(bits)
-
-    return islice(places(), count)
+    for number in range(1, count + 1):
+        bits = f"{number:b}"[::-1]
+        yield int(bits, 2) / 2 ** len(bits)
 
 
 def part(schedule: NoiseSchedule, visits: Integers, share: float, length: int) -> tuple[NoiseSchedule, int]:

@@ -24,6 +24,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from flashray import storage
 from flashray.errors import ConfigError
+from flashray.pipeline.memory import machine_memory
 from flashray.pipeline.progress import clock
 from flashray.pipeline.run_config import RunConfig
 
@@ -52,16 +53,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Pools:
-    """Sizes of the actor pools.
+    """Sizes of the actor pools."""
 
-    Attributes:
-        device: cpu or cuda.
-        threads: what one actor computes with.
-        cpus: CPUs that a solver actor requests from Ray; fewer than its threads where tasks would have none otherwise.
-    """
-
-    device: str
-    threads: int
+    device: str  # cpu or cuda
+    threads: int  # what one actor computes with
+    # CPUs that a solver actor requests from Ray; fewer than its threads where tasks would have none otherwise
     cpus: float
     solver_actors: int
     severity_actors: int
@@ -103,16 +99,10 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _memory() -> int:
-    """Bytes of memory that this machine has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def connect() -> bool:
     """Connect to the configured cluster (RAY_ADDRESS), or start one on this machine; returns whether this call did.
 
-    Raises:
-        ConfigError: when the configured cluster cannot be reached.
+    ConfigError when the configured cluster cannot be reached.
     """
     if ray.is_initialized():
         return False
@@ -147,16 +137,13 @@ def _start_here() -> None:
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.WARNING,
-            object_store_memory=min(_OBJECT_STORE, _memory() // 4),
+            object_store_memory=min(_OBJECT_STORE, machine_memory() // 4),
         )
 
 
 @contextmanager
 def _on_this_machine_only() -> Iterator[None]:
-    """Let Ray's ports listen on 127.0.0.1 alone, by its switch for machines that join no cluster.
-
-    Its processes read the environment, and this one has read it when it imported Ray.
-    """
+    """Let Ray's ports listen on 127.0.0.1 alone, by its switch for machines that join no cluster."""
     name, before = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
     os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False
     try:
@@ -197,15 +184,10 @@ def cause_of(error: BaseException) -> str:
 
 
 def size_pools(config: RunConfig, threads: int | None, weights: int = 0) -> Pools:
-    """Pools that fit the cluster as it is now.
+    """Pools that fit the cluster as it is now, for actors whose models have `weights` bytes.
 
-    Args:
-        weights: bytes of the models that an actor holds.
-        threads: an actor's threads as recorded by an earlier start of the same run; kept, because the last digits of a
-            convolution may depend on them.
-
-    Raises:
-        ConfigError: when the cluster has no CPUs, or the device is cuda and it has no GPU.
+    An actor's `threads` are kept as an earlier start recorded them: a convolution's last digits may depend on them.
+    ConfigError when the cluster has no CPUs, or the device is cuda and it has no GPU.
     """
     found = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
     has = [node["Resources"] for node in found]
@@ -236,19 +218,16 @@ def _pools_on_gpus(nodes: Sequence[Node], config: RunConfig, threads: int | None
     room = sum(node.gpus for node in nodes)
     solver_actors = _at_most(room, config.resources.solver_actors or room, "one a GPU")
     severity_actors = min(config.resources.severity_actors or _SEVERITIES * solver_actors, _SEVERITIES * room)
-    return Pools("cuda", threads, _exact(asked), solver_actors, severity_actors)
+    asked = math.floor(asked * 10_000) / 10_000  # Ray counts in ten-thousandths
+    return Pools("cuda", threads, asked, solver_actors, severity_actors)
 
 
 def _pools_on_cpus(
     nodes: Sequence[Node], config: RunConfig, threads: int | None, memory: int, most: int | None = None
 ) -> Pools:
-    """Actors with as few threads as the nodes' memory allows, or the requested number; equal threads, for equal bytes.
+    """Actors of `memory` bytes with as few equal threads as nodes allow, or as requested; `most` cores of this machine.
 
     Threads of one actor wait for each other at every operation; actors do not.
-
-    Args:
-        memory: bytes that an actor takes.
-        most: cores, where the one node is this machine, which may count more CPUs than it has.
     """
     free = [min(max(1, int(node.cpus) - 1), most or sys.maxsize) for node in nodes]  # one CPU a node is left for tasks
 
@@ -277,11 +256,6 @@ def _at_most(room: int, wanted: int, size: str) -> int:
     if wanted > room:
         log.warning("the cluster has room for %d actors (%s), not for %d", room, size, wanted)
     return min(room, wanted)
-
-
-def _exact(cpus: float) -> float:
-    """Ray counts in ten-thousandths."""
-    return math.floor(cpus * 10_000) / 10_000
 
 
 def await_nodes(config: RunConfig) -> None:

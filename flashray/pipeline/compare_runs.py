@@ -6,10 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from flashray import storage
-from flashray.errors import ConfigError
 from flashray.pipeline.run_config import flatten
-from flashray.pipeline.run_record import read_record
+from flashray.pipeline.run_record import given_record
 from flashray.pipeline.summary import numbers, read_summary
 from flashray.report.markdown import to_markdown
 
@@ -31,10 +29,7 @@ class Row:
 
 def row_of_output(output: str) -> Row:
     """The run of a run directory; ConfigError where there is none."""
-    output = storage.given(output, "output")
-    record = read_record(output)
-    if record is None:
-        raise ConfigError(f"output {output} holds no run; name the output of flashray restore")
+    output, record = given_record(output)
     weights = {name: value for name, value in record["fingerprint"].items() if name.startswith("weights.")}
     params = {name: str(value) for name, value in (flatten(record["config"]) | weights).items()}
     summary = read_summary(output)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import json
+from collections import deque
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +13,6 @@ import pyarrow as pa
 
 from flashray import storage
 from flashray.pipeline.run_folder import run_uri
-from flashray.pipeline.simulation import Pool, simulate
 from flashray.pipeline.slot_utilization import in_flight
 from flashray.pipeline.units import Packing, dearest_first, unit_costs, unit_starts
 from flashray.pipeline.workload import Floats, Integers, Workload, workload_of
@@ -23,29 +24,20 @@ class CostModel:
 
     A photo of several windows takes, for each of its updates, the time of its windows in the denoiser's batches and
     `step_megapixel` for each of its megapixels, which is what the solver does with the whole photo.
-
-    Attributes:
-        filled: numbers of filled slots, ascending from 1, for which a batched step of one-window images was timed.
-        step_seconds: seconds of one such step with that many slots filled.
-        decode_seconds: of a one-window image after its last step (decoding); the engine counts them as the image's.
-        other_seconds: of a one-window image outside the engine: measuring, severity encoder, scoring.
-        start_up_seconds: from requesting an actor until its models are loaded.
-        window_pixels: of a one-window image.
-        step_megapixel: of an update, beside its windows' evaluations, for each million pixels; part of `step_seconds`.
-        decode_megapixel, other_megapixel: what an image takes longer for each million pixels beyond one window's.
-        samples: restorations of each image; all but `other` is spent on each.
     """
 
+    # numbers of filled slots, ascending from 1, for which a batched step of one-window images was timed
     filled: tuple[int, ...]
-    step_seconds: tuple[float, ...]
-    decode_seconds: float
-    other_seconds: float
-    start_up_seconds: float
-    window_pixels: float = 0.0
+    step_seconds: tuple[float, ...]  # seconds of one such step with that many slots filled
+    decode_seconds: float  # of a one-window image after its last step (decoding); the engine counts them as the image's
+    other_seconds: float  # of a one-window image outside the engine: measuring, severity encoder, scoring
+    start_up_seconds: float  # from requesting an actor until its models are loaded
+    window_pixels: float = 0.0  # of a one-window image
+    # of an update, beside its windows' evaluations, for each million pixels; part of `step_seconds`
     step_megapixel: float = 0.0
-    decode_megapixel: float = 0.0
-    other_megapixel: float = 0.0
-    samples: int = 1
+    decode_megapixel: float = 0.0  # what decoding an image takes longer for each million pixels beyond one window's
+    other_megapixel: float = 0.0  # and what is outside the engine
+    samples: int = 1  # restorations of each image; all but `other` is spent on each
 
     def steps(self, slots: int) -> Floats:
         """[slots] seconds of a batched step with 1 … `slots` filled, interpolated linearly between measurements."""
@@ -64,21 +56,13 @@ class CostModel:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The predicted cost of a plan.
-
-    Attributes:
-        units: number of units.
-        slot_utilization: slot-steps that update an image over all slot-steps.
-        solver_seconds: the predicted sum of the commits' `seconds`.
-        wall_seconds: of the solve pass, from the actors' start-up to the last unit's end.
-        actors: number of actors that share the units.
-    """
+    """The predicted cost of a plan."""
 
     units: int
-    slot_utilization: float
-    solver_seconds: float
-    wall_seconds: float
-    actors: int
+    slot_utilization: float  # slot-steps that update an image over all slot-steps
+    solver_seconds: float  # the predicted sum of the commits' `seconds`
+    wall_seconds: float  # of the solve pass, from the actors' start-up to the last unit's end
+    actors: int  # that share the units
 
     @property
     def device_hours(self) -> float:
@@ -95,8 +79,30 @@ def predict(load: Workload, first: Integers, slots: int, actors: int, cost: Cost
     other = cost.other_seconds + beyond * cost.other_megapixel
     solver_U = cost.samples * (evaluated_U + _sums(updates + decoded, first))
     dispatched = (solver_U + _sums(other, first))[dearest_first(unit_costs(load, first))]
-    wall = simulate(dispatched, Pool(min(actors, max(len(first), 1)), start_up=cost.start_up_seconds)).makespan
+    wall = makespan(dispatched, min(actors, max(len(first), 1)), cost.start_up_seconds)
     return Prediction(len(first), share, float(solver_U.sum()), wall, actors)
+
+
+def makespan(seconds: Floats, actors: int, start_up: float = 0.0) -> float:
+    """Seconds from the actors' start-up to the last unit's end; units go in their order to the actor with the fewest.
+
+    An actor works on one unit while another, loaded, waits at it (Ray Data's max_tasks_in_flight_per_actor).
+    """
+    queue = deque(seconds.tolist())
+    waiting: list[deque[float]] = [deque() for _ in range(actors)]
+    for held in waiting * 2:
+        if queue:
+            held.append(queue.popleft())
+    # (time, actor): the actor is free then, and takes the unit that waits at it
+    free = [(start_up, actor) for actor in range(actors) if waiting[actor]]
+    end = 0.0
+    while free:
+        end, actor = heapq.heappop(free)
+        if waiting[actor]:
+            heapq.heappush(free, (end + waiting[actor].popleft(), actor))
+            if queue and not waiting[actor]:
+                waiting[actor].append(queue.popleft())
+    return end
 
 
 def _sums(values: Floats, first: Integers) -> Floats:
@@ -124,32 +130,17 @@ def predict_packed(load: Workload, packing: Packing, cost: CostModel) -> Predict
 
 @dataclass(frozen=True)
 class Quoted:
-    """A cost model and the conditions of its measurement, as kept in the run folder.
+    """A cost model and the conditions of its measurement, as kept in the run folder."""
 
-    Attributes:
-        key: what the seconds depend on; with another key they are measured again.
-        actors: number of solver actors in the pool.
-    """
-
-    key: dict[str, Any]
+    key: dict[str, Any]  # what the seconds depend on (`calibrate.cost_key`); with another key they are measured again
     cost: CostModel
-    actors: int
-
-    @property
-    def device(self) -> str:
-        """cpu or cuda."""
-        return self.key["device"]
-
-    @property
-    def threads(self) -> int:
-        """Of an actor."""
-        return self.key["threads"]
+    actors: int  # of the pool of solvers
 
 
 def read_quoted(output: str) -> Quoted | None:
     """cost.json of a run folder, or None."""
     try:
-        found = json.loads(storage.read_bytes(_uri(output)))
+        found = json.loads(storage.read_bytes(run_uri(output, "cost.json")))
         curve = {name: tuple(found["cost"].pop(name)) for name in ("filled", "step_seconds")}
         cost = CostModel(**{**found["cost"], **curve})
         return Quoted(found["key"], cost, found["actors"])
@@ -159,8 +150,4 @@ def read_quoted(output: str) -> Quoted | None:
 
 def write_quoted(output: str, quoted: Quoted) -> None:
     """Keep it as cost.json."""
-    storage.put_bytes(_uri(output), json.dumps(asdict(quoted), indent=2).encode() + b"\n")
-
-
-def _uri(output: str) -> str:
-    return run_uri(output, "cost.json")
+    storage.put_bytes(run_uri(output, "cost.json"), json.dumps(asdict(quoted), indent=2).encode() + b"\n")

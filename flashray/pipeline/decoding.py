@@ -13,6 +13,7 @@ from flashray.images import MAX_MEGAPIXELS, OutputFormat, check_side, losses, op
 from flashray.measurement import Photo
 from flashray.pipeline.encoding import refuse_losses
 from flashray.pipeline.load import mask_uri_of
+from flashray.pipeline.pixel_budget import PixelBudget
 from flashray.pipeline.run_config import IoConfig
 from flashray.restorer import Restorer
 
@@ -24,6 +25,7 @@ def batches(
     indices: Iterable[int],
     count: int,
     io: IoConfig,
+    budget: PixelBudget,
 ) -> Iterator[list[int]]:
     """The indices of images that can be measured together: of one size, in batches bounded by their pixels.
 
@@ -34,6 +36,7 @@ def batches(
     Args:
         unit: a loaded unit, or a chunk of the plan pass.
         count: images of the prior's size in a batch.
+        budget: refuses images that this machine cannot hold.
     """
     by_size: dict[tuple[int, int], list[int]] = {}
     for i in indices:
@@ -55,6 +58,7 @@ def batches(
                 )
             restorer.check_photo(seen)
             check_side((seen[1], seen[0]), header.format, io.format)
+            budget.check(seen[0] * seen[1])
         except ImageError as error:
             row["error"] = str(error)
             continue
@@ -65,6 +69,11 @@ def batches(
     for size, some in by_size.items():
         most = restorer.batch_size(size, count)
         yield from (some[first : first + most] for first in range(0, len(some), most))
+
+
+def most_pixels(rows: Sequence[Mapping[str, Any]], indices: Iterable[int]) -> int:
+    """Pixels of the largest of these images whose size is known."""
+    return max((rows[i]["width"] * rows[i]["height"] for i in indices if rows[i].get("width")), default=0)
 
 
 def decode_photos(

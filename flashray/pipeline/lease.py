@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from flashray import storage
 from flashray.build import strict
@@ -26,23 +27,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Lease:
-    """The driver of a run folder: the content of the highest-numbered file in `drivers/`.
+    """The driver of a run folder: the content of the highest-numbered file in `drivers/`."""
 
-    Attributes:
-        number: one more than the previous lease.
-        host, pid, began: of the driver; `began` distinguishes its process from a later one with the same pid.
-        renewed: seconds since the epoch, by the driver's clock.
-        ended: whether the driver has given the lease back.
-        machine: where the pid means something (`machine`).
-    """
-
-    number: int
-    host: str
+    number: int  # one more than the previous lease
+    host: str  # of the driver
     pid: int
-    began: str
-    renewed: float
-    ended: bool = False
-    machine: str = ""
+    began: str  # distinguishes its process from a later one with the same pid
+    renewed: float  # seconds since the epoch, by the driver's clock
+    ended: bool = False  # whether the driver has given the lease back
+    machine: str = ""  # where the pid means something (`machine`)
 
     @property
     def age(self) -> float:
@@ -52,14 +45,11 @@ class Lease:
 
 @contextmanager
 def held(output: str) -> Iterator[None]:
-    """Hold the lease of a run folder for the duration of a block.
+    """Hold the lease of a run folder for the duration of a block; FlashrayError when another driver is at work there.
 
     Of several drivers only one gets the lease, because it is a file that only one can create. (A driver that was frozen
     for longer than EXPIRES finds its lease taken and stops at its next renewal; until then it does no harm, because
     each unit has one commit, no matter which driver writes it.)
-
-    Raises:
-        FlashrayError: when another driver is at work there.
     """
     lease = take(output)
     stop = threading.Event()
@@ -91,8 +81,7 @@ def latest(output: str) -> Lease | None:
 def machine() -> str:
     """The running kernel and the namespace of process numbers: containers share a name and even the kernel."""
     try:
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return socket.gethostname()
 
@@ -128,22 +117,10 @@ def living(output: str, lease: Lease) -> bool:
 def began(pid: int) -> str:
     """When a process of this machine was started, in the kernel's ticks; empty where there is none."""
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            state, *rest = file.read().rpartition(")")[2].split()
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return "" if os.path.isdir("/proc/self") else _alive(pid)
-    return "" if state == "Z" else rest[18]
-
-
-def _alive(pid: int) -> str:
-    """For machines without /proc."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
         return ""
-    except OSError:
-        pass
-    return "alive"
+    return "" if state == "Z" else rest[18]
 
 
 def take(output: str) -> Lease:
@@ -176,15 +153,10 @@ def _keep(output: str, lease: Lease, stop: threading.Event) -> None:
         try:
             if not renew(output, lease):
                 log.error("another driver took over %s, because this one did not renew its lease; stopping", output)
-                _interrupt()
+                os.kill(os.getpid(), signal.SIGTERM)  # a script's background processes ignore SIGINT
                 return
         except (OSError, FlashrayError) as error:
             log.warning("the lease of %s could not be renewed: %s", output, storage.redact(str(error)))
-
-
-def _interrupt() -> None:
-    """End the driver with SIGTERM; processes that a script starts in the background ignore SIGINT."""
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _put(output: str, lease: Lease) -> None:

@@ -99,6 +99,7 @@ def _read_manifest(uri: str) -> pa.Table:
     try:
         if uri.lower().endswith(".parquet"):
             table = pq.read_table(io.BytesIO(data))
+            table.validate(full=True)
         else:
             text = pyarrow.csv.ConvertOptions(column_types={"key": pa.string()}, strings_can_be_null=False)
             table = pyarrow.csv.read_csv(io.BytesIO(data), convert_options=text)
@@ -164,12 +165,12 @@ def _check_values(uri: str, manifest: pa.Table, degradation: Degradation) -> Non
     for name in (*degradation.parameter_names, "noise_std"):
         if name not in manifest.column_names:
             continue
-        values = [v for v in manifest[name].cast(pa.float64()).to_pylist() if v is not None]
+        values = [v for v in manifest[name].cast(pa.float64(), safe=False).to_pylist() if v is not None]
         if name == "noise_std" and not all(0 <= value < math.inf for value in values):
             raise ConfigError(f"manifest {uri}: noise_std must be ≥ 0 and finite")
     names = degradation.parameter_names
     if names and set(names) <= set(manifest.column_names):
-        rows = zip(*(manifest[name].cast(pa.float64()).to_pylist() for name in names), strict=True)
+        rows = zip(*(manifest[name].cast(pa.float64(), safe=False).to_pylist() for name in names), strict=True)
         whole = [row for row in rows if None not in row]
         try:
             degradation.check_parameters(dict(zip(names, torch.tensor(whole).reshape(-1, len(names)).T, strict=True)))

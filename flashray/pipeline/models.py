@@ -9,6 +9,7 @@ from typing import Any
 
 from flashray import storage
 from flashray.checkpoints import warn_of_another_family, warn_of_another_noise
+from flashray.errors import ConfigError
 from flashray.metrics import MetricUnavailable, load_lpips
 from flashray.pipeline import run_record
 from flashray.pipeline.run_config import RunConfig
@@ -24,16 +25,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Models:
-    """Prior and severity encoder (None for full chains) of a configuration, on the CPU.
-
-    Attributes:
-        registered: the encoder's version in a model registry, if it was fetched from one.
-    """
+    """Prior and severity encoder (None for full chains) of a configuration, on the CPU."""
 
     config: RunConfig
     prior: LatentPrior
     encoder: SeverityEncoder | None
-    registered: Registered | None = None
+    registered: Registered | None = None  # the encoder's version in a model registry, if it was fetched from one
 
     @property
     def encoder_source(self) -> str:
@@ -50,11 +47,6 @@ class Models:
         for path in sorted(paths, key=lambda path: path.name == "config.json"):  # the sign that all is there comes last
             name = path.relative_to(self.registered.folder).as_posix()
             storage.put_bytes(storage.join(copy, name), path.read_bytes())
-
-    @property
-    def chain(self) -> int:
-        """NFE of the full chain."""
-        return self.config.recipe.solver.steps
 
     @property
     def weights(self) -> int:
@@ -92,11 +84,9 @@ class Models:
 def load_models(config: RunConfig) -> Models:
     """Load the models, and check them against each other and against the recipe.
 
-    A severity encoder of another degradation, or trained with very different noise, causes a warning.
-
-    Raises:
-        ConfigError: when one is missing, the chain is longer than the prior's, the degradation does not fit the prior's
-            images, the encoder belongs to other latents, or its registry does not answer.
+    A severity encoder of another degradation, or trained with very different noise, causes a warning. ConfigError when
+    a model is missing, the chain is longer than the prior's, the degradation does not fit the prior's images, the
+    encoder belongs to other latents, or its registry does not answer.
     """
     recipe = config.recipe
     prior = load_prior(recipe.prior)
@@ -108,7 +98,13 @@ def load_models(config: RunConfig) -> Models:
         encoder = load_severity_encoder(str(registered.folder) if registered else folder)
         warn_of_another_family(f"severity encoder {source}", encoder.degradation, recipe.degradation.name)
         warn_of_another_noise(f"severity encoder {source}", encoder.noise_range, recipe.degradation.noise_range)
-    Restorer(recipe, prior, encoder, config.io.measurement, config.io.fit)  # raises where they do not fit
+    restorer = Restorer(recipe, prior, encoder, config.io.measurement, config.io.fit)  # raises where they do not fit
+    fixed, side = restorer.degradation.fixed_size, prior.sample_size
+    if fixed not in (None, (side, side)):
+        raise ConfigError(
+            f"degradation {recipe.degradation.name} is for images of {fixed[1]} x {fixed[0]} alone, and a job needs "
+            f"{side} x {side}, the prior's size; use flashray.load in Python"
+        )
     return Models(config, prior, encoder, registered)
 
 

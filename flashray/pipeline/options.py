@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flashray.errors import ConfigError
-from flashray.options import Options, make_parser, parse
+from flashray.option_parser import Options, make_parser, parse
 from flashray.pipeline.run_config import IoConfig, PolicyConfig, ResourcesConfig, RunConfig, check
 from flashray.recipe import DegradationConfig, FusionConfig, Recipe, SolverConfig, read_recipe
 from flashray.severity.start import Start

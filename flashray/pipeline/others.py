@@ -18,6 +18,7 @@ from flashray.pipeline.run_tables import parquet, read_table
 # One row a file; `error` says why it could not be copied
 OTHERS = pa.schema([("key", pa.string()), ("size", pa.int64()), ("error", pa.string())])
 _COPIERS = 4
+_RECORD = "others.parquet"
 log = logging.getLogger(__name__)
 
 
@@ -44,24 +45,20 @@ def copy_others(run: IoConfig, others: Sequence[storage.Entry]) -> None:
 
     with ThreadPoolExecutor(_COPIERS) as copiers:
         rows = list(copiers.map(copy, others))
-    storage.put_bytes(_record(run.output), parquet(pa.Table.from_pylist(rows, schema=OTHERS)))
+    storage.put_bytes(run_uri(run.output, _RECORD), parquet(pa.Table.from_pylist(rows, schema=OTHERS)))
 
 
 def others_copied(output: str) -> bool:
     """Whether a run has copied its archive's other files."""
-    return storage.exists(_record(output))
+    return storage.exists(run_uri(output, _RECORD))
 
 
 def read_others(output: str) -> pa.Table:
     """The record of the copied files: a table of `OTHERS`, empty where none were copied."""
     try:
-        return read_table(_record(output), OTHERS, "delete it, and the same command copies the files again")
+        return read_table(run_uri(output, _RECORD), OTHERS, "delete it, and the same command copies the files again")
     except FileNotFoundError:
         return OTHERS.empty_table()
-
-
-def _record(output: str) -> str:
-    return run_uri(output, "others.parquet")
 
 
 def _text(key: str) -> str:

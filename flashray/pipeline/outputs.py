@@ -11,11 +11,7 @@ from flashray.pipeline.run_folder import PAGE, SAMPLES
 
 
 def output_names(keys: Sequence[str], format: OutputFormat) -> dict[str, str]:
-    """Name of a restored image → its key.
-
-    Raises:
-        ConfigError: where two keys map to one name.
-    """
+    """Name of a restored image → its key; ConfigError where two keys map to one name."""
     key_of: dict[str, str] = {}
     for key in keys:
         name = output_name(key, format)
@@ -47,10 +43,8 @@ def image_of(name: str) -> str:
 def without_place(keys: Sequence[str], format: OutputFormat) -> dict[str, str]:
     """The keys whose restored images have no place below the output, and why each cannot be written.
 
-    It would lie where others need a folder, or its name has parts like `..`, as objects of a store may.
-
-    Raises:
-        ConfigError: as `output_names`.
+    It would lie where others need a folder, or its name has parts like `..`, as objects of a store may. ConfigError as
+    `output_names`.
     """
     key_of = output_names(keys, format)
     folders: set[str] = set()

@@ -17,8 +17,9 @@ import torch
 from flashray import storage
 from flashray.errors import ConfigError, FlashrayError
 from flashray.pipeline.cluster import Pools, blocks, waves
-from flashray.pipeline.decoding import batches, decode_photos, kept_parameters
+from flashray.pipeline.decoding import batches, decode_photos, kept_parameters, most_pixels
 from flashray.pipeline.load import load
+from flashray.pipeline.pixel_budget import PixelBudget
 from flashray.pipeline.progress import Progress
 from flashray.pipeline.quarantine import reason, watched
 from flashray.pipeline.run_config import RunConfig
@@ -73,6 +74,7 @@ class SeverityActor:
 
     def __init__(self, work: WorkerSettings, board: Any) -> None:
         self.restorer, self.board = work.restorer(), board
+        self.budget = PixelBudget()
         self.io, self.batch = work.config.io, work.config.resources.severity_batch
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -99,22 +101,27 @@ class SeverityActor:
     @torch.no_grad()
     def estimate(self, chunk: dict[str, Any], rows: list[dict[str, Any]], indices: Sequence[int]) -> None:
         """Decode, measure and estimate these images of the chunk, and fill in their rows."""
+        for part in batches(self.restorer, chunk, rows, indices, self.batch, self.io, self.budget):
+            with self.budget.take(most_pixels(rows, part)):
+                self.estimate_batch(chunk, rows, part)
+
+    def estimate_batch(self, chunk: dict[str, Any], rows: list[dict[str, Any]], indices: Sequence[int]) -> None:
+        """The same of images of one size."""
         restorer = self.restorer
-        for part in batches(restorer, chunk, rows, indices, self.batch, self.io):
-            photos, sound = decode_photos(restorer, chunk, rows, part, "given", self.io)
-            for photo, i in zip(photos, sound, strict=True):
-                rows[i] |= {"noise_std": photo.noise_std, "estimated": photo.estimated}
-                rows[i]["parameters"] = kept_parameters(photo, chunk["given"][i])
-            if not photos or not restorer.start.uses_encoder:
-                continue
-            measured = restorer.measure(photos)
-            found = restorer.estimate(measured)
-            for i, sigma, sigma_K in zip(sound, found.sigma_hat_B.tolist(), found.sigma_BK.tolist(), strict=True):
-                rows[i] |= {"sigma_hat": sigma, "window_sigma": sigma_K}
-            if measured.x_BCHW is not None and found.z_hat_BCHW is not None:
-                true = restorer.true_sigma(found.z_hat_BCHW, measured.x_BCHW)
-                for i, sigma in zip(sound, true.double().tolist(), strict=True):
-                    rows[i]["sigma_true"] = sigma
+        photos, sound = decode_photos(restorer, chunk, rows, indices, "given", self.io)
+        for photo, i in zip(photos, sound, strict=True):
+            rows[i] |= {"noise_std": photo.noise_std, "estimated": photo.estimated}
+            rows[i]["parameters"] = kept_parameters(photo, chunk["given"][i])
+        if not photos or not restorer.start.uses_encoder:
+            return
+        measured = restorer.measure(photos)
+        found = restorer.estimate(measured)
+        for i, sigma, sigma_K in zip(sound, found.sigma_hat_B.tolist(), found.sigma_BK.tolist(), strict=True):
+            rows[i] |= {"sigma_hat": sigma, "window_sigma": sigma_K}
+        if measured.x_BCHW is not None and found.z_hat_BCHW is not None:
+            true = restorer.true_sigma(found.z_hat_BCHW, measured.x_BCHW)
+            for i, sigma in zip(sound, true.double().tolist(), strict=True):
+                rows[i]["sigma_true"] = sigma
 
 
 def chunks(listing: pa.Table, size: int) -> pa.Table:

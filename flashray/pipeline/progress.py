@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
+from dataclasses import dataclass
 
 LINE_EVERY = 15.0  # seconds
 BAR_EVERY = 0.5
@@ -14,26 +14,17 @@ _BAR = 24
 _TELLING = 0.05  # share of the cost from which on its speed tells the time left, if no image is done
 
 
+@dataclass(eq=False)
 class Progress:
-    """Counts images, and their cost if there is any; prints from its own thread while it is open.
+    """Counts images, and their cost if there is any; prints from its own thread while it is open."""
 
-    Args:
-        label: name of the work.
-        images, cost: totals of the work, including earlier starts; the cost is in window evaluations (`units.index`).
-        inside: returns the cost of work that is under way and not counted yet.
-        expected: seconds of this start, where they were predicted: the time left until something is done.
-    """
+    label: str  # of the work
+    images: int  # in all, with those of earlier starts
+    cost: int = 0  # in all, in window evaluations (`units.index`)
+    inside: Callable[[], int] = lambda: 0  # the cost of work that is under way and not counted yet
+    expected: float | None = None  # predicted seconds of this start: the time left until something is done
 
-    def __init__(
-        self,
-        label: str,
-        images: int,
-        cost: int = 0,
-        inside: Callable[[], int] = lambda: 0,
-        expected: float | None = None,
-    ) -> None:
-        self.expected = expected
-        self.label, self.images, self.cost, self.inside = label, images, cost, inside
+    def __post_init__(self) -> None:
         self.images_done = self.cost_done = 0
         self._images_before = self._cost_before = 0
         self._closed = threading.Event()
@@ -75,9 +66,7 @@ class Progress:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._closed.set()
         self._thread.join()
 

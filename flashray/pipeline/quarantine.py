@@ -9,6 +9,7 @@ taken one by one, so that a third death identifies the image. That image is give
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from flashray.pipeline.attempt_markers import Past
 ATTEMPTS = 3
 CULPRITS = 8  # images that killed the worker alone, after which the rest of their work is given up too
 _PATIENCE = 30  # seconds; a lost board must not stop the work
+_NOTES = 3  # seconds that a driver which stops waits for notes under way
 _CLOSED = Past(deaths=-1)  # the driver is stopping, and its workers end with it
 Note = Callable[[int, str | None], None]
 
@@ -34,6 +36,7 @@ class _Board:
         self.begun: Counter[str] = Counter()
         self.latest: dict[str, int] = {}  # number (from 1) of the last attempt at each piece of work
         self.closed = False
+        self.noting: set[str] = set()  # begun, and not yet noted
         self.alone: dict[str, str] = {}
         self.culprits: dict[str, set[str]] = {}
         self.units: dict[str, int] = {}
@@ -51,7 +54,11 @@ class _Board:
             self.culprits.setdefault(work, set()).add(self.alone.pop(work))
         self.begun[work] += 1
         self.latest[work] = self.begun[work]
+        self.noting.add(work)
         return Past(self.begun[work] - 1, frozenset(self.culprits.get(work, ())))
+
+    def noted(self, work: str) -> None:
+        self.noting.discard(work)
 
     def turn(self, work: str, image: str) -> None:
         self.alone[work] = image
@@ -63,6 +70,9 @@ class _Board:
     def close(self) -> dict[str, int]:
         self.closed = True
         return self.latest
+
+    def under_way(self) -> int:
+        return len(self.noting)
 
     def report(self, unit_id: str, nfe: int) -> None:
         self.units[unit_id] = nfe
@@ -80,25 +90,17 @@ def start_board() -> Any:
 
 @dataclass(frozen=True)
 class Watch:
-    """A piece of work that a worker has begun.
-
-    Attributes:
-        past: its history.
-        note: called with the attempt's number at the beginning, and with the image before each that is taken alone.
-    """
+    """A piece of work that a worker has begun."""
 
     board: Any
     work: str
     past: Past
-    note: Note
+    note: Note  # called with the attempt's number at the beginning, and with the image before each that is taken alone
 
     def parts(self, images: Sequence[str]) -> Iterator[tuple[list[int], ImageError | None]]:
         """The indices of the images to be taken together; with an error, the indices of those to be given up.
 
-        All images at once, until the work has killed its worker twice; then one by one.
-
-        Args:
-            images: names that are unique within the work.
+        All images at once, until the work has killed its worker twice; then one by one. Their names are unique.
         """
         if self.past.deaths < ATTEMPTS - 1:
             yield list(range(len(images))), None
@@ -112,12 +114,9 @@ class Watch:
             elif hopeless:
                 yield [place], ImageError(died)
             else:
-                self._turn(image)
+                self.note(self.past.deaths + 1, image)
+                _ask(self.board.turn, self.work, image)
                 yield [place], None
-
-    def _turn(self, image: str) -> None:
-        self.note(self.past.deaths + 1, image)
-        _ask(self.board.turn, self.work, image)
 
 
 def unnoted(number: int, image: str | None) -> None:
@@ -132,6 +131,7 @@ def watched(board: Any, work: str, note: Note = unnoted) -> Iterator[Watch]:
         Event().wait()  # until the driver ends this process
     watch = Watch(board, work, past, note)
     note(watch.past.deaths + 1, None)
+    board.noted.remote(work)
     try:
         yield watch
     finally:
@@ -157,9 +157,13 @@ def recall(board: Any, past: Mapping[str, Past]) -> None:
 def close(board: Any) -> dict[str, int]:
     """Stop workers from beginning more work; returns what they have begun and the number (from 1) of the attempt.
 
-    Empty when the board cannot be reached.
+    What they have begun is noted by then, unless a note takes too long. Empty when the board cannot be reached.
     """
-    return _ask(board.close) or {}
+    begun = _ask(board.close) or {}
+    deadline = time.monotonic() + _NOTES
+    while time.monotonic() < deadline and _ask(board.under_way, patience=_NOTES):
+        time.sleep(0.02)
+    return begun
 
 
 def nfe_under_way(board: Any, nfe_of: Mapping[str, int]) -> int:

@@ -13,9 +13,9 @@ import ray
 from flashray.errors import ConfigError, FlashrayError
 from flashray.pipeline.cluster import Pools, await_nodes, cause_of, connect, data_settings, size_pools
 from flashray.pipeline.open_run import Run
-from flashray.pipeline.precision import choose_precision
 from flashray.pipeline.quarantine import start_board
 from flashray.pipeline.slots import choose_slots
+from flashray.precision import Precision, native_precision
 
 STOPPED = "the run stopped: {}. What is committed stays, and the same command goes on from there"
 
@@ -64,3 +64,11 @@ def _note_choices(run: Run, pools: Pools) -> None:
         run.record["slots"] = choose_slots(run.worker_settings(pools), pools)
         run.take_choices()
     run.write_record()
+
+
+def choose_precision(pools: Pools) -> Precision:
+    """The precision that suits a pool's devices. For a CPU pool, the driver's machine decides."""
+    if pools.device == "cpu":
+        return native_precision("cpu")
+    asked = ray.remote(native_precision).options(num_gpus=pools.solver["num_gpus"]).remote("cuda")
+    return ray.get(asked)

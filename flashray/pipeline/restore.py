@@ -32,5 +32,4 @@ def restore(archive: str, output: str, recipe: str, **options: Any) -> dict[str,
     restore_archive(config)
     if config.policy.plan_only:
         return {}
-    found: dict[str, Any] = json.loads(storage.read_bytes(run_uri(config.io.output, "summary.json")))
-    return found
+    return json.loads(storage.read_bytes(run_uri(config.io.output, "summary.json")))

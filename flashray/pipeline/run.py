@@ -37,10 +37,7 @@ _NAMED = 5  # failed images in the last message
 
 
 def restore_archive(config: RunConfig) -> int:
-    """Run the job, or what is missing of it.
-
-    Args:
-        config: checked by `run_config.check`.
+    """Run the job, or what is missing of it, by a configuration that `run_config.check` has passed.
 
     Returns:
         0 when every image is restored (or, with plan_only, quoted); 1 when failed images remain.
@@ -127,7 +124,7 @@ def finish(run: Run) -> None:
     attempt_markers.forget(run.output)
     if run.config.io.copy_others:
         copy_others(run.config.io, run.archive.others)
-    found = summary.summarise(status, run.models.chain, run.models.unavailable, run.slots, run.quoted)
+    found = summary.summarise(status, run.config.recipe.solver.steps, run.models.unavailable, run.slots, run.quoted)
     found |= summary.beside_the_images(run.archive, read_others(run.output))
     speed = run.images_solved / run.seconds_solving if run.images_solved else None
     found["images_per_second"] = speed and round(speed, 4)  # of this start's solve pass
@@ -171,11 +168,10 @@ def price(run: Run, session: RaySession, units: pa.Table) -> None:
 
 
 def _quote(run: Run) -> str:
-    io = run.config.io
-    needed = storage_needed(run.listing, run.status.planned, io.format, io.samples)
-    return summary.quote(
-        run.status, run.models.chain, run.slots, run.quoted, run.record.get("budget"), needed, io.samples
-    )
+    io, status = run.config.io, run.status
+    needed = storage_needed(run.listing, status.planned, io.format, io.samples)
+    chain = run.config.recipe.solver.steps
+    return summary.quote(status, chain, run.slots, run.quoted, run.record.get("budget"), needed, io.samples)
 
 
 def _write_plan(run: Run, session: RaySession, found: pa.Table, attempt: int) -> None:
@@ -231,7 +227,7 @@ def _named_stop() -> Iterator[None]:
 def _print_summary(run: Run, found: dict[str, Any]) -> None:
     print(
         f"{found['restored']:,} of {found['images']:,} images restored, {found['mean_nfe'] or 0:.1f} NFE an image "
-        f"(full chain: {run.models.chain:,}), in {clock(found['wall_seconds'])}"
+        f"(full chain: {run.config.recipe.solver.steps:,}), in {clock(found['wall_seconds'])}"
     )
     quality = summary.table(found)
     if quality:

@@ -184,6 +184,11 @@ def check(config: RunConfig) -> RunConfig:
         io.references is None or not io.simulated,
         "references are for observed measurements; simulated ones are scored against the archive itself",
     )
+    _require(
+        isinstance(config.recipe.degradation.settings.get("physics", ""), str | dict),
+        "degradation.settings.physics is an object, and a run is recorded in words; give {name: {argument: value}}, or "
+        "use flashray.load in Python",
+    )
     recipe = config.recipe.check()
     # model folders are absolute too, unless the run's working folder travels to every node
     recipe = recipe if in_submitted_job() else recipe.with_absolute_folders()

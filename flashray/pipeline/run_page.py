@@ -48,13 +48,9 @@ _COLUMNS = {
 
 
 def make_page(restorer: Restorer, config: RunConfig, status: RunStatus, found: Mapping[str, Any]) -> bytes:
-    """The page of a run that is finished, or of what is there of it.
+    """The page of a run that is finished, or of what is there of it; equal records give equal bytes.
 
-    Args:
-        restorer: of the run, on the CPU; it measures the sample again.
-        found: the content of summary.json.
-
-    Equal records give equal bytes.
+    The run's restorer, on the CPU, measures the sample again; `found` is the content of summary.json.
     """
     done = status.results.filter(pc.equal(status.results["status"], "ok"))
     best, worst = _movers(done)

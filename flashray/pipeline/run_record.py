@@ -9,6 +9,7 @@ import platform
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, get_args
 
@@ -59,13 +60,12 @@ def examine(
 ) -> dict[str, Any] | None:
     """run.json of the run that the output holds, or None where it holds none; changes nothing.
 
+    ConfigError when the output holds a run of another configuration, archive or layout (the difference is named), or
+    files that no run wrote.
+
     Args:
         found: `identity` of this start.
         failed: keys that failed before; with a retry these may have changed in the archive.
-
-    Raises:
-        ConfigError: when the output holds a run of another configuration, archive or layout (the difference is named),
-            or files that no run wrote.
     """
     output = config.io.output
     old = read_record(output)
@@ -127,13 +127,10 @@ def open_record(
 
 
 def erase(output: str, names: Iterable[str], *others: str) -> None:
-    """Delete the run that an output holds: these restored images, its records, and these other parts of it.
+    """Delete the run that an output holds: its restored images (`names`), its records, and these other parts of it.
 
     Everything else in the output stays, leases too. run.json is deleted last, so that a half-deleted run is still
     recognised as a run of its configuration.
-
-    Args:
-        names: of the restored images that the run's plan names, below the output.
     """
     if not storage.exists(run_uri(output, "run.json")):
         return
@@ -149,6 +146,15 @@ def with_choices(config: RunConfig, record: Mapping[str, Any]) -> RunConfig:
     resources = config.resources
     precision = record.get("precision", "auto") if resources.precision == "auto" else resources.precision
     return config.replaced("resources", precision=precision, slots=resources.slots or record.get("slots", 0))
+
+
+def given_record(output: str) -> tuple[str, dict[str, Any]]:
+    """(the URI of an output that a user names, its run.json); ConfigError where it holds no run."""
+    output = storage.given(output, "output")
+    record = read_record(output)
+    if record is None:
+        raise ConfigError(f"output {output} holds no run; name the output of flashray restore")
+    return output, record
 
 
 def read_record(output: str) -> dict[str, Any] | None:
@@ -242,7 +248,9 @@ def _digest(found: Mapping[str, Any], listing: pa.Table) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+@cache
 def _versions() -> dict[str, str]:
+    """Of Python, the platform and the packages that results depend on."""
     versions = {"python": platform.python_version(), "platform": platform.platform()}
     for package in _PACKAGES:
         try:

@@ -19,28 +19,19 @@ _NAMED = 3  # units in a message
 
 @dataclass(frozen=True)
 class RunStatus:
-    """The plan's latest rows and the commits, as they are now.
-
-    Attributes:
-        output: the output of the run.
-        plan: one row an image, the latest attempt's.
-        attempts: number of plans; 0 before the first one is complete.
-        units: ids of the committed units.
-        members: key and unit_id of every row of every plan that belongs to a unit.
-    """
+    """The plan's latest rows and the commits, as they are now."""
 
     output: str
-    plan: pa.Table
-    attempts: int
-    units: frozenset[str]
-    members: pa.Table
+    plan: pa.Table  # one row an image, the latest attempt's
+    attempts: int  # plans; 0 before the first one is complete
+    units: frozenset[str]  # ids of the committed units
+    members: pa.Table  # key and unit_id of every row of every plan that belongs to a unit
 
     @classmethod
     def read(cls, output: str) -> RunStatus:
         """As the run folder has it now.
 
-        Raises:
-            ConfigError: when a plan is damaged or missing, or a commit belongs to no plan.
+        ConfigError when a plan is damaged or missing, or a commit belongs to no plan.
         """
         # commits first: the plan of one that is there was there before
         units = frozenset(committed_units(output))
@@ -68,8 +59,7 @@ class RunStatus:
     def results(self) -> pa.Table:
         """Valid commit rows; the old row of a retried image is not. Columns of `COMMIT`, and unit_id.
 
-        Raises:
-            ConfigError: when a commit is damaged, or has other images than its unit.
+        ConfigError when a commit is damaged, or has other images than its unit.
         """
         wanted = set(pc.unique(self.planned["unit_id"]).to_pylist()) & self.units
         rows = read_commits(self.output, wanted)

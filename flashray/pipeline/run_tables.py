@@ -23,18 +23,18 @@ def parquet(table: pa.Table) -> bytes:
 def read_table(uri: str, schema: pa.Schema, remedy: str, needed: Sequence[str] = ("key",)) -> pa.Table:
     """A table of `schema`; columns that earlier versions did not write are null, and others are passed over.
 
+    ConfigError when the file is empty, cut short, or no such table; OSError when it cannot be read.
+
     Args:
         remedy: what to do about a damaged file; the end of a sentence.
         needed: columns that every version wrote.
-
-    Raises:
-        ConfigError: when the file is empty, cut short, or no such table.
-        OSError: when it cannot be read; FileNotFoundError when there is none.
     """
     data = storage.read_bytes(uri)
     try:
         found = pq.read_table(io.BytesIO(data))
-        lacking = [name for name in needed if name not in found.column_names or (name == "key" and _gaps(found, name))]
+        found.validate(full=True)  # text that is no UTF-8, above all
+        lacking = [name for name in needed if name not in found.column_names]
+        lacking += ["key"] if "key" in found.column_names and found["key"].null_count else []
         if lacking:
             raise pa.ArrowInvalid(f"column {', '.join(lacking)} is missing or has gaps")
         columns = [
@@ -42,18 +42,11 @@ def read_table(uri: str, schema: pa.Schema, remedy: str, needed: Sequence[str] =
             for field in schema
         ]
     except (pa.ArrowException, OSError, KeyError, UnicodeError) as error:
-        raise ConfigError(f"{uri} is damaged, or of another version of flashray ({_brief(error)}); {remedy}") from error
+        brief = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{uri} is damaged, or of another version of flashray ({brief}); {remedy}") from error
     return pa.table(columns, schema=schema)
 
 
 def own_names(folder: str, pattern: str) -> list[str]:
     """The sorted names in one of the run's folders that it wrote; what else lies there is passed over."""
     return [entry.key for entry in storage.list_files(folder) if re.fullmatch(pattern, entry.key)]
-
-
-def _gaps(table: pa.Table, name: str) -> bool:
-    return table[name].null_count > 0
-
-
-def _brief(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

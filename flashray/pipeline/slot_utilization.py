@@ -48,17 +48,15 @@ def _windows_in_slots(load: Workload, first: Integers, small: npt.NDArray[np.boo
 
 
 def slot_steps(nfe: npt.NDArray[np.integer], first: Integers, slots: int) -> Integers:
-    """The number of steps that each slot of each unit is filled.
+    """[units, slots] steps that each slot of each unit is filled, each row descending.
 
-    The engine gives the next image to the slot that is free first, and its slots step together: list scheduling.
+    `[u, j]` of the unit's batched steps have more than j slots filled. The engine gives the next image to the slot that
+    is free first, and its slots step together: list scheduling.
 
     Args:
         nfe: [n] start steps, in their units' order.
         first: [units] indices in `nfe` at which the units begin.
         slots: images in flight.
-
-    Returns:
-        [units, slots], each row descending: `[u, j]` of the unit's batched steps have more than j slots filled.
     """
     images = np.diff(np.append(first, len(nfe)))  # none in a unit of large photos
     steps = np.zeros((len(first), slots), np.int64)
@@ -66,12 +64,6 @@ def slot_steps(nfe: npt.NDArray[np.integer], first: Integers, slots: int) -> Int
         units = np.flatnonzero(images > place)
         steps[units, steps[units].argmin(axis=1)] += nfe[first[units] + place]
     return -np.sort(-steps, axis=1)
-
-
-def slot_utilization(steps_US: Integers) -> float:
-    """Slot-steps that update an image over all slot-steps; 1 if there are none."""
-    held = int(steps_US[:, 0].sum()) * steps_US.shape[1]
-    return float(steps_US.sum() / held) if held else 1.0
 
 
 def batch_seconds(steps_US: Integers, seconds_S: Floats) -> Floats:

@@ -30,12 +30,9 @@ def choose_slots(work: WorkerSettings, pools: Pools) -> int:
 
 
 def slots_that_fit(peak: Callable[[int], int], free: int, most: int = MOST) -> int:
-    """The largest power of two of images whose update stays within `_MARGIN` of the free memory; at least 1.
+    """The largest power of two of images whose update stays within `_MARGIN` of the free bytes; at least 1.
 
-    Args:
-        peak: returns the additional bytes of an update of a number of images; it is called with 1 and 2, and larger
-            numbers are extrapolated linearly.
-        free: free bytes.
+    `peak` tells the additional bytes of an update of 1 and of 2 images; larger numbers are extrapolated linearly.
     """
     one, two = peak(1), peak(2)
     each = max(two - one, 1)

@@ -21,8 +21,9 @@ from flashray.metrics import MetricUnavailable, load_lpips
 from flashray.pipeline import attempt_markers as markers
 from flashray.pipeline.cluster import Pools, blocks, waves
 from flashray.pipeline.commit import COMMIT
-from flashray.pipeline.decoding import batches, decode_photos, decode_reference
+from flashray.pipeline.decoding import batches, decode_photos, decode_reference, most_pixels
 from flashray.pipeline.load import load
+from flashray.pipeline.pixel_budget import PixelBudget
 from flashray.pipeline.quarantine import close, reason, recall, unnoted, watched
 from flashray.pipeline.units import gather, index
 from flashray.pipeline.worker_settings import WorkerSettings
@@ -82,7 +83,7 @@ class SolverActor:
     def __init__(self, work: WorkerSettings, board: Any, durable: bool = True) -> None:
         self.work, self.board, self.durable = work, board, durable
         self.samples = work.config.io.samples
-        self.restorer = work.restorer()
+        self.restorer, self.budget = work.restorer(), PixelBudget()
         self.lpips = None
         if work.lpips:
             try:
@@ -103,7 +104,8 @@ class SolverActor:
                 try:
                     if given_up:
                         raise given_up
-                    self.restore(unit, rows, indices, images, further)
+                    with self.budget.take(most_pixels(rows, indices)):
+                        self.restore(unit, rows, indices, images, further)
                 except Exception as error:  # such as out of memory or a broken operator: an error of the part's rows
                     log.exception("unit %s", unit["unit_id"])
                     why = reason(error)
@@ -138,7 +140,7 @@ class SolverActor:
         sound = [i for i in indices if rows[i]["error"] is None]
         count = self.work.config.resources.severity_batch
         prepared: list[Prepared] = []
-        for batch in batches(restorer, unit, rows, sound, count, io):
+        for batch in batches(restorer, unit, rows, sound, count, io, self.budget):
             prepared += self.prepare(unit, rows, batch)
         prepared.sort(key=lambda one: one.position)  # the plan's order: dearest first
         index_of = {one.jobs[0].key: one.position for one in prepared}

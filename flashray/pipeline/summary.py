@@ -34,13 +34,12 @@ def summarise(
 ) -> dict[str, Any]:
     """The content of summary.json, without the times of this start.
 
+    Means are over the images that have the value; a metric without any value is null.
+
     Args:
         chain: length of the full chain in NFE.
         unavailable: metrics that could not be computed, and why.
         slots: images that a solver actor has in flight.
-        quoted: the measurements for a quote, if there are any.
-
-    Means are over the images that have the value; a metric without any value is null.
     """
     results = state.results.filter(pc.equal(state.results["status"], "ok"))
     failures = state.failures
@@ -81,11 +80,7 @@ def summarise(
 
 
 def beside_the_images(archive: Archive, copied: pa.Table) -> dict[str, Any]:
-    """What summary.json says of the archive's files that are no images.
-
-    Args:
-        copied: a table of `others.OTHERS`.
-    """
+    """What summary.json says of the archive's other files; `copied` is a table of `others.OTHERS`."""
     failed = copied.filter(pc.is_valid(copied["error"]))
     return {
         "other_files": len(archive.others),
@@ -163,10 +158,7 @@ def distributions(state: RunStatus) -> dict[str, dict[str, Any]]:
 
 
 def numbers(summary: Mapping[str, Any]) -> dict[str, float | None]:
-    """The metrics for tracking: every number of summary.json, including ends of intervals and quantiles.
-
-    None where there is no value.
-    """
+    """The metrics for tracking: every number of summary.json, with ends of intervals and quantiles, or None."""
     found: dict[str, float | None] = {}
     for name, value in summary.items():
         if name.endswith("_interval"):
@@ -193,7 +185,6 @@ def quote(
     Args:
         chain: length of the full chain in NFE.
         slots: images that a solver actor has in flight.
-        quoted: the measured cost model.
         budget: the budget's entry in run.json.
         storage: bytes that the restored images will take.
         samples: restorations of each image.
@@ -251,11 +242,12 @@ def _price(planned: pa.Table, chain: int, slots: int, quoted: Quoted) -> list[st
     cost, actors = quoted.cost, quoted.actors
     found = predict_plan(planned, slots, actors, cost)
     full = predict_full(workload_of(planned), chain, slots, actors, cost)
-    if quoted.device == "cuda":
+    if quoted.key["device"] == "cuda":
         hours, pool = f"{found.device_hours:.3g} GPU-hours", f"{actors:,} GPU{'s' * (actors > 1)}"
     else:
-        hours = f"{found.device_hours * quoted.threads:.3g} core-hours"
-        pool = f"{actors:,} CPU actor{'s' * (actors > 1)} of {quoted.threads} thread{'s' * (quoted.threads > 1)}"
+        threads = quoted.key["threads"]
+        hours = f"{found.device_hours * threads:.3g} core-hours"
+        pool = f"{actors:,} CPU actor{'s' * (actors > 1)} of {threads} thread{'s' * (threads > 1)}"
     return [
         f"about {clock(found.wall_seconds)} on {pool} with {slots} slots, {clock(cost.start_up_seconds)} of it to "
         f"start, and {hours}; the full chain: {clock(full.wall_seconds)}",

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flashray.pipeline.freed_memory import keep_freed_memory
+from flashray.pipeline.memory import keep_freed_memory
 from flashray.pipeline.run_config import RunConfig
 from flashray.tracking.tracking_config import TrackingConfig
 

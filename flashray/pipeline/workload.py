@@ -16,19 +16,12 @@ STARTS = pa.map_(pa.int32(), pa.int32())  # start step → number of windows tha
 
 @dataclass(frozen=True)
 class Workload:
-    """The histograms of n images' window starts, one after the other, and their sizes.
+    """The histograms of n images' window starts, one after the other, and their sizes."""
 
-    Attributes:
-        offsets: [n + 1], image i's entries are those from offsets[i] to offsets[i + 1]; at least one each.
-        steps: [m] start steps, those of an image descending.
-        counts: [m] numbers of windows that start there.
-        pixels: [n] of the padded images, as the networks see them.
-    """
-
-    offsets: Integers
-    steps: Integers
-    counts: Integers
-    pixels: Integers
+    offsets: Integers  # [n + 1], image i's entries are those from offsets[i] to offsets[i + 1]; at least one each
+    steps: Integers  # [m] start steps, those of an image descending
+    counts: Integers  # [m] numbers of windows that start there
+    pixels: Integers  # [n] of the padded images, as the networks see them
 
     @classmethod
     def of_windows(cls, steps: Integers, pixels: int = 0) -> Workload:

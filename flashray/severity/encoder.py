@@ -18,27 +18,22 @@ from flashray.checkpoints import load_saved
 from flashray.errors import ConfigError
 from flashray.prior import LatentPrior
 from flashray.prior.geometry import latent_geometry
-from flashray.severity.trunk import Heads, pad_to_multiple
+from flashray.severity.trunk import Heads
 from flashray.strips import Strips, strips_of
+from flashray.windows import pad_to
 
 LOG_VARIANCE = (-9.2, 4.6)  # ln σ̂² is held in it: σ̂ from .01 to 10
 STRIP_ROWS = 256  # latent positions; part of what bytes depend on
 
 
 class Severity(NamedTuple):
-    """What a severity encoder says of B measurements whose latents have h × w positions.
+    """What a severity encoder says of B measurements whose latents have h × w positions."""
 
-    Attributes:
-        z_hat_BCHW: ẑ, in the prior's unit-variance latents.
-        log_variance_Bhw: ln σ̂² of every position: σ̂² predicts the mean over channels of (ẑ - z₀)².
-        weight_Bhw: fusion weight, 0 … 1: the share of D(z) in the restored image where no operator is known.
-        parameters_BP2: (mean, ln variance) of each of P parameters, a mean over positions weighted by their
-            precision. In units of `parameter_ranges`: -1 at the low end, 1 at the high one.
-    """
-
-    z_hat_BCHW: Tensor
-    log_variance_Bhw: Tensor
-    weight_Bhw: Tensor
+    z_hat_BCHW: Tensor  # ẑ, in the prior's unit-variance latents
+    log_variance_Bhw: Tensor  # ln σ̂² of every position: σ̂² predicts the mean over channels of (ẑ - z₀)²
+    weight_Bhw: Tensor  # fusion weight, 0 … 1: the share of D(z) in the restored image where no operator is known
+    # (mean, ln variance) of each of P parameters, a mean over positions weighted by their precision. In units of
+    # `parameter_ranges`: -1 at the low end, 1 at the high one
     parameters_BP2: Tensor
 
     @property
@@ -96,24 +91,13 @@ class SeverityEncoder(ModelMixin, ConfigMixin):
         degradation: str,
         degradation_settings: dict[str, Any],
         noise_std: float | list[float],
-        parameter_ranges: dict[str, list[float]] | None = None,
-        widths: Sequence[int] = (96, 144, 192),
-        blocks: Sequence[int] = (3, 3, 3),
+        **settings: Any,
     ) -> SeverityEncoder:
-        """A new severity encoder for this prior's latents; its ẑ is E(y)."""
+        """A new severity encoder for this prior's latents, with further arguments of the class; its ẑ is E(y)."""
         channels, factor = latent_geometry(prior.autoencoder)
-        model = cls(
-            latent_channels=channels,
-            factor=factor,
-            scale=prior.scale.flatten().tolist(),
-            shift=prior.shift.flatten().tolist(),
-            degradation=degradation,
-            degradation_settings=degradation_settings,
-            noise_std=noise_std,
-            parameter_ranges=parameter_ranges,
-            widths=list(widths),
-            blocks=list(blocks),
-        )
+        scale, shift = prior.scale.flatten().tolist(), prior.shift.flatten().tolist()
+        family = {"degradation": degradation, "degradation_settings": degradation_settings, "noise_std": noise_std}
+        model = cls(latent_channels=channels, factor=factor, scale=scale, shift=shift, **family, **settings)
         return model.to(prior.device)
 
     @property
@@ -148,11 +132,7 @@ class SeverityEncoder(ModelMixin, ConfigMixin):
         return noise_range(self.config.noise_std)
 
     def check_prior(self, prior: LatentPrior, name: str) -> None:
-        """Raise ConfigError if this encoder was trained for another prior's latents.
-
-        Args:
-            name: the encoder's name in errors.
-        """
+        """Raise ConfigError, with this encoder's name, if it was trained for another prior's latents."""
         pairs = ((self.latent_scale, prior.scale), (self.latent_shift, prior.shift))
         same = latent_geometry(prior.autoencoder) == (self.config.latent_channels, self.factor)
         if not same or not all(one.shape == other.shape and one.allclose(other.to(one)) for one, other in pairs):
@@ -162,15 +142,11 @@ class SeverityEncoder(ModelMixin, ConfigMixin):
             )
 
     def forward(self, y_BCHW: Tensor, e_BCHW: Tensor) -> Severity:
-        """What it says of measurements.
-
-        Args:
-            y_BCHW: measurements in [-1, 1], their sides multiples of the latent factor.
-            e_BCHW: E(y), the prior's latents of them.
-        """
+        """What it says of measurements y in [-1, 1], their sides multiples of the latent factor, and of E(y)."""
         height, width = e_BCHW.shape[2:]
         seen = torch.cat([F.pixel_unshuffle(y_BCHW, self.factor), e_BCHW.to(y_BCHW)], dim=1)
-        seen = pad_to_multiple(seen, self.net.trunk.cut)
+        cut = self.net.trunk.cut
+        seen = pad_to(seen, (height + -height % cut, width + -width % cut))
         said = self.net(seen) if seen.shape[2] <= STRIP_ROWS else self._strips(self.net, seen)
         change, log_variance, weight, *parameter = said[..., :height, :width].split(self.given, dim=1)
         no_parameter = change.new_zeros(len(change), 0, 2)
@@ -207,14 +183,7 @@ def estimate(encoder: SeverityEncoder, prior: LatentPrior, seen_BCHW: Tensor) ->
 
 
 def load_severity_encoder(source: str, device: str | torch.device = "cpu") -> SeverityEncoder:
-    """Load a severity encoder for inference.
-
-    Args:
-        source: `bundled:<degradation>` or a folder written by `SeverityEncoder.save_pretrained`.
-
-    Raises:
-        ConfigError: if there is none, with the bundled ones listed.
-    """
+    """Load `bundled:<degradation>` or a saved folder for inference; ConfigError names the bundled ones."""
     return load_saved(
         SeverityEncoder, source, device, kind="severity encoder", room="severity", job="flashray train severity"
     )

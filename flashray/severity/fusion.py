@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flashray.solvers.base import Problem
 from flashray.solvers.proximal import Proximal
+from flashray.solvers.solver import Problem
 
 GREY_LEVEL = 1 / 255  # a measurement is never trusted to more
 
@@ -15,12 +15,9 @@ GREY_LEVEL = 1 / 255  # a measurement is never trusted to more
 def fuse(y_BCHW: Tensor, decoded_BCHW: Tensor, weight_Bhw: Tensor, factor: int, size: tuple[int, int]) -> Tensor:
     """y + w (D(z) - y), for an unknown operator; w = 0 is y, 1 is D(z).
 
-    The errors of y and of D(z) are correlated, so w is learnt and not computed from their variances.
-
-    Args:
-        weight_Bhw: 0 … 1, one a latent position of the padded image, interpolated between positions.
-        factor: pixels to a side of a position.
-        size: (H, W) of the images without padding.
+    The errors of y and of D(z) are correlated, so w is learnt and not computed from their variances. It is 0 … 1, one a
+    latent position of the padded image (`factor` pixels a side), interpolated between positions; `size` is (H, W) of
+    the images without padding.
     """
     weight = F.interpolate(weight_Bhw[:, None].to(y_BCHW), scale_factor=factor, mode="bilinear", align_corners=False)
     return y_BCHW + weight[..., : size[0], : size[1]] * (decoded_BCHW - y_BCHW)

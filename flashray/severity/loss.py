@@ -10,10 +10,7 @@ from torch import Tensor
 
 Target = Literal["std", "variance"]
 
-_TARGET: dict[Target, Callable[[Tensor], Tensor]] = {
-    "std": lambda std_B: std_B,
-    "variance": torch.square,
-}
+_TARGET: dict[Target, Callable[[Tensor], Tensor]] = {"std": lambda std_B: std_B, "variance": torch.square}
 
 
 def error_std(z_hat_BCHW: Tensor, z0_BCHW: Tensor) -> Tensor:
@@ -36,12 +33,7 @@ def severity_loss(
     The objective of severity encoding (Flash-Diffusion) is written with standard deviations; its reference code
     penalises the difference of variances, as `target="variance"` does. (It also sums its image term over the batch;
     here every term is averaged, so that no weight depends on the batch size.) Encoders are trained with `map_loss`.
-
-    Args:
-        x_hat_BCHW: D(ẑ), or None when lambda_image is 0.
-
-    Returns:
-        `loss` and its terms `latent`, `sigma` and `image`, all scalars.
+    D(ẑ) may be None when lambda_image is 0. Returns `loss` and its terms `latent`, `sigma` and `image`, all scalars.
     """
     latent = (z_hat_BCHW - z0_BCHW).square().mean()
     sigma_bar_B = error_std(z_hat_BCHW, z0_BCHW)
@@ -63,13 +55,10 @@ def position_error(z_hat_BCHW: Tensor, z0_BCHW: Tensor) -> Tensor:
 def map_loss(
     z_hat_BCHW: Tensor, z0_BCHW: Tensor, log_variance_Bhw: Tensor, lambda_sigma: float = 0.1
 ) -> dict[str, Tensor]:
-    """e²/σ̂ + λσ ½ (e²/σ̂² + ln σ̂²), a mean over positions.
+    """e²/σ̂ + λσ ½ (e²/σ̂² + ln σ̂²), a mean over positions, as `loss`, and its terms `latent` (mean e²) and `sigma`.
 
     The first term trains ẑ and the second σ̂ alone; a regression on σ itself would be biased low. The first is divided
     by σ̂, which gets no gradient from it, so that slight and heavy damage count alike (Seitzer et al. 2022, β = 1/2).
-
-    Returns:
-        `loss` and its terms `latent` (mean e²) and `sigma`, all scalars.
     """
     error_Bhw = position_error(z_hat_BCHW, z0_BCHW)
     weighed = (error_Bhw * (-0.5 * log_variance_Bhw.detach()).exp()).mean()

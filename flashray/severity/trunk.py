@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 class ChannelNorm(nn.Module):
@@ -75,15 +74,13 @@ class Trunk(nn.Module):
                 x = self.halving[level](x)
         for level in reversed(range(len(self.up))):
             x = self.up[level](skipped[level] + self.doubling[level](x))
-        result: Tensor = self.norm(x)
-        return result
+        return self.norm(x)
 
 
 class Heads(nn.Module):
     """A trunk and what is read off its features: [B, taken, h, w] to [B, Σ given, h, w], one head after the other.
 
-    Args:
-        given: channels of each head. The first is one convolution, which begins at zero; the others are two.
+    The first of the heads, of `given` channels each, is one convolution, which begins at zero; the others are two.
     """
 
     def __init__(self, taken: int, widths: Sequence[int], blocks: Sequence[int], given: Sequence[int]) -> None:
@@ -102,11 +99,3 @@ class Heads(nn.Module):
 def _head(taken: int, given: int) -> nn.Module:
     hidden = min(taken, 64)
     return nn.Sequential(nn.Conv2d(taken, hidden, 3, padding=1), nn.SiLU(), nn.Conv2d(hidden, given, 1))
-
-
-def pad_to_multiple(x_BCHW: Tensor, multiple: int) -> Tensor:
-    """The last row and column repeated until both sides are multiples."""
-    height, width = x_BCHW.shape[2:]
-    if height % multiple == 0 and width % multiple == 0:
-        return x_BCHW
-    return F.pad(x_BCHW, (0, -width % multiple, 0, -height % multiple), mode="replicate")

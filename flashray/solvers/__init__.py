@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from flashray.build import build
-from flashray.solvers.base import Problem, Solver, Step
 from flashray.solvers.gml_dps import GMLDPS
 from flashray.solvers.latent_dps import LatentDPS
 from flashray.solvers.proximal import Proximal
 from flashray.solvers.psld import PSLD
 from flashray.solvers.resample import ReSample
+from flashray.solvers.solver import Problem, Solver, Step
 from flashray.solvers.unguided import Unguided
 
 SOLVERS: dict[str, type[Solver]] = {rule.name: rule for rule in (LatentDPS, GMLDPS, PSLD, ReSample, Proximal, Unguided)}

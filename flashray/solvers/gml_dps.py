@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flashray.errors import ConfigError
 from flashray.seeding import STREAM_SOLVER
-from flashray.solvers.base import Problem, Step, norm, reverse_step
+from flashray.solvers.solver import Problem, Step, norm, reverse_step
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,10 @@ class GMLDPS:
     The second term pulls ẑ0 to a fixed point of the autoencoder: GML-DPS of Rout et al. 2023 ("goodness modified"),
     as Flash-Diffusion's appendix uses it. Rout et al. introduce it on the way to PSLD; their code has PSLD only, with
     one norm over the whole batch.
-
-    Attributes:
-        dc_step, ae_weight: ≥ 0; step sizes, in units of the latent per unit of either norm.
     """
 
-    dc_step: float = 2.0
-    ae_weight: float = 0.05
+    dc_step: float = 2.0  # ≥ 0; step size, in units of the latent per unit of either norm
+    ae_weight: float = 0.05  # ≥ 0; likewise
 
     name: ClassVar[str] = "gml_dps"
     needs_gradient: ClassVar[bool] = True

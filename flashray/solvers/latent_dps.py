@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flashray.errors import ConfigError
 from flashray.seeding import STREAM_SOLVER
-from flashray.solvers.base import Problem, Step, norm, reverse_step
+from flashray.solvers.solver import Problem, Step, norm, reverse_step
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,9 @@ class LatentDPS:
 
     This is not an exact posterior sampler: p(y | z_t) is approximated by its value at the one image D(ẑ0), without the
     spread of the images that z_t allows. The best `dc_step` is about inversely proportional to the number of steps.
-
-    Attributes:
-        dc_step: ≥ 0; step size, in units of the latent per unit of the residual's norm.
     """
 
-    dc_step: float = 1.0
+    dc_step: float = 1.0  # ≥ 0; step size, in units of the latent per unit of the residual's norm
 
     name: ClassVar[str] = "latent_dps"
     needs_gradient: ClassVar[bool] = True

@@ -13,7 +13,7 @@ from torch import Tensor
 from flashray.degradations.base import AffineOperator, Operator
 from flashray.errors import ConfigError
 from flashray.seeding import STREAM_SOLVER
-from flashray.solvers.base import Problem, Step, norm, per_image, reverse_step
+from flashray.solvers.solver import Problem, Step, norm, per_image, reverse_step
 
 Linear = Callable[[Tensor], Tensor]
 
@@ -30,22 +30,16 @@ class Proximal:
     step costs a denoiser, a decoder and two encoder evaluations, all forward. The proximal problem is solved by
     conjugate gradients on (JᵀJ + ρ) d = Jᵀ(y - A(x̂0)), x* = x̂0 + d: exactly for a linear A, whose J is A itself, and by
     Gauss-Newton steps with a new linearisation each for a nonlinear A.
-
-    Attributes:
-        rho: weight of staying near x̂0: ρ = rho (2 noise_std)² (ᾱ/(1-ᾱ))^anneal. Bayes' rule for Gaussian errors gives
-            σ_y²/σ_x², the variance of the measurement's noise over that of x̂0's error; with anneal 1 the latter is
-            assumed to be (1-ᾱ)/ᾱ over rho, so that y has less weight at lower noise (DiffPIR, equation 11).
-        anneal: 0 keeps ρ the same at every step.
-        iterations: conjugate-gradient steps, at most.
-        linearisations: Gauss-Newton steps for a nonlinear A.
-        relax: share of the change that is taken.
     """
 
+    # weight of staying near x̂0: ρ = rho (2 noise_std)² (ᾱ/(1-ᾱ))^anneal. Bayes' rule for Gaussian errors gives
+    # σ_y²/σ_x², the variance of the measurement's noise over that of x̂0's error; with anneal 1 the latter is assumed
+    # to be (1-ᾱ)/ᾱ over rho, so that y has less weight at lower noise (DiffPIR, equation 11)
     rho: float = 10.0
-    anneal: float = 1.0
-    iterations: int = 20
-    linearisations: int = 3
-    relax: float = 1.0
+    anneal: float = 1.0  # 0 keeps ρ the same at every step
+    iterations: int = 20  # conjugate-gradient steps, at most
+    linearisations: int = 3  # Gauss-Newton steps for a nonlinear A
+    relax: float = 1.0  # share of the change that is taken
 
     name: ClassVar[str] = "proximal"
     needs_gradient: ClassVar[bool] = False

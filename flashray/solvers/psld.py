@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flashray.errors import ConfigError
 from flashray.seeding import STREAM_SOLVER
-from flashray.solvers.base import Problem, Step, norm, reverse_step
+from flashray.solvers.solver import Problem, Step, norm, reverse_step
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,10 @@ class PSLD:
 
     The authors' own code differs: it adds fresh noise to the predicted measurement at every step, takes one norm over
     the whole batch, and runs DDIM with Stable Diffusion.
-
-    Attributes:
-        dc_step, ae_weight: ≥ 0; step sizes, in units of the latent per unit of either norm; the authors' ω and γ.
     """
 
-    dc_step: float = 2.0
-    ae_weight: float = 0.1
+    dc_step: float = 2.0  # ≥ 0; step size, in units of the latent per unit of either norm; the authors' ω
+    ae_weight: float = 0.1  # ≥ 0; likewise; the authors' γ
 
     name: ClassVar[str] = "psld"
     needs_gradient: ClassVar[bool] = True

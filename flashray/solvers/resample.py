@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flashray.errors import ConfigError
 from flashray.seeding import STREAM_RESAMPLE, STREAM_SOLVER
-from flashray.solvers.base import Problem, Step, per_image, reverse_step
+from flashray.solvers.solver import Problem, Step, per_image, reverse_step
 
 
 @dataclass(frozen=True)
@@ -27,34 +27,19 @@ class ReSample:
 
     Song et al. 2024, as Flash-Diffusion's appendix uses it: there on a DDIM schedule of 500 steps with η = 1, with the
     settings below and a `resample_step` of 200 … 2000, depending on the task. Where the last step ends at the data
-    (ᾱ_prev = 1), s is 0 and nothing is corrected.
-
-    Flash-Diffusion's public code differs in three points. Its proximal term has no effect, because its two tensors
-    share memory: `proximal=0` gives its numbers. On a respaced schedule its s uses ᾱ_prev of the previous timestep and
-    not of the previous step: with 500 steps its s is about that of half our `resample_step`. Its DDIM chain ends at ᾱ_0
-    and not at the data, with a last weak correction. (Without respacing it also corrects an image's first step.)
-
-    The ReSample authors' own code differs more: AdamW on the mean squared error with up to 2000 steps in pixels and 500
-    in latents, stopped at a fixed residual whatever the noise; five more reverse steps before each correction, from
-    which z' is taken; a DPS gradient at each step; stages at thirds of the chain; another s; and a last correction of
-    the finished latent.
-
-    Attributes:
-        resample_step: the factor of s: the larger it is, the more weight z* has against z'.
-        every: steps between corrections, counted on the (respaced) schedule from its end: steps 0, every, 2 every, ….
-        iterations: maximum number of Adam's steps, at `learning_rate`.
-        proximal: weight of staying near ẑ0; Bayes' rule for Gaussian errors gives the variance of the measurement's
-            noise over that of ẑ0's error.
-        none_above, pixel_above: timesteps, 0 … 999, independent of respacing.
+    (ᾱ_prev = 1), s is 0 and nothing is corrected. docs/operators-and-solvers.md says how both public codes differ.
     """
 
-    resample_step: float = 400.0
+    resample_step: float = 400.0  # the factor of s: the larger it is, the more weight z* has against z'
+    # steps between corrections, counted on the (respaced) schedule from its end: steps 0, every, 2 every, …
     every: int = 10
-    iterations: int = 100
+    iterations: int = 100  # maximum number of Adam's steps, at `learning_rate`
     learning_rate: float = 0.1
+    # weight of staying near ẑ0; Bayes' rule for Gaussian errors gives the variance of the measurement's noise over that
+    # of ẑ0's error
     proximal: float = 1.0
-    none_above: int = 750
-    pixel_above: int = 300
+    none_above: int = 750  # timestep, 0 … 999, independent of respacing
+    pixel_above: int = 300  # timestep, likewise
 
     name: ClassVar[str] = "resample"
     needs_gradient: ClassVar[bool] = False

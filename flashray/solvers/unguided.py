@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from flashray.seeding import STREAM_SOLVER
-from flashray.solvers.base import Problem, Step, reverse_step
+from flashray.solvers.solver import Problem, Step, reverse_step
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The URI of MLflow, and a client whose waits are bounded."""
+"""The URI of MLflow, a client whose waits are bounded, and the runs of an experiment."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ TIMEOUT = 10  # seconds without a byte from the server after which a call has fa
 def default_uri(output: str) -> str:
     """MLFLOW_TRACKING_URI, else a database beside the output (in the working folder when that is an object store).
 
-    The database lies beside the output, not inside, so that runs with neighbouring outputs share it and
-    can be compared.
+    It lies beside the output, not inside, so that runs with neighbouring outputs share it and can be compared.
     """
     folder = Path(storage.normalise(output)).parent if storage.is_local(output) else Path.cwd()
     return os.environ.get("MLFLOW_TRACKING_URI") or _database(folder.absolute() / "mlflow.db")
@@ -37,14 +36,9 @@ def _database(path: Path) -> str:
 
 
 def uri_again(shown: str, given: str | None = None) -> str:
-    """The URI of a server or database that was recorded without its secrets; MLFLOW_TRACKING_URI may have them.
+    """The URI of a server or database that was recorded (`shown`) without its secrets, or the one given instead.
 
-    Args:
-        shown: the URI as it was recorded.
-        given: the URI that the user names instead.
-
-    Raises:
-        ConfigError: when the secrets are not known.
+    MLFLOW_TRACKING_URI may have the secrets; ConfigError when they are not known.
     """
     environment = os.environ.get("MLFLOW_TRACKING_URI")
     if given or environment is None or storage.redact(environment) != shown:
@@ -74,8 +68,7 @@ def load_mlflow() -> None:
 def connect(uri: str) -> Any:
     """A client; the server is not asked anything yet.
 
-    Raises:
-        ConfigError: when a part of the password would be read as the host or the path, which error messages show.
+    ConfigError when a part of the password would be read as the host or the path, which error messages show.
     """
     from mlflow import MlflowClient
 
@@ -103,6 +96,25 @@ def experiment_id(client: Any, name: str, uri: str) -> str:
         if error.error_code != "RESOURCE_ALREADY_EXISTS" or experiment is None:
             raise
         return str(experiment.experiment_id)
+
+
+def find_runs(uri: str, experiment: str, chosen: str = "", limit: int = 50) -> list[Any]:
+    """The newest runs of an experiment (MLflow's entities) that pass a filter in MLflow's words.
+
+    ConfigError when there is no such experiment, the filter is wrong, or MLflow does not answer.
+    """
+    load_mlflow()
+    client = connect(uri)
+    try:
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            known = ", ".join(sorted(one.name for one in client.search_experiments()))
+            raise ConfigError(f"experiment {experiment}: not at {storage.redact(uri)}; there are {known}")
+        return list(client.search_runs([found.experiment_id], chosen, max_results=limit))
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"MLflow at {storage.redact(uri)}: {brief(error)}") from error
 
 
 def page(uri: str) -> str:

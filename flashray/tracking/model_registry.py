@@ -50,13 +50,12 @@ def register(
 ) -> str:
     """A new version of a registered model, which the alias then names; `models:/NAME/VERSION`.
 
+    FlashrayError when MLflow does not take it.
+
     Args:
         encoder, folder: the encoder, and where it is saved.
         uri: MLflow server or database.
         figures: its figures on validation photos.
-
-    Raises:
-        FlashrayError: when MLflow does not take it.
     """
     load_mlflow()
     try:
@@ -71,9 +70,8 @@ def register(
 def fetch(source: str, uri: str) -> Registered:
     """The files of `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
 
-    Raises:
-        ConfigError: when there is no such model, version or alias, or it is none of ours; the known ones are named.
-        Unreachable: when the registry does not answer.
+    ConfigError when there is no such model, version or alias, or it is none of ours; the known ones are named.
+    Unreachable when the registry does not answer.
     """
     match = re.fullmatch(SCHEME + r"(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))", source)
     if match is None:

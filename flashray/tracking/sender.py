@@ -28,12 +28,7 @@ _REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 
 
 class Sender:
-    """Sends the events of a spool to one MLflow server or database, in their order.
-
-    Args:
-        uri: the server or database.
-        spool: the events.
-    """
+    """Sends the events of a spool to one MLflow server or database, in their order."""
 
     def __init__(self, uri: str, spool: Spool) -> None:
         self.uri, self._spool = uri, spool
@@ -59,13 +54,10 @@ class Sender:
         return record if is_server(self.uri) else record | {"serve": f"mlflow ui --backend-store-uri {shown}"}
 
     def send(self, stop: threading.Event | None = None) -> None:
-        """Send what is pending, until `stop` is set.
+        """Send what is pending, until `stop` is set; what MLflow raised is raised, and what was not sent stays pending.
 
         An artifact that fails stays pending, and the rest is sent: its store may be another machine. What MLflow
         refuses for good is dropped with a warning.
-
-        Raises:
-            Exception: whatever MLflow raised; what was not sent stays pending.
         """
         failure: Exception | None = None
         try:

@@ -18,9 +18,7 @@ _PAUSE = 2.0  # seconds until a failed attempt is repeated
 class SendingThread:
     """Sends on request, and again after a pause where that failed; started at once.
 
-    Args:
-        sender: what it sends with.
-        patience: seconds that all calls of `wait` may take together.
+    All calls of `wait` together take no more than `patience` seconds.
     """
 
     def __init__(self, sender: Sender, patience: float) -> None:

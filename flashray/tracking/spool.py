@@ -22,27 +22,18 @@ Event = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Sent:
-    """Which events are in MLflow, and where.
+    """Which events are in MLflow, and where."""
 
-    Attributes:
-        tracking_uri: the server or database, without secrets.
-        numbers: of the events that it has.
-    """
-
-    tracking_uri: str
+    tracking_uri: str  # the server or database, without secrets
     experiment_id: str
     run_id: str
-    numbers: tuple[int, ...] = ()
+    numbers: tuple[int, ...] = ()  # of the events that it has
 
 
 class Spool:
-    """The events of a run, in their order.
+    """The events of a run, in their order; `folder` is the URI of the run's folder, which holds run.json.
 
-    Args:
-        folder: URI of the run's folder, which holds run.json.
-
-    Raises:
-        OSError, ValueError, TypeError, KeyError: when a file cannot be read or is damaged.
+    OSError, ValueError, TypeError or KeyError when a file cannot be read or is damaged.
     """
 
     def __init__(self, folder: str) -> None:
@@ -91,11 +82,7 @@ class Spool:
         return str(last["status"]) if last["kind"] == "end" else "RUNNING"
 
     def append(self, kind: str, **values: Any) -> None:
-        """Keep an event; in this process even where the folder cannot be written to.
-
-        Raises:
-            OSError: when it cannot be written to.
-        """
+        """Keep an event; in this process even where the folder cannot be written to, which is an OSError."""
         number = max(self._events, default=0) + 1
         self._events[number] = {"kind": kind, "time": int(time.time() * 1000), **values}
         self._write(f"{number:06d}.json", self._events[number])

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from flashray.metrics import LPIPS, score
 from flashray.training.discriminator import PatchDiscriminator, hinge_losses
-from flashray.training.latent_figures import neighbour_roughness
 from flashray.training.latents import (
     add_latent_noise,
     halve_image,
     halve_latent,
+    neighbour_roughness,
     roughness,
     standardise,
     unit_penalty,
@@ -39,13 +39,11 @@ class AutoencoderConfig:
             features. It reconstructs well and hands blocks of pixels through, which no denoiser can learn.
         unit: weight of `unit_penalty`, which holds each latent channel at zero mean and unit variance. What is left of
             both is measured when training ends and taken out by the prior's `latent_statistics.json`.
-        crop: side of the training crops; the model is convolutional, and smaller crops see more photos in the same
-            time.
+        crop: side of the training crops; smaller ones see more photos in the same time.
         lpips: weight of LPIPS beside L1 + MSE.
         lpips_net: the network of that LPIPS; VGG costs as much as the autoencoder itself.
         latent_noise: each latent gets noise of std U(0, latent_noise), so that the decoder forgives small latent
-            errors. Alone it makes latents
-            white: what is to survive the noise is spread over all frequencies.
+            errors. Alone it makes latents white: what is to survive the noise is spread over all frequencies.
         smoothness: weight of the mean squared difference of neighbouring latents, which makes them smooth as an image.
         equivariance: weight of the same distance, without noise, between the halved image and the decoded halved
             latent: the scale equivariance that makes latents keep an image's spectrum (Skorokhodov et al. 2025).

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from diffusers import UNet2DModel
@@ -57,11 +57,6 @@ class DenoiserConfig:
     crop: int = 0
     cache_views: int = 0
     flash_share: float = 0.0
-
-
-def scheduler_config(prediction: str) -> dict[str, Any]:
-    """What diffusers' scheduler is told of a denoiser that predicts this."""
-    return SCHEDULER_CONFIG | {"prediction_type": prediction}
 
 
 def make_denoiser(config: DenoiserConfig, latent_channels: int, latent_side: int) -> UNet2DModel:

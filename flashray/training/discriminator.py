@@ -25,8 +25,7 @@ class PatchDiscriminator(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 3, padding=1))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        scores: Tensor = self.layers(x_BCHW)
-        return scores
+        return self.layers(x_BCHW)
 
 
 def hinge_losses(judge: PatchDiscriminator, y_BCHW: Tensor, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flashray.prior import LatentPrior
-from flashray.training.photo_windows import random_views
+from flashray.training.photo_windows import pixels_at, random_views
 
 _BATCH = 64
 
@@ -29,23 +28,15 @@ def cached_latents(
 ) -> Tensor:
     """[views · n, C, h, w] half-precision latents of random views of n windows, mapped from a file.
 
-    The file is made when it is missing. Its name tells the autoencoder's weights, the photos' names and the views, so
-    that trainings of one autoencoder share it.
-
-    Args:
-        load: reads the uint8 windows; called only when the file is missing.
-        views: how many views of each window, each with its own crop, zoom and mirroring.
+    Its name tells the autoencoder's weights, the photos' names and the views, so that trainings share it. `load` reads
+    the uint8 windows where the file is missing; each view of a window has its own crop, zoom and mirroring.
     """
     path = storage / f"latents-{_key(prior, paths, views)}.npy"
     if not path.is_file():
         storage.mkdir(parents=True, exist_ok=True)
-        handle, fresh = tempfile.mkstemp(dir=storage, prefix=".latents-")
-        os.close(handle)
-        try:
-            _encode(prior, load(), views, Path(fresh), device)
-            os.replace(fresh, path)
-        finally:
-            Path(fresh).unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory(dir=storage, prefix=".latents-") as fresh:
+            _encode(prior, load(), views, Path(fresh, path.name), device)
+            Path(fresh, path.name).replace(path)
     return torch.from_numpy(np.load(path, mmap_mode="c"))
 
 
@@ -88,6 +79,5 @@ def random_crops(z_BCHW: Tensor, side: int, generator: torch.Generator) -> Tenso
     device = z_BCHW.device
     top_B = torch.randint(0, height - side + 1, (batch, 1, 1), generator=generator).to(device)
     left_B = torch.randint(0, width - side + 1, (batch, 1, 1), generator=generator).to(device)
-    row, image = torch.arange(side, device=device), torch.arange(batch, device=device)[:, None, None]
-    crop_BhwC = z_BCHW.permute(0, 2, 3, 1)[image, top_B + row[:, None], left_B + row]
-    return crop_BhwC.permute(0, 3, 1, 2)
+    row = torch.arange(side, device=device)
+    return pixels_at(z_BCHW, top_B + row[:, None], left_B + row)

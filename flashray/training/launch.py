@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,9 +14,9 @@ from typing import Any, TypeVar
 import torch
 
 from flashray.errors import ConfigError
-from flashray.training.launch_config import BuildTask, LaunchConfig, line
-from flashray.training.loop import STATE_FILE, LoopConfig, Task, fit, load_averaged
+from flashray.training.loop import STATE_FILE, BuildTask, LoopConfig, Task, fit, line, load_averaged
 from flashray.training.photo_windows import WINDOW_ZOOM, list_photos, load_windows, shuffled_batches
+from flashray.training.train_config import LaunchConfig
 
 T = TypeVar("T", bound=Task)
 
@@ -28,24 +26,10 @@ def resolve_device(device: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
-def absolute(source: str) -> str:
-    """An absolute path, because Ray's workers run in another folder; other names are not changed."""
-    return os.path.abspath(source) if source and os.path.exists(source) else source
-
-
 def train(
     build: Callable[[], T], loop: LoopConfig, photos: str, size: int, name: str, config: LaunchConfig
 ) -> tuple[T, Path]:
-    """(the task with its averaged weights, on the device and in evaluation mode; its last training state)"""
-    state = launch(build, loop, photos, size, name, config)
-    task = build()
-    load_averaged(task, state)
-    task.to(resolve_device(config.device)).eval()
-    return task, state
-
-
-def launch(build: BuildTask, loop: LoopConfig, photos: str, size: int, name: str, config: LaunchConfig) -> Path:
-    """Train the task that `build` makes on the photos of a folder; returns a folder with the last training state.
+    """(The task that `build` makes, trained on a folder's photos, in evaluation mode; a folder with its last state.)
 
     Checkpoints are stored under `<storage>/<name>-<fingerprint>`, so that another training does not continue this one.
     """
@@ -53,8 +37,13 @@ def launch(build: BuildTask, loop: LoopConfig, photos: str, size: int, name: str
     if config.launcher == "ray":
         from flashray.training.ray_train import launch_on_ray
 
-        return launch_on_ray(build, loop, photos, size, name, config)
-    return launch_here(build, loop, photos, size, name, config)
+        state = launch_on_ray(build, loop, photos, size, name, config)
+    else:
+        state = launch_here(build, loop, photos, size, name, config)
+    task = build()
+    load_averaged(task, state)
+    task.to(resolve_device(config.device)).eval()
+    return task, state
 
 
 def launch_here(build: BuildTask, loop: LoopConfig, photos: str, size: int, name: str, config: LaunchConfig) -> Path:
@@ -106,14 +95,10 @@ def fingerprint(build: BuildTask, loop: LoopConfig, photos: str) -> str:
 
 def write_state(folder: Path, save: Callable[[Path], None]) -> None:
     """Save a training state so that a killed process leaves either the old or the new one."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".state-"))
-    try:
-        save(fresh)
-        folder.mkdir(exist_ok=True)
-        (fresh / STATE_FILE).replace(folder / STATE_FILE)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".state-") as fresh:
+        save(Path(fresh))
+        Path(fresh, STATE_FILE).replace(folder / STATE_FILE)
 
 
 def append_log(path: Path, metrics: dict[str, Any]) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +16,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from flashray.errors import ConfigError
-from flashray.training.rate import Rate, matrix_rate, operations_a_sample, zero_gradients
+from flashray.training.rate import Rate, matrix_rate, operations_a_sample
 
 STATE_FILE = "state.pt"
 
@@ -28,19 +27,18 @@ class LoopConfig:
 
     Attributes:
         epochs: passes over the training windows, or over `epoch_steps` batches of them.
-        epoch_steps: an epoch ends after so many batches, drawn anew each time: where a pass takes long, validations and
-            checkpoints come more often. 0: a whole pass.
+        epoch_steps: an epoch ends after so many batches, drawn anew each time, so that validations and checkpoints come
+            more often; 0 is a whole pass.
         seconds: stop at this much training time (0: no limit); the learning rate decays towards whichever end is
             nearer.
         batch_size: per worker.
         decay: `cosine` lowers the learning rate from the first step to the last. `cooldown` keeps it constant, then
-            lowers it in a straight line over the last share `cooldown` of the training; the state before that is kept,
-            and another training can go on from it as if this one had never ended.
+            lowers it in a straight line over the last share `cooldown`; the state before that is kept, for `go_on`.
         cooldown: share of the training, 0 … 1.
         go_on: folder with a state of another training, whose weights, optimizer and average this one starts from.
         precision: `bf16` autocasts the forward pass.
         validate_every: epochs between validations, each followed by a checkpoint.
-        compile: compile the task's parts with torch.compile.
+        compile: with torch.compile.
         seed: of initialisation, order, views, and noise.
         progress_every: seconds between two lines of progress with draws a second and the share of the device's matrix
             rate; 0 prints none.
@@ -74,10 +72,7 @@ class LoopConfig:
 
 
 class Task(nn.Module, ABC):
-    """A model with its loss.
-
-    `forward` computes the terms of one batch, so that DDP and torch.compile can wrap the task.
-    """
+    """A model with its loss, computed by `forward`, so that DDP and torch.compile can wrap the task."""
 
     model: nn.Module  # what is trained, averaged and saved
     companion: nn.Module | None  # trained beside it and neither averaged nor saved as the model
@@ -96,10 +91,7 @@ class Task(nn.Module, ABC):
     ) -> Tensor:
         """What passes go over where training is local: the uint8 windows that `load` gives, or something made of them.
 
-        Args:
-            load: reads the windows [n, 3, side, side] of all photos.
-            paths: the photos.
-            storage: folder for what is worth keeping from one training to the next.
+        They are [n, 3, side, side], of all photos; `storage` is for what is worth keeping for the next training.
         """
         return load()
 
@@ -109,10 +101,17 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def validate(self) -> dict[str, float]:
-        """Figures on the validation photos, computed with the weights that `model` holds now."""
+        """Figures on the validation photos, with the weights that `model` holds now."""
 
 
+BuildTask = Callable[[], Task]  # must be picklable for Ray: a functools.partial over a module's function
 Report = Callable[[dict[str, Any], Callable[[Path], None]], None]  # (metrics, save state into this folder)
+
+
+def line(name: str, metrics: dict[str, Any]) -> str:
+    """One line of progress."""
+    figures = (f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in metrics.items())
+    return f"{name}: {' '.join(figures)}"
 
 
 def learning_rate(config: LoopConfig, step: int, progress: float) -> float:
@@ -138,7 +137,7 @@ def fit(
     keep: Callable[[Callable[[Path], None]], None] = lambda save: None,
     say: Callable[[str], None] | None = None,
 ) -> dict[str, float]:
-    """Train `task.model`; it holds the EMA weights when this returns.
+    """Train `task.model`, which then holds the EMA weights; returns the last validation's figures.
 
     Args:
         batches: the uint8 windows of an epoch, given its number.
@@ -148,12 +147,8 @@ def fit(
         batches_per_epoch: for the learning rate's progress; measured in the first epoch when unknown.
         rank, workers: this worker's number, and how many there are; each draws different views.
         clock: makes parallel workers agree on the seconds spent, so that they stop at the same step.
-        keep: called once, before the cool-down begins, with a function that saves the state. A training that starts or
-            resumes inside its cool-down does not call it.
+        keep: called once, before a cool-down that this call begins, with a function that saves the state.
         say: called with each line of progress, where one worker trains.
-
-    Returns:
-        The last validation's figures.
     """
     task.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     trained = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
@@ -169,11 +164,10 @@ def fit(
     ema.to(device)
     if config.epoch_steps and batches_per_epoch:
         batches_per_epoch = min(batches_per_epoch, config.epoch_steps)
-    epoch = step = 0
-    spent = 0.0
+    epoch, step, spent = 0, 0, 0.0
     if resume is None and config.go_on:
         _load_state(Path(config.go_on), task, optimizer, ema, device)
-    if resume is not None:
+    elif resume is not None:
         state = _load_state(resume, task, optimizer, ema, device)
         epoch, step, spent = state["epoch"], state["step"], state["seconds"]
     if config.compile:
@@ -184,18 +178,14 @@ def fit(
     rate: Rate | None = None
     started, cooling = step, False
 
+    def progress_made() -> dict[str, Any]:
+        return {"epoch": epoch, "step": step, "seconds": spent, "samples": step * config.batch_size * workers}
+
     def save(folder: Path) -> None:
         state = {"model": task.model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict()}
-        state |= {
-            "epoch": epoch,
-            "step": step,
-            "samples": step * config.batch_size * workers,
-            "seconds": spent,
-            "config": asdict(config),
-        }
         if task.companion is not None:
             state["companion"] = task.companion.state_dict()
-        torch.save(state, folder / STATE_FILE)
+        torch.save(state | progress_made() | {"config": asdict(config)}, folder / STATE_FILE)
 
     while epoch < config.epochs and not (config.seconds and spent >= config.seconds):
         seed = (config.seed * 1_000_003 + epoch) * 4_099 + rank  # a resumed epoch draws what it would have drawn
@@ -245,18 +235,14 @@ def fit(
         if not last and epoch % config.validate_every:
             continue
         metrics: dict[str, Any] = {f"train/{name}": (total / count).item() for name, total in sums.items()}
-        metrics |= {
-            "epoch": epoch,
-            "step": step,
-            "seconds": round(spent, 1),
-            "samples": step * config.batch_size * workers,
-        }
-        with averaged(ema, trained), torch.compiler.set_stance("force_eager"):
-            task.eval()
+        metrics |= progress_made() | {"seconds": round(spent, 1)}
+        ema.store(trained)
+        ema.copy_to(trained)
+        task.eval()
+        with torch.compiler.set_stance("force_eager"):
             figures = task.validate()
-        metrics |= {f"val/{name}": value for name, value in figures.items()}
-
-        report(metrics, save)
+        ema.restore(trained)
+        report(metrics | {f"val/{name}": value for name, value in figures.items()}, save)
         if last:
             break
     ema.copy_to(trained)
@@ -279,7 +265,7 @@ def _load_state(
 
 
 def load_averaged(task: Task, folder: Path) -> None:
-    """Put the EMA weights of a saved training state into `task.model`."""
+    """Put the averaged weights of a saved training state into `task.model`."""
     state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
     task.model.load_state_dict(state["model"])
     trained = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
@@ -296,28 +282,16 @@ def save_half(model: Any, folder: Path) -> None:
     twin.save_pretrained(folder, safe_serialization=True)
 
 
-@contextlib.contextmanager
-def averaged(ema: EMAModel, parameters: list[nn.Parameter]) -> Iterator[None]:
-    """The EMA weights in place of the trained ones, for the duration of a block."""
-    ema.store(parameters)
-    ema.copy_to(parameters)
-    try:
-        yield
-    finally:
-        ema.restore(parameters)
-
-
 def _rate(task: Task, config: LoopConfig, batch: Tensor, device: str | torch.device) -> Rate:
-    """Counts this task's samples, the operations of one and the device's matrix rate measured."""
+    """For this task's samples, with the operations of one and the device's matrix rate measured."""
     if not config.progress_every:
         return Rate()
     with _autocast(config, device), torch.compiler.set_stance("force_eager"):
         operations = operations_a_sample(task, batch)
-    zero_gradients(task)
+    task.zero_grad(set_to_none=True)
     peak = matrix_rate(device, torch.bfloat16 if config.precision == "bf16" else torch.float32)
     return Rate(config.progress_every, task.draws, operations, peak)
 
 
-def _autocast(config: LoopConfig, device: str | torch.device) -> contextlib.AbstractContextManager[Any]:
-    enabled = config.precision == "bf16"
-    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=enabled)
+def _autocast(config: LoopConfig, device: str | torch.device) -> torch.autocast:
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.precision == "bf16")

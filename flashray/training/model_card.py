@@ -7,7 +7,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from flashray.prior import LatentPrior
 from flashray.prior.pixel_space import SpaceToDepth
 from flashray.sampling import sample
 from flashray.training.denoiser_task import DenoiserTask
-from flashray.training.latent_figures import latent_figures
+from flashray.training.latents import latent_figures
 from flashray.training.loop import STATE_FILE, LoopConfig
 
 Interval = tuple[float, float, float]  # mean, and the ends of its 95 % interval
@@ -62,7 +62,7 @@ def write_prior_card(
     Args:
         photos: what the prior was trained on, in words.
         val_NCHW: validation photos in [-1, 1].
-        trained: how each stage was trained: command, seed, seconds, samples, …
+        trained: what `note_training` noted of each stage.
     """
     pixels = isinstance(prior.autoencoder, SpaceToDepth)
     quality = {} if pixels else autoencoder_figures(prior, val_NCHW)  # pixels come back as they are
@@ -70,11 +70,9 @@ def write_prior_card(
     latents = latent_figures(prior, val_NCHW)
     latent_shape = tuple(prior.encode(val_NCHW[:1].to(prior.device)).shape[1:])
     sample_sheet(prior, latent_shape, folder / "samples.png")
-    card: dict[str, Any] = {"photos": photos, "validation_photos": len(val_NCHW), "denoiser": losses}
-    card |= {"autoencoder": quality} if quality else {}
-    card |= {"latents": latents}
-    card |= {"trained": dict(trained), "machine": machine()}
-    (folder / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+    figures: dict[str, Any] = {"photos": photos, "validation_photos": len(val_NCHW), "denoiser": losses}
+    figures |= {"autoencoder": quality} if quality else {}
+    figures |= {"latents": latents}
     side = prior.sample_size
     lines = [
         f"# {'Pixel' if pixels else 'Latent'} diffusion prior, {side}×{side}",
@@ -95,10 +93,8 @@ def write_prior_card(
         *_latents_learnable(latents),
         "",
         f"`samples.png`: {SAMPLES} samples from noise, {SAMPLE_STEPS} ancestral steps, seeds 0 … {SAMPLES - 1}.",
-        "",
-        *training_lines(trained),
     ]
-    (folder / "README.md").write_text("\n".join(lines) + "\n")
+    write_card(folder, figures, lines, trained)
 
 
 def _latents_in_words(prior: LatentPrior, photos: str, latent_shape: tuple[int, ...]) -> list[str]:
@@ -139,8 +135,6 @@ def write_severity_card(
 ) -> None:
     """README.md and card.json of a severity encoder."""
     config = json.loads((folder / "config.json").read_text())
-    card = {"validation_photos": val_photos, "figures": dict(figures), "trained": dict(trained), "machine": machine()}
-    (folder / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
     rows = {
         "latent_mse": "mean (ẑ - z₀)²",
         "sigma_error": "mean abs(σ̂ - σ̄)",
@@ -163,60 +157,20 @@ def write_severity_card(
         "| figure | value |",
         "|---|---|",
         *(f"| {text} | {figures[name]:.4f} |" for name, text in rows.items()),
-        "",
-        *training_lines(trained),
     ]
-    (folder / "README.md").write_text("\n".join(lines) + "\n")
+    write_card(folder, {"validation_photos": val_photos, "figures": dict(figures)}, lines, trained)
 
 
-def write_swinir_card(
-    folder: Path, figures: Sequence[Mapping[str, Interval]], val_photos: int, trained: Mapping[str, Any]
-) -> None:
-    """README.md and card.json of a SwinIR; `figures` has a row a severity level, evenly spaced from 0 to 1."""
-    config = json.loads((folder / "config.json").read_text())
-    levels = [n / (len(figures) - 1) for n in range(len(figures))]
-    rows = [{"level": level, **row} for level, row in zip(levels, figures, strict=True)]
-    columns = ("y_psnr", "psnr", "y_ssim", "ssim")
-    card = {"validation_photos": val_photos, "figures": rows, "trained": dict(trained), "machine": machine()}
+def write_card(folder: Path, figures: Mapping[str, Any], lines: list[str], trained: Mapping[str, Any]) -> None:
+    """card.json of a model's figures, and README.md of these lines; both end with what `note_training` noted."""
+    card = {**figures, "trained": dict(trained), "machine": machine()}
     (folder / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
-    lines = [
-        f"# SwinIR: {config['degradation']}",
-        "",
-        f"Trained for {config['degradation']} {json.dumps(config['degradation_settings'])} with noise of std",
-        f"{config['noise_std']} on the [0, 1] scale. {config['channels']} channels, Swin layers {config['depths']},",
-        f"{config['heads']} heads, windows of {config['window']}, blocks of {config['pixel_block']}² pixels.",
-        "Weights are half precision.",
-        "",
-        f"## On {val_photos} validation photos at each severity",
-        "",
-        "Mean and 95 % interval; the severity is 0 at the mildest end of the family's range, 1 at the hardest.",
-        "",
-        "| severity | PSNR of y | PSNR | SSIM of y | SSIM |",
-        "|---|---|---|---|---|",
-        *(
-            f"| {level:.2f} | " + " | ".join("{:.4g} ({:.4g} … {:.4g})".format(*row[name]) for name in columns) + " |"
-            for level, row in zip(levels, figures, strict=True)
-        ),
-        "",
-        *training_lines(trained),
-    ]
-    (folder / "README.md").write_text("\n".join(lines) + "\n")
-
-
-def training_lines(trained: Mapping[str, Any]) -> list[str]:
-    """How the model was trained, as Markdown."""
-    lines = ["## Training", "", f"Machine: {machine()}.", ""]
+    lines = [*lines, "", "## Training", "", f"Machine: {machine()}."]
     for stage, facts in trained.items():
         time = timedelta(seconds=round(facts["seconds"]))
-        lines += [
-            f"{stage}: seed {facts['seed']}, {facts['samples']:,} samples in {time} of training time.",
-            "",
-            "```",
-            facts["command"],
-            "```",
-            "",
-        ]
-    return lines[:-1]
+        done = f"{stage}: seed {facts['seed']}, {facts['samples']:,} samples in {time} of training time."
+        lines += ["", done, "", "```", facts["command"], "```"]
+    (folder / "README.md").write_text("\n".join(lines) + "\n")
 
 
 def note_training(folder: Path, stage: str, state: Path, loop: LoopConfig) -> dict[str, Any]:
@@ -236,10 +190,8 @@ def note_training(folder: Path, stage: str, state: Path, loop: LoopConfig) -> di
 
 def command_line() -> str:
     """This process's command, with folders cut to their last two parts: a card must not name a machine's disks."""
-    words = [Path(sys.argv[0]).name and f"python jobs/{Path(sys.argv[0]).name}"]
-    for word in sys.argv[1:]:
-        words.append("/".join(Path(word).parts[-2:]) if word.startswith("/") else shlex.quote(word))
-    return " ".join(words)
+    words = ("/".join(Path(word).parts[-2:]) if word.startswith("/") else shlex.quote(word) for word in sys.argv[1:])
+    return " ".join([Path(sys.argv[0]).name and f"python jobs/{Path(sys.argv[0]).name}", *words])
 
 
 def machine() -> str:

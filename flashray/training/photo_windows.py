@@ -1,4 +1,4 @@
-"""Photos for training: square windows of a folder's images, and random views of them."""
+"""Photos for training: square windows of a folder's images, and random and varied views of them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from flashray.errors import ConfigError, ImageError
-from flashray.images import decode_image, fit_image, is_image_name, to_uint8
+from flashray.images import fit_image, from_uint8, is_image_name, open_image, resize, to_uint8
 
 WINDOW_ZOOM = 1.5  # a window's side over the training size: what random views may crop
 WHOLE = 0.5  # share of the batches with views at the scale of whole photos, the finest detail of images in use
+GAIN = 1.6  # `vary` multiplies contrast by 1 / GAIN … GAIN
+SHIFT = 0.25  # and moves brightness by as much, on [-1, 1]
 
 
 def list_photos(folder: str | Path) -> list[Path]:
@@ -35,7 +36,7 @@ def windows(x_CHW: Tensor, side: int) -> list[Tensor]:
     _, height, width = x_CHW.shape
     scale = side / min(height, width)
     size = (max(side, round(height * scale)), max(side, round(width * scale)))
-    x = F.interpolate(x_CHW[None], size=size, mode="bicubic", antialias=True, align_corners=False)[0].clamp(-1, 1)
+    x = resize(x_CHW[None], size)[0]
     slack = max(size) - side
     offsets = [slack // 2] if slack < side // 10 else [0, slack // 2, slack]
     if size[0] > size[1]:
@@ -50,7 +51,7 @@ def load_windows(paths: Iterable[Path], side: int) -> Tensor:
 
     def read(path: Path) -> list[Tensor]:
         try:
-            return windows(decode_image(path.read_bytes()), side)
+            return windows(open_image(path.read_bytes()).pixels, side)
         except ImageError as error:
             raise ImageError(f"{path}: {error}") from error
 
@@ -60,7 +61,7 @@ def load_windows(paths: Iterable[Path], side: int) -> Tensor:
 
 def load_fitted(paths: Iterable[Path], size: int) -> Tensor:
     """[n, 3, size, size] photos in [-1, 1], resized and centre-cropped as the restoration job does."""
-    return torch.stack([fit_image(decode_image(path.read_bytes()), size, "resize") for path in paths])
+    return torch.stack([fit_image(open_image(path.read_bytes()).pixels, size, "resize") for path in paths])
 
 
 def random_views(window_BCHW: Tensor, size: int, generator: torch.Generator, widest: float = WINDOW_ZOOM) -> Tensor:
@@ -78,15 +79,36 @@ def random_views(window_BCHW: Tensor, size: int, generator: torch.Generator, wid
     top_B, left_B = (torch.randint(0, side - crop + 1, (batch, 1, 1), generator=generator).to(device) for _ in "ab")
     mirror_B = (torch.rand(batch, 1, 1, generator=generator) < 0.5).to(device)
     row = torch.arange(crop, device=device)
-    column = torch.where(mirror_B, crop - 1 - row, row)
-    image = torch.arange(batch, device=device)[:, None, None]
-    x = window_BCHW.permute(0, 2, 3, 1)[image, top_B + row[:, None], left_B + column].permute(0, 3, 1, 2)
-    x = x.float() / 127.5 - 1
-    if crop == size:
-        return x
-    # bicubic as in `fit_image`: bilinear views are softer than the photos that the models are used on
-    x = F.interpolate(x, size=(size, size), mode="bicubic", antialias=True, align_corners=False)
-    return x.clamp(-1, 1)
+    x = from_uint8(pixels_at(window_BCHW, top_B + row[:, None], left_B + torch.where(mirror_B, crop - 1 - row, row)))
+    return x if crop == size else resize(x, (size, size))  # bilinear would be softer than photos in use
+
+
+def pixels_at(x_BCHW: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """[B, C, h, w] positions of each image; row and column are long and broadcast to [B, h, w]."""
+    image = torch.arange(len(x_BCHW), device=x_BCHW.device)[:, None, None]
+    return x_BCHW.permute(0, 2, 3, 1)[image, row, column].permute(0, 3, 1, 2)
+
+
+def vary(x_BCHW: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Square images in [-1, 1]: a random `share` of them turned, with other colours, contrast and brightness.
+
+    Rotation by quarter turns, exchanged channels, contrast scaled about the image's mean and shifted brightness, each
+    drawn once for each image by a generator on the CPU. Detail and contrast decide how hard an image is to encode: this
+    varies them, so that a few thousand photos are not memorised.
+    """
+    batch, channels, device = len(x_BCHW), x_BCHW.shape[1], x_BCHW.device
+
+    def draw(low: float, high: float) -> Tensor:
+        return (low + (high - low) * torch.rand(batch, 1, 1, 1, generator=generator)).to(device)
+
+    chosen, half, quarter = draw(0, 1) < share, draw(0, 1) < 0.5, draw(0, 1) < 0.5
+    x = torch.where(half, x_BCHW.flip(2, 3), x_BCHW)
+    x = torch.where(quarter, x.transpose(2, 3).flip(3), x)
+    order_BC = torch.rand(batch, channels, generator=generator).argsort(dim=1).to(device)
+    x = x[torch.arange(batch, device=device)[:, None], order_BC]
+    mean = x.mean(dim=(1, 2, 3), keepdim=True)
+    x = (mean + GAIN ** draw(-1, 1) * (x - mean) + draw(-SHIFT, SHIFT)).clamp(-1, 1)
+    return torch.where(chosen, x, x_BCHW)
 
 
 def shuffled_batches(window_NCHW: Tensor, batch_size: int, seed: int, epoch: int) -> Iterator[Tensor]:

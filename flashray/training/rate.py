@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 _SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices whose product is timed
@@ -14,10 +15,7 @@ _SECONDS = 0.3  # for how long
 
 
 def matrix_rate(device: str | torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of square matrix products on this device.
-
-    The fastest of the products that fit into a third of a second counts: others may use the machine meanwhile.
-    """
+    """Floating-point operations a second of square matrix products: the fastest, as others may use the machine."""
     device = torch.device(device)
     side = _SIDE.get(device.type, 2048)
     a, b = (torch.full((side, side), 0.5, device=device, dtype=dtype) for _ in "ab")
@@ -36,8 +34,7 @@ def matrix_rate(device: str | torch.device, dtype: torch.dtype) -> float:
 def operations_a_sample(compute: Callable[[Tensor, torch.Generator], dict[str, Tensor]], batch: Tensor) -> float:
     """Floating-point operations of one sample's loss and its gradients: matrix products and convolutions alone.
 
-    Measured on the first two samples of a batch; random numbers drawn here are not missed elsewhere, and gradients are
-    left as they were before only where there were none.
+    Measured on the first two samples of a batch; random numbers drawn here are not missed elsewhere, gradients stay.
     """
     some = batch[:2]
     devices = [batch.device] if batch.device.type == "cuda" else []
@@ -46,18 +43,16 @@ def operations_a_sample(compute: Callable[[Tensor, torch.Generator], dict[str, T
     return counter.get_total_flops() / len(some)
 
 
+@dataclass
 class Rate:
-    """Counts samples, and says every so many seconds how many a second there were since it last did.
+    """Counts samples, and says every so many seconds how many a second there were since it last did."""
 
-    Args:
-        every: seconds between two lines; 0 says nothing.
-        draws: how often each sample is trained on in a step.
-        operations: of one sample, see `operations_a_sample`.
-        peak: operations a second that the device can do, see `matrix_rate`.
-    """
+    every: float = 0.0  # seconds between two lines; 0 says nothing
+    draws: int = 1  # how often each sample is trained on in a step
+    operations: float = 0.0  # `operations_a_sample`
+    peak: float = 1.0  # `matrix_rate` of the device
 
-    def __init__(self, every: float = 0.0, draws: int = 1, operations: float = 0.0, peak: float = 1.0) -> None:
-        self.every, self.draws, self.operations, self.peak = every, draws, operations, peak
+    def __post_init__(self) -> None:
         self._mark, self._samples = time.perf_counter(), 0
 
     def add(self, samples: int) -> dict[str, float] | None:
@@ -69,9 +64,3 @@ class Rate:
         rate = self._samples / seconds
         self._mark, self._samples = time.perf_counter(), 0
         return {"draws_per_second": rate * self.draws, "matrix_share": rate * self.operations / self.peak}
-
-
-def zero_gradients(model: nn.Module) -> None:
-    """Forget the gradients of all parameters."""
-    for parameter in model.parameters():
-        parameter.grad = None

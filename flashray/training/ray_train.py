@@ -21,17 +21,16 @@ from torch import Tensor
 
 from flashray import storage
 from flashray.errors import ConfigError, FlashrayError
-from flashray.images import decode_image, is_image_name
-from flashray.training.launch_config import BuildTask, LaunchConfig, line
-from flashray.training.loop import LoopConfig, fit
+from flashray.images import is_image_name, open_image
+from flashray.training.loop import BuildTask, LoopConfig, fit, line
 from flashray.training.photo_windows import WINDOW_ZOOM, windows
+from flashray.training.train_config import LaunchConfig
 
 
 def launch_on_ray(build: BuildTask, loop: LoopConfig, photos: str, size: int, name: str, config: LaunchConfig) -> Path:
     """Train on Ray Train; returns a local folder with the last checkpoint's state.
 
-    Running it again under the same name and storage resumes from the last checkpoint, after a lost worker as after a
-    lost driver.
+    Run again under the same name and storage, it resumes from the last checkpoint, whoever was lost.
     """
     _connect(config)
     use_gpu = config.device == "cuda" or (config.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
@@ -71,7 +70,7 @@ def list_photo_uris(photos: str) -> list[str]:
 
 def cut_windows(batch: dict[str, Any], side: int) -> dict[str, Any]:
     """Photos by their URIs → their square uint8 windows, [n, 3, side, side]."""
-    cut = [window for uri in batch["uri"] for window in windows(decode_image(storage.read_bytes(uri)), side)]
+    cut = [window for uri in batch["uri"] for window in windows(open_image(storage.read_bytes(uri)).pixels, side)]
     return {"window": np.stack([window.numpy() for window in cut])}
 
 

@@ -10,15 +10,13 @@ from torch import Tensor, nn
 from torchmetrics.functional import spearman_corrcoef
 
 from flashray.degradations import Degradation
-from flashray.degradations.noise import spread_noise_std
+from flashray.degradations.simulate import degrade, degrade_at, spread_noise_std
 from flashray.prior import LatentPrior
 from flashray.severity.encoder import Severity, SeverityEncoder, estimate
 from flashray.severity.fusion import fuse
 from flashray.severity.loss import FLOOR, map_loss, normal_loss, position_error
-from flashray.training.augment import vary
-from flashray.training.degrade import degrade, degrade_at
 from flashray.training.loop import Task
-from flashray.training.photo_windows import WINDOW_ZOOM, random_views
+from flashray.training.photo_windows import WINDOW_ZOOM, random_views, vary
 
 ORDERING_LEVELS = 10
 HARDLY_VISIBLE = 1e-4  # mean square on [-1, 1]: 46 dB
@@ -32,7 +30,7 @@ class SeverityConfig:
         widths, blocks: of the trunk's levels (`SeverityEncoder`).
         lambda_sigma, lambda_parameters: weights of the terms of σ̂ and of the degradation's parameters.
         crop: side of the training views in pixels; 0 is the prior's size.
-        vary: share of the views that are turned and get other colours and contrast (`augment.vary`).
+        vary: share of the views that are turned and get other colours and contrast (`photo_windows.vary`).
         widest: side of the widest crop, as a multiple of the view's.
         part: `all` trains everything but the fusion weight; `fusion` trains its head alone, with the prior's decoder.
     """

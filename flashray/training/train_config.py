@@ -1,17 +1,39 @@
-"""The configuration that all training jobs share."""
+"""The configuration that all training jobs share: what to train on, and where."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from flashray import storage
 from flashray.errors import ConfigError
 from flashray.storage.working_folder import refuse_relative
-from flashray.training.launch import absolute
-from flashray.training.launch_config import LaunchConfig
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    """Where training runs.
+
+    Attributes:
+        launcher: `ray` trains on Ray Train with sharded Ray Data; `local` in this process, without Ray.
+        storage: folder or URI for checkpoints; running the same command again resumes from the last one.
+        workers: Ray Train workers, one GPU each where there are GPUs.
+        device: cpu, cuda, or auto (cuda where there is one).
+        threads: CPU threads of a worker; 0 shares this machine's cores among the workers.
+        cache: keep the decoded training windows in Ray's object store; turn it off where they do not fit.
+        max_failures: how often Ray Train replaces a lost worker.
+    """
+
+    launcher: Literal["ray", "local"] = "ray"
+    storage: str = "runs/training"
+    workers: int = 1
+    device: str = "auto"
+    threads: int = 0
+    cache: bool = True
+    max_failures: int = 3
 
 
 @dataclass(frozen=True)
@@ -37,6 +59,11 @@ class TrainConfig:
 
 
 C = TypeVar("C", bound=TrainConfig)
+
+
+def absolute(source: str) -> str:
+    """An absolute path, because Ray's workers run in another folder; other names are not changed."""
+    return os.path.abspath(source) if source and os.path.exists(source) else source
 
 
 def with_absolute_paths(config: C, *names: str) -> C:

@@ -21,7 +21,6 @@ from flashray.training.denoiser_task import (
     DenoiserConfig,
     DenoiserTask,
     make_denoiser,
-    scheduler_config,
     use_plain_attention,
 )
 from flashray.training.latents import latent_statistics
@@ -85,7 +84,10 @@ def train_prior(config: TrainPriorConfig) -> None:
     if "denoiser" in config.stages:
         train_denoiser(config)
         if config.card:
-            write_card(config)
+            val = load_fitted(list_photos(config.val_photos), config.size)
+            trained = json.loads((Path(config.output) / "training.json").read_text())
+            prior = load_prior(config.output, resolve_device(config.launch.device))
+            write_prior_card(Path(config.output), prior, config.card, val, trained)
 
 
 def train_autoencoder(config: TrainPriorConfig) -> None:
@@ -109,7 +111,7 @@ def train_autoencoder(config: TrainPriorConfig) -> None:
         (output / "latent_statistics.json").write_text(json.dumps(statistics, indent=2) + "\n")
     library = "diffusers" if config.autoencoder != "none" else SpaceToDepth.__module__
     index = MODEL_INDEX | {"vqvae": [library, type(autoencoder).__name__]}
-    write_scheduler(output, SCHEDULER_CONFIG)
+    write_scheduler(output, "epsilon")
     (output / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
@@ -119,7 +121,7 @@ def train_denoiser(config: TrainPriorConfig) -> None:
     if not (output / "vqvae" / "config.json").is_file():
         raise ConfigError(f"stage denoiser: {output}/vqvae is missing; train the stage autoencoder first")
     predicted = prediction_of(config.init) if config.init else config.denoiser.prediction
-    write_scheduler(output, scheduler_config(predicted))
+    write_scheduler(output, predicted)
     if not (output / "unet" / "config.json").is_file():  # a fresh one, so that the folder opens as a prior
         torch.manual_seed(loop.seed)
         autoencoder, _, _ = load_autoencoder(output)
@@ -129,15 +131,6 @@ def train_denoiser(config: TrainPriorConfig) -> None:
     task, state = train(build, loop, config.photos, config.size, "denoiser", config.launch)
     save_half(task.model, output / "unet")
     note_training(output, "denoiser", state, loop)
-
-
-def write_card(config: TrainPriorConfig) -> None:
-    """Measure the finished prior on all validation photos and write its card."""
-    output = Path(config.output)
-    val = load_fitted(list_photos(config.val_photos), config.size)
-    trained = json.loads((output / "training.json").read_text())
-    prior = load_prior(config.output, resolve_device(config.launch.device))
-    write_prior_card(output, prior, config.card, val, trained)
 
 
 def build_autoencoder_task(config: TrainPriorConfig) -> AutoencoderTask:
@@ -169,10 +162,11 @@ def build_denoiser_task(config: TrainPriorConfig) -> DenoiserTask:
     return DenoiserTask(prior, load_fitted(list_photos(config.val_photos), config.size), config.denoiser)
 
 
-def write_scheduler(output: Path, scheduler: dict[str, Any]) -> None:
-    """The pipeline's scheduler, as diffusers reads it."""
+def write_scheduler(output: Path, prediction: str) -> None:
+    """The pipeline's scheduler, as diffusers reads it, for a denoiser that predicts this."""
     (output / "scheduler").mkdir(parents=True, exist_ok=True)
-    (output / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2) + "\n")
+    text = json.dumps(SCHEDULER_CONFIG | {"prediction_type": prediction}, indent=2)
+    (output / "scheduler" / "scheduler_config.json").write_text(text + "\n")
 
 
 def prediction_of(folder: str) -> str:

@@ -79,8 +79,8 @@ def build_severity_task(config: TrainSeverityConfig) -> SeverityTask:
     if isinstance(prior.autoencoder, SpaceToDepth):
         raise ConfigError(f"prior {config.prior} is one of pixels: it has no encoder to start from; name a latent one")
     ranges = parameter_ranges(degradation, family.noise_range)
-    network = config.severity.widths, config.severity.blocks
-    encoder = SeverityEncoder.from_prior(prior, family.name, family.settings, family.noise_std, ranges, *network)
+    known = {"parameter_ranges": ranges, "widths": list(config.severity.widths), "blocks": list(config.severity.blocks)}
+    encoder = SeverityEncoder.from_prior(prior, family.name, family.settings, family.noise_std, **known)
     if config.init:
         encoder.load_state_dict(load_severity_encoder(config.init).state_dict())
     val = load_fitted(list_photos(config.val_photos), prior.sample_size)

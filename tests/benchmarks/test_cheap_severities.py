@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.cheap_severities import Calibration, residual_std, wavelet_noise
 from flashray.degradations import make_degradation
-from flashray.degradations.noise import add_noise
+from flashray.degradations.simulate import add_noise
 from flashray.errors import ConfigError
 from flashray.severity import Start
 from tests.support.golden import toy_schedule

@@ -186,7 +186,7 @@ def test_a_solver_may_believe_in_another_blur(run: Run, tmp_path: Path) -> None:
     ("grid", "config", "message"),
     [
         ({"methods__1__solver__name": "latnet_dps"}, {}, "solver 'latnet_dps' is not known"),
-        ({"methods__1__solver__settings": {"step": 1}}, {}, "unknown setting step"),
+        ({"methods__1__solver__settings": {"step": 1}}, {}, "unknown key step"),
         ({"methods__1__sigma": "guess"}, {}, "'guess' is not known; known: encoder, true"),
         ({"methods__0__baseline": "autoencode"}, {}, "baseline 'autoencode' is not known"),
         ({"methods__0__settings": {"a": 1}}, {}, "unknown setting a"),

@@ -14,12 +14,12 @@ from benchmarks.swinir import SwinIR, load_swinir
 from benchmarks.swinir_task import LEVELS, SwinIRTask, restoration_scores
 from benchmarks.train_swinir import TrainSwinIRConfig, train_swinir
 from flashray.degradations import make_degradation
+from flashray.degradations.simulate import degrade_at
 from flashray.errors import ConfigError
 from flashray.images import encode_png
 from flashray.metrics import psnr
-from flashray.options import parse_as
+from flashray.option_parser import parse_as
 from flashray.training import launch
-from flashray.training.degrade import degrade_at
 
 BLUR = make_degradation("gaussian_blur")
 NOISE = (0.05, 0.05)

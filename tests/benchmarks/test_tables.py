@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ import pytest
 from benchmarks.cells import Cell
 from benchmarks.experiment_file import Method, Task, strict
 from benchmarks.pages import tables
-from benchmarks.pages.tables import METRICS, front_table, pareto_front
+from benchmarks.pages.tables import METRICS, front_table, paired_interval, pareto_front
 from benchmarks.results import PICTURES, ROWS, Result
+from flashray.metrics import mean_interval
 
 
 def result(method: str, psnr: list[float], task: str = "blur", nfe: int = 10, **values: Any) -> Result:
@@ -159,3 +161,29 @@ def test_the_front_in_lpips_is_of_small_values() -> None:
     good = result("good", [19.0], lpips=[0.3], seconds=[2.0])
     assert pareto_front([quick, good], METRICS[2]) == [quick, good]
     assert pareto_front([quick, good], METRICS[0]) == [quick]
+
+
+@pytest.fixture
+def sample() -> list[float]:
+    return np.random.default_rng(7).normal(27.0, 3.0, size=200).tolist()
+
+
+def test_a_paired_difference_sees_what_the_means_hide(sample: list[float]) -> None:
+    """A gain of 0.1 on every image, give or take 0.2, where images differ by 3: as sure as its own spread allows."""
+    noise = np.random.default_rng(1).normal(0.1, 0.2, size=len(sample))
+    better = [value + gain for value, gain in zip(sample, noise, strict=True)]
+    mean, low, high = paired_interval(better, sample)
+    assert mean == pytest.approx(np.mean(noise))
+    assert 0 < low < mean < high
+    assert high - low == pytest.approx(2 * 1.96 * np.std(noise) / math.sqrt(len(sample)), rel=0.1)
+    assert mean_interval(better)[1] < mean_interval(sample)[2]  # the means' own intervals overlap
+    assert paired_interval(sample, better)[0] == pytest.approx(-mean)
+
+
+def test_a_pair_counts_only_whole(sample: list[float]) -> None:
+    shifted = [value - 1 for value in sample]
+    gaps = paired_interval([*sample, None, 7.0, math.nan], [*shifted, 3.0, None, 4.0])
+    assert gaps == pytest.approx((1.0, 1.0, 1.0))
+    assert paired_interval([math.inf, 2.0], [math.inf, 2.0]) == (0.0, 0.0, 0.0)  # two perfect reconstructions
+    with pytest.raises(ValueError, match="shorter"):
+        paired_interval(sample, sample[:-1])

@@ -39,8 +39,9 @@ def bound(family: Degradation, n: int, size: tuple[int, int] = SIZE) -> Operator
 
 def test_every_family_is_here() -> None:
     assert {case.name for case in CASES} == set(DEGRADATIONS) - {
-        "kernel_wizard"
-    }  # it has a file, and tests, of its own
+        "kernel_wizard",
+        "deepinv",
+    }  # these have files, and tests, of their own
 
 
 @named(CASES)

@@ -135,7 +135,7 @@ def test_bad_settings_are_config_errors(settings: dict[str, Any]):
 def test_unknown_names_and_settings_are_named_beside_the_known_ones():
     with pytest.raises(ConfigError, match=r"'fog' is not known; known: .*gaussian_blur"):
         make_degradation("fog")
-    with pytest.raises(ConfigError, match=r"unknown setting strength; known: std, kernel_size"):
+    with pytest.raises(ConfigError, match=r"unknown key strength; known: std, kernel_size"):
         make_degradation("gaussian_blur", {"strength": 1, "std": [1, 2]})
 
 

@@ -7,8 +7,7 @@ import torch
 from scipy import ndimage
 
 from flashray.degradations import make_degradation
-from flashray.degradations.convolution import KernelBlur
-from flashray.degradations.motion_blur import draw_kernel, motion_path
+from flashray.degradations.motion_blur import KernelBlur, draw_kernel, motion_path
 from flashray.errors import ConfigError
 
 

@@ -9,7 +9,7 @@ import torch
 
 from flashray.active_image import Job
 from flashray.degradations import Degradation
-from flashray.degradations.simulate import draw_parameters, simulate
+from flashray.degradations.simulate import add_noise, draw_parameters
 from flashray.engine import solve
 from flashray.solvers import SOLVERS, make_solver
 from tests.support.families import CASES, Case, case_id
@@ -24,7 +24,8 @@ def jobs(family: Degradation) -> list[Job]:
     prior, x, seeds = toy_prior(), 2 * golden("clean") - 1, [11, 12, 13]
     drawn = [draw_parameters(family, seed) for seed in seeds]
     parameters = {name: torch.cat([one[name] for one in drawn]) for name in drawn[0]}
-    y = simulate(x, family, parameters, torch.full((3,), 0.05), torch.tensor(seeds))
+    clean = family.bind(parameters, (x.shape[2], x.shape[3])).A(x)
+    y = add_noise(clean, torch.full((3,), 0.05), torch.tensor(seeds))
     with torch.no_grad():
         z = prior.encode(x)
     return [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flashray.images import decode_image
+from flashray.images import open_image
 from flashray.pipeline.quarantine import ATTEMPTS
 from flashray.pipeline.run_status import RunStatus
 from tests.faults.conftest import Told
@@ -22,7 +22,7 @@ def restored_but_poison(job: Job, undisturbed: Job) -> None:
     neighbours = 3  # the others of its unit, or of its chunk
     assert len(changed) <= neighbours
     for key in changed:
-        assert (decode_image(found[key]) - decode_image(whole[key])).abs().max() < 1.5 / 127.5
+        assert (open_image(found[key]).pixels - open_image(whole[key]).pixels).abs().max() < 1.5 / 127.5
 
 
 @pytest.mark.fault

@@ -147,7 +147,7 @@ def test_row_28_settings_of_the_wrong_shape(registry: Any, make: Any, name: str,
 
 def test_row_28_the_expected_form_is_named() -> None:
     with pytest.raises(
-        ConfigError, match=r"gaussian_blur: std: \[1, 2, 3\] is no range; give \[low, high\], two number"
+        ConfigError, match=r"gaussian_blur, std: \[1, 2, 3\] is no range; give \[low, high\], two number"
     ):
         make_degradation("gaussian_blur", {"std": [1, 2, 3]})
     assert make_degradation("gaussian_blur", {"std": [1, 2]}).std == (1.0, 2.0)  # type: ignore[attr-defined]

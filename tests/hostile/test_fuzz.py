@@ -45,7 +45,7 @@ from tests.support.runs import config_of
 from tests.support.small_runs import KEYS, commit, planned, record_of
 
 hypothesis = pytest.importorskip("hypothesis")
-from hypothesis import HealthCheck, given, settings  # noqa: E402
+from hypothesis import HealthCheck, example, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 TIMES = float(os.environ.get("FLASHRAY_FUZZ", "1"))
@@ -279,6 +279,11 @@ def _refuses_or_lists(manifest: Path, **values: Any) -> None:
     rows=st.lists(st.lists(_CELL, min_size=5, max_size=5), max_size=4),
     degradation=st.sampled_from(["gaussian_blur", "random_inpainting", "jpeg"]),
 )
+@example(
+    names=["key", "noise_std", "blur_std"],
+    rows=[[1, None, None, None, None], [0, None, 2**53 + 1, None, None]],
+    degradation="gaussian_blur",
+)  # whole numbers that no float64 holds
 @tries(300)
 def test_manifest_tables(names: list[str], rows: list[list[Any]], degradation: str) -> None:
     columns = [[row[i] for row in rows] for i in range(len(names))]
@@ -396,6 +401,7 @@ def _write_run(folder: str) -> None:
     edits=st.lists(_EDIT, min_size=1, max_size=5),
     verb=st.sampled_from([["verify"], ["verify", "--clean"], ["compare"], ["report"]]),
 )
+@example(which=0, edits=[("flip", 0.078125, 7)], verb=["verify"])  # a key that is no UTF-8
 @tries(200)
 def test_run_records(which: int, edits: list[tuple[str, float, int]], verb: list[str]) -> None:
     with tempfile.TemporaryDirectory() as outside, in_time():

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from flashray.metrics import bootstrap, mean_interval, paired_interval
+from flashray.metrics import bootstrap, mean_interval
 
 
 @pytest.fixture
@@ -57,24 +57,3 @@ def test_one_value_and_infinite_values() -> None:
 def test_senseless_arguments_are_refused(arguments: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(arguments))):
         mean_interval([1.0], **arguments)  # type: ignore[arg-type]
-
-
-def test_a_paired_difference_sees_what_the_means_hide(sample: list[float]) -> None:
-    """A gain of 0.1 on every image, give or take 0.2, where images differ by 3: as sure as its own spread allows."""
-    noise = np.random.default_rng(1).normal(0.1, 0.2, size=len(sample))
-    better = [value + gain for value, gain in zip(sample, noise, strict=True)]
-    mean, low, high = paired_interval(better, sample)
-    assert mean == pytest.approx(np.mean(noise))
-    assert 0 < low < mean < high
-    assert high - low == pytest.approx(2 * 1.96 * np.std(noise) / math.sqrt(len(sample)), rel=0.1)
-    assert mean_interval(better)[1] < mean_interval(sample)[2]  # the means' own intervals overlap
-    assert paired_interval(sample, better)[0] == pytest.approx(-mean)
-
-
-def test_a_pair_counts_only_whole(sample: list[float]) -> None:
-    shifted = [value - 1 for value in sample]
-    gaps = paired_interval([*sample, None, 7.0, math.nan], [*shifted, 3.0, None, 4.0])
-    assert gaps == pytest.approx((1.0, 1.0, 1.0))
-    assert paired_interval([math.inf, 2.0], [math.inf, 2.0]) == (0.0, 0.0, 0.0)  # two perfect reconstructions
-    with pytest.raises(ValueError, match="shorter"):
-        paired_interval(sample, sample[:-1])

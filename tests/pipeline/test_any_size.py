@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import io
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,12 @@ from torch import Tensor
 
 from flashray import restorer
 from flashray.images import encode_png, open_image
+from flashray.pipeline import pixel_budget, run
 from flashray.pipeline import plan as planning
-from flashray.pipeline import run
+from flashray.pipeline import solve as solving
 from flashray.pipeline.archive import read_archive
 from flashray.pipeline.calibrate import Calibrator, sample
+from flashray.pipeline.decoding import decode_photos
 from flashray.pipeline.load import load
 from flashray.pipeline.plan import SeverityActor, chunks
 from flashray.pipeline.quarantine import start_board
@@ -145,6 +149,45 @@ def test_a_photo_of_another_size_than_planned_is_an_error_row(
     (row,) = solved["rows"]
     assert row["status"] == "error"
     assert "had 96 x 70 pixels when the run was planned, and has now 40 x 33" in row["error"]
+
+
+def test_both_passes_keep_to_the_budget_of_pixels(
+    config: RunConfig, ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The actors of a machine hold an image's pixels, in locked files, from before it is decoded until it is done."""
+    (tmp_path / "shared").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "shared"))
+    monkeypatch.setattr(pixel_budget, "MEGAPIXEL", 1000)
+    monkeypatch.setattr(pixel_budget, "machine_memory", lambda: 20 * 1000 * pixel_budget.PIXEL_BYTES)
+    held: dict[str, list[tuple[str, int]]] = {"plan": [], "solve": []}
+
+    def locked() -> int:
+        count = 0
+        for path in pixel_budget.shared_folder().iterdir():
+            with open(path, "ab") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    count += 1
+        return count
+
+    for name, module in (("plan", planning), ("solve", solving)):
+
+        def decode(restorer: Any, unit: Any, rows: Any, indices: Any, *rest: Any, name: str = name) -> Any:
+            found = decode_photos(restorer, unit, rows, indices, *rest)
+            held[name] += [(unit["key"][i], locked()) for i in indices]
+            return found
+
+        monkeypatch.setattr(module, "decode_photos", decode)
+    board, work = start_board(), worker(config)
+    plan, actor = planned(work, board), SolverActor(work, board)
+    plan = plan.filter(pa.compute.equal(plan["status"], "ok"))
+    units = rows_of(plan, index(plan), work)
+    for i in range(len(units)):
+        actor(load(units.slice(i, 1), work, board))
+    assert ("wide.png", 6) in held["plan"]  # 96 x 70 pixels
+    assert ("wide.png", 6) in held["solve"]
+    assert locked() == 0
 
 
 def severity_rows(config: RunConfig) -> dict[str, dict[str, Any]]:

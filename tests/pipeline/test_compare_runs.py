@@ -12,7 +12,7 @@ from flashray.cli import main
 from flashray.errors import ConfigError
 from flashray.pipeline.compare_runs import Row, by_metric, compare, row_of_output
 from flashray.tracking import Tracker
-from flashray.tracking.runs import find_runs
+from flashray.tracking.client import find_runs
 from flashray.tracking.tracking_config import TrackingConfig
 from tests.support.runs import record
 

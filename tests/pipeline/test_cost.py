@@ -76,7 +76,7 @@ def test_what_was_measured_is_kept(tmp_path: Path) -> None:
     quoted = Quoted({"device": "cpu", "threads": 2, "accelerators": []}, COST, actors=3)
     write_quoted(output, quoted)
     assert read_quoted(output) == quoted
-    assert (quoted.device, quoted.threads) == ("cpu", 2)
+    assert (quoted.key["device"], quoted.key["threads"]) == ("cpu", 2)
     (tmp_path / RUN_FOLDER / "cost.json").write_text(
         '{"key": {}, "cost": {"speed": 3}, "actors": 1}'
     )  # of another version

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from flashray.degradations import make_degradation
 from flashray.errors import ConfigError
-from flashray.images import decode_image, encode_png, from_uint16
+from flashray.images import encode_png, from_uint16, open_image
 from flashray.measurement import Frame, Measurer
 from flashray.pipeline import load as loading
 from flashray.pipeline import plan as planning
@@ -135,7 +135,7 @@ def simulate_archive(folder: Path, archive: Path, name: str, settings: dict[str,
     (folder / "images").mkdir()
     lines = ["key,mask"]
     for path in sorted(archive.glob("*.png")):
-        measured = measurer.measure([measurer.photo(path.name, decode_image(path.read_bytes()))])
+        measured = measurer.measure([measurer.photo(path.name, open_image(path.read_bytes()).pixels)])
         (folder / "images" / path.name).write_bytes(encode_png(measured.y_BCHW[0]))
         if measurer.degradation.takes_mask:
             white = measured.operator.mask_B1HW[0].expand(3, -1, -1) * 2 - 1  # type: ignore[attr-defined]
@@ -205,7 +205,7 @@ def test_smaller_measurements_are_not_resized(
     assert set(done.images) == {"crop 0.png", "crop 2.png"}
     assert all(row["measurement_psnr"] > 15 for row in done.rows.values())  # enlarged, against the reference
     cut = Frame.of_measurements(asked.recipe.degradation.make(), SIDE, "crop")
-    assert cut.take(decode_image((tmp_path / "images" / "crop 1.png").read_bytes())).shape == (3, 16, 16)
+    assert cut.take(open_image((tmp_path / "images" / "crop 1.png").read_bytes()).pixels).shape == (3, 16, 16)
 
     put_bytes(f"{asked.io.output}/crop 0.png", encode_png(done.images["crop 0.png"]))
     restorer = WorkerSettings.of(asked, "cpu", 1, lpips=False).restorer()

@@ -36,8 +36,8 @@ def encoder(tiny_models: TinyModels, tmp_path: Path) -> str:
     """An encoder that predicts the blur and the noise too."""
     torch.manual_seed(0)
     ranges = {"blur_std": [0.5, 2.5], "noise_std": [0.0, 0.2]}
-    narrow: dict[str, Any] = {"widths": (16, 24), "blocks": (1, 1)}
-    one = SeverityEncoder.from_prior(load_prior(tiny_models.prior), "gaussian_blur", {}, [0.0, 0.2], ranges, **narrow)
+    settings: dict[str, Any] = {"widths": (16, 24), "blocks": (1, 1), "parameter_ranges": ranges}
+    one = SeverityEncoder.from_prior(load_prior(tiny_models.prior), "gaussian_blur", {}, [0.0, 0.2], **settings)
     one.save_pretrained(tmp_path / "predicts")
     return str(tmp_path / "predicts")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -90,6 +91,27 @@ def test_a_closed_board_knows_what_was_begun_and_lets_nothing_more_begin(ray_clu
     late = working(board, ["a"], crash)
     assert ray.wait([late], timeout=3)[0] == []
     ray.cancel(late, force=True)
+
+
+def test_a_driver_that_stops_waits_for_notes_under_way(ray_cluster: None, tmp_path: Path) -> None:
+    """It deletes the notes of what it stops; one that came later would count as a death."""
+    note, board = tmp_path / "note", start_board()
+
+    def slowly(number: int, image: str | None) -> None:
+        time.sleep(1)
+        note.write_text(str(number))
+
+    @ray.remote(num_cpus=0)
+    def work() -> None:
+        with watched(board, "work", slowly):
+            time.sleep(60)
+
+    at_work = work.remote()
+    while not ray.get(board.under_way.remote()):
+        time.sleep(0.01)
+    assert close(board) == {"work": 1}
+    assert note.read_text() == "1"
+    ray.cancel(at_work, force=True)
 
 
 def test_progress_inside_units(ray_cluster: None) -> None:

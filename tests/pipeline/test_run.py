@@ -17,7 +17,7 @@ import torch
 
 from flashray.cli import main
 from flashray.errors import ConfigError, FlashrayError
-from flashray.images import decode_image, encode_png, open_image, to_uint8
+from flashray.images import encode_png, open_image, to_uint8
 from flashray.pipeline.run import restore_archive
 from flashray.pipeline.run_config import RunConfig
 from flashray.pipeline.run_status import RunStatus
@@ -57,7 +57,7 @@ def test_every_image_is_restored_once(done: RunConfig, archive: Path) -> None:
     assert sorted(state.plan["key"].to_pylist()) == sorted(state.results["key"].to_pylist()) == keys
     assert set(restored(done.io.output)) == set(keys)
     for data in restored(done.io.output).values():
-        assert decode_image(data).shape == (3, SIDE, SIDE)
+        assert open_image(data).pixels.shape == (3, SIDE, SIDE)
 
 
 def test_each_image_takes_its_own_steps(done: RunConfig) -> None:
@@ -79,8 +79,8 @@ def test_commits_hold_the_hash_and_the_scores(done: RunConfig, archive: Path) ->
     for row in RunStatus.read(done.io.output).results.to_pylist():
         data = restored(done.io.output)[row["key"]]
         assert hashlib.sha256(data).hexdigest() == row["sha256"]
-        clean = decode_image((archive / row["key"]).read_bytes())
-        assert row["psnr"] == pytest.approx(psnr(decode_image(data)[None], clean[None]).item(), abs=0.05)
+        clean = open_image((archive / row["key"]).read_bytes()).pixels
+        assert row["psnr"] == pytest.approx(psnr(open_image(data).pixels[None], clean[None]).item(), abs=0.05)
         assert row["measurement_psnr"] > row["estimate_psnr"]  # the tiny prior knows nothing
         assert row["lpips"] is None
 
@@ -106,7 +106,7 @@ def test_the_summary_and_tracking_say_the_same(done: RunConfig) -> None:
 
 
 def test_the_contact_sheet_is_a_picture(done: RunConfig) -> None:
-    sheet = decode_image((record(done.io.output) / "contact_sheet.png").read_bytes())
+    sheet = open_image((record(done.io.output) / "contact_sheet.png").read_bytes()).pixels
     assert sheet.shape[1] > 10 * SIDE
     assert sheet.shape[2] > 4 * SIDE
 
@@ -327,7 +327,7 @@ def test_another_format_and_the_job_in_python(
     # a notebook restores the same image to the same pixels, but for what half precision makes of another batch
     restorer = flashray.load(str(recipe), "cpu", measurement="simulated")
     out = restorer(archive / "crop 0.png", keys=["crop 0.png"])
-    job = decode_image(restored(done.io.output)["crop 0.png"])
+    job = open_image(restored(done.io.output)["crop 0.png"]).pixels
     assert out.images[0] is not None
     assert (to_uint8(out.images[0]).float() - to_uint8(job).float()).abs().mean() < 0.5
 
@@ -432,7 +432,7 @@ def test_a_run_without_a_recipe_is_for_unknown_damage(photo: torch.Tensor, tmp_p
     (planned,), (row,) = state.plan.to_pylist(), state.results.to_pylist()
     assert (row["status"], planned["parameters"], planned["noise_std"]) == ("ok", "{}", 0)
     assert planned["sigma_hat"] > 0
-    assert decode_image((output / "a.png").read_bytes()).shape == (3, 75, 91)
+    assert open_image((output / "a.png").read_bytes()).pixels.shape == (3, 75, 91)
     config = json.loads((record(output) / "run.json").read_text())["config"]
     assert config["recipe"]["degradation"]["name"] == "photo"
     assert config["recipe"]["fusion"]["name"] == "learned"

@@ -228,6 +228,11 @@ def test_a_nonlinear_degradation_refuses_a_solver_that_needs_an_adjoint(monkeypa
         check(config_of())
 
 
+def test_an_operator_that_is_an_object_is_not_for_a_job() -> None:
+    with pytest.raises(ConfigError, match="physics is an object, and a run is recorded in words; give"):
+        check(config_of(degradation=DegradationConfig("deepinv", {"physics": object()})))
+
+
 def test_configurations_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         config_of().recipe = None  # type: ignore[misc, assignment]

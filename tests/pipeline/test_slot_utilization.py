@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from flashray.pipeline.slot_utilization import batch_seconds, slot_steps, slot_utilization
+from benchmarks.dispatch import slot_utilization
+from flashray.pipeline.slot_utilization import batch_seconds, slot_steps
 
 
 def engine_counts(nfe: list[int], slots: int) -> list[int]:

@@ -13,7 +13,7 @@ import torch
 
 from flashray import restorer
 from flashray.engine import solve
-from flashray.images import decode_image
+from flashray.images import open_image
 from flashray.pipeline import plan
 from flashray.pipeline import solve as solving
 from flashray.pipeline.archive import read_archive
@@ -182,7 +182,7 @@ def test_a_name_too_long_for_the_output_is_an_error_row(work: WorkerSettings) ->
     first, second = read_commits(config.io.output, ["00-00000000"]).to_pylist()
     assert (first["status"], second["status"]) == ("ok", "error")
     assert "too long" in second["error"]
-    assert decode_image((Path(config.io.output) / "a b.png").read_bytes()).shape == (3, SIDE, SIDE)
+    assert open_image((Path(config.io.output) / "a b.png").read_bytes()).pixels.shape == (3, SIDE, SIDE)
 
 
 def test_loaded_rows_keep_their_order_and_their_errors(

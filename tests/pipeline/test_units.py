@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from flashray.pipeline.slot_utilization import slot_steps, slot_utilization
+from benchmarks.dispatch import slot_utilization
+from flashray.pipeline.slot_utilization import slot_steps
 from flashray.pipeline.units import (
     ALONE,
     DEAREST,

@@ -13,7 +13,7 @@ from flashray.errors import ConfigError
 from flashray.recipe import DegradationConfig, FusionConfig, Recipe, SolverConfig
 from flashray.severity import Start
 from flashray.severity.fusion import GREY_LEVEL, agree_with_measurement, fuse
-from flashray.solvers.base import Problem
+from flashray.solvers.solver import Problem
 
 
 def images(seed: int, size: tuple[int, int] = (14, 22), batch: int = 2) -> Tensor:

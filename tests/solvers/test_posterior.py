@@ -18,8 +18,8 @@ from torch import Tensor
 
 from flashray.seeding import STREAM_RESAMPLE, STREAM_SOLVER
 from flashray.solvers import Problem, Solver, Step, make_solver
-from flashray.solvers.base import reverse_step
 from flashray.solvers.resample import ReSample
+from flashray.solvers.solver import reverse_step
 from flashray.solvers.unguided import Unguided
 from tests.support.oracle import POSTERIOR, PRIOR, Distance, draw, from_posterior
 

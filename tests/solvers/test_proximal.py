@@ -12,8 +12,8 @@ from flashray.degradations import make_degradation
 from flashray.degradations.base import Operator
 from flashray.errors import ConfigError
 from flashray.solvers import Problem, Step, make_solver
-from flashray.solvers.base import per_image
 from flashray.solvers.proximal import Proximal, conjugate_gradients
+from flashray.solvers.solver import per_image
 
 SIDE = 12
 

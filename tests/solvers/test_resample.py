@@ -13,8 +13,8 @@ from flashray.degradations.base import Operator
 from flashray.errors import ConfigError
 from flashray.schedule import NoiseSchedule
 from flashray.solvers import Problem, Step, make_solver
-from flashray.solvers.base import reverse_step
 from flashray.solvers.resample import ReSample
+from flashray.solvers.solver import reverse_step
 from tests.support.golden import golden, toy_schedule
 
 PAPER = {

@@ -12,7 +12,7 @@ from flashray.degradations import make_degradation
 from flashray.engine import advance
 from flashray.seeding import STREAM_SOLVER, normal
 from flashray.solvers import make_solver
-from flashray.solvers.base import Problem
+from flashray.solvers.solver import Problem
 from tests.support.golden import toy_prior
 from tests.support.oracle import PRIOR, draw
 

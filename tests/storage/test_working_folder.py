@@ -9,7 +9,7 @@ import pytest
 from benchmarks.run_experiment import ExperimentConfig, run_experiment
 from flashray.errors import ConfigError
 from flashray.storage.working_folder import refuse_relative
-from flashray.training.launch_config import LaunchConfig
+from flashray.training.train_config import LaunchConfig
 from flashray.training.train_severity import TrainSeverityConfig
 
 

@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 from docstring_parser import parse
 
 from flashray.help_texts import HELP, OVERVIEW
-from flashray.options import Options
+from flashray.option_parser import Options
 from flashray.pipeline.options import OPTIONS, SECTIONS
 from flashray.training.train_prior import TrainPriorConfig
 from flashray.training.train_severity import TrainSeverityConfig

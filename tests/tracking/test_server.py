@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flashray.tracking import Tracker
-from flashray.tracking.replay import replay
+from flashray.tracking.replay_events import replay
 from flashray.tracking.tracking_config import TrackingConfig
 from tests.support.mlflow_server import MlflowServer
 from tests.support.tracked import START, events

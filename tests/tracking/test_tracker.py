@@ -12,7 +12,7 @@ import pytest
 from flashray.errors import ConfigError, FlashrayError
 from flashray.tracking import Tracker, default_uri
 from flashray.tracking.client import connect, experiment_id, lost_with_the_job, uri_again
-from flashray.tracking.replay import replay
+from flashray.tracking.replay_events import replay
 from flashray.tracking.tracking_config import TrackingConfig
 from tests.support.tracked import START, events
 

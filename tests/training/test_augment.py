@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flashray.training.augment import GAIN, SHIFT, vary
+from flashray.training.photo_windows import GAIN, SHIFT, vary
 
 
 def generator(seed: int = 0) -> torch.Generator:

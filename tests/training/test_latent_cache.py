@@ -20,7 +20,7 @@ from flashray.training.denoiser_task import (
     use_plain_attention,
 )
 from flashray.training.latent_cache import cached_latents, random_crops
-from flashray.training.latent_figures import latent_figures, wiener_share
+from flashray.training.latents import latent_figures, wiener_share
 
 SCHEDULE = NoiseSchedule.from_scheduler_config(SCHEDULER_CONFIG)
 PATHS = [Path(f"photos/{n}.png") for n in range(5)]

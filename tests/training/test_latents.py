@@ -5,12 +5,12 @@ import torch
 from torch.nn import functional as F
 
 from flashray.training.autoencoder_task import AutoencoderConfig, AutoencoderTask, make_autoencoder
-from flashray.training.latent_figures import neighbour_roughness
 from flashray.training.latents import (
     add_latent_noise,
     halve_image,
     halve_latent,
     latent_statistics,
+    neighbour_roughness,
     roughness,
     standardise,
     unit_penalty,

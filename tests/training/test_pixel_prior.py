@@ -20,8 +20,8 @@ from flashray.prior import load_prior
 from flashray.prior.pixel_space import SpaceToDepth
 from flashray.solvers import make_solver
 from flashray.training import model_card as card
-from flashray.training.launch_config import LaunchConfig
 from flashray.training.photo_windows import list_photos, load_fitted
+from flashray.training.train_config import LaunchConfig
 from flashray.training.train_prior import TrainPriorConfig, train_prior
 from flashray.training.train_severity import TrainSeverityConfig, train_severity
 

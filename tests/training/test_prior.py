@@ -21,10 +21,10 @@ from flashray.tracking.model_registry import fetch
 from flashray.training import launch
 from flashray.training.autoencoder_task import AutoencoderConfig
 from flashray.training.denoiser_task import VALIDATION_TIMESTEPS, DenoiserConfig
-from flashray.training.launch_config import LaunchConfig
 from flashray.training.loop import LoopConfig
 from flashray.training.photo_windows import list_photos, load_fitted
 from flashray.training.severity_task import SeverityConfig
+from flashray.training.train_config import LaunchConfig
 from flashray.training.train_prior import TrainPriorConfig, train_prior
 from flashray.training.train_severity import TrainSeverityConfig, train_severity
 

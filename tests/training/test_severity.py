@@ -12,14 +12,13 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from flashray.degradations import make_degradation
-from flashray.degradations.noise import spread_noise_std
+from flashray.degradations.simulate import degrade, spread_noise_std
 from flashray.errors import ConfigError
 from flashray.prior import LatentPrior
 from flashray.schedule import NoiseSchedule
 from flashray.severity import Severity
 from flashray.severity.fusion import fuse
 from flashray.severity.loss import FLOOR, position_error
-from flashray.training.degrade import degrade
 from flashray.training.photo_windows import random_views
 from flashray.training.severity_task import (
     ORDERING_LEVELS,

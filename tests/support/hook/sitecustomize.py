@@ -77,6 +77,8 @@ def wrap(module: ModuleType, point: str) -> None:
 def reach(point: str, images: list[str]) -> None:
     assert FOLDER is not None
     note(*(f"{point} {image}" for image in images))
+    if (Path(FOLDER) / f"slow-{point}").exists():  # so that it can be seen under way
+        time.sleep(0.5)
     try:
         faults = json.loads((Path(FOLDER) / "faults.json").read_text())
     except FileNotFoundError:

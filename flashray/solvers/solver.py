@@ -24,48 +24,30 @@ def norm(x_BCHW: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Step:
-    """One update of a batch in which every image is at its own step.
+    """One update of a batch in which every image is at its own step."""
 
-    Attributes:
-        z_BCHW: the latents z_i; they require grad if the solver needs the gradient.
-        z0_BCHW: the denoiser's estimate ẑ0 (Tweedie's posterior mean), a function of z_BCHW.
-        epsilon_BCHW: the denoiser's noise estimate.
-        alpha_B, alpha_prev_B: ᾱ before and after this update.
-        timestep_B: the denoiser's time, 0 … 999.
-        index_B: the step's index on the (respaced) schedule.
-        noise: a function of a stream number, giving this step's own standard normal noise.
-        eta: DDIM's η; 1 is ancestral sampling.
-    """
-
-    z_BCHW: Tensor
-    z0_BCHW: Tensor
-    epsilon_BCHW: Tensor
-    alpha_B: Tensor
-    alpha_prev_B: Tensor
-    timestep_B: Tensor
-    index_B: Tensor
-    noise: Callable[[int], Tensor]
-    eta: float = 1.0
+    z_BCHW: Tensor  # the latents z_i; they require grad if the solver needs the gradient
+    z0_BCHW: Tensor  # the denoiser's estimate ẑ0 (Tweedie's posterior mean), a function of z_BCHW
+    epsilon_BCHW: Tensor  # the denoiser's noise estimate
+    alpha_B: Tensor  # ᾱ before this update
+    alpha_prev_B: Tensor  # and after it
+    timestep_B: Tensor  # the denoiser's time, 0 … 999
+    index_B: Tensor  # the step's index on the (respaced) schedule
+    noise: Callable[[int], Tensor]  # a function of a stream number, giving this step's own standard normal noise
+    eta: float = 1.0  # DDIM's η; 1 is ancestral sampling
 
 
 @dataclass(frozen=True)
 class Problem:
-    """The measurements of the batch: y = A(x) + n.
+    """The measurements of the batch: y = A(x) + n."""
 
-    Attributes:
-        y_BCHW: measurements in [-1, 1].
-        operator: A, bound to the batch's parameters.
-        noise_std_B: the noise's standard deviation on the [0, 1] scale.
-        encode, decode: the prior's maps between images in [-1, 1] and latents of unit variance.
-        norm_scale: √(elements of a photo / elements of one window); a solver that follows the gradient of a norm
-            multiplies it by this, so that a step size means the same at every size. Exactly 1 for one window.
-    """
-
-    y_BCHW: Tensor
-    operator: Operator
-    noise_std_B: Tensor
-    encode: Callable[[Tensor], Tensor]
+    y_BCHW: Tensor  # measurements in [-1, 1]
+    operator: Operator  # A, bound to the batch's parameters
+    noise_std_B: Tensor  # the noise's standard deviation on the [0, 1] scale
+    encode: Callable[[Tensor], Tensor]  # the prior's maps between images in [-1, 1] and latents of unit variance
     decode: Callable[[Tensor], Tensor]
+    # √(elements of a photo / elements of one window); a solver that follows the gradient of a norm multiplies it by
+    # this, so that a step size means the same at every size. Exactly 1 for one window
     norm_scale: float = 1.0
 
     def select(self, rows: Tensor) -> Problem:

@@ -9,7 +9,8 @@ import pytest
 
 from benchmarks.dispatch import WAYS, compare, disturbed, equal_cost, makespan_over_ideal, tapered
 from benchmarks.packing import mixed_steps
-from flashray.pipeline.simulation import Pool, simulate
+from benchmarks.simulation import Pool, simulate
+from flashray.pipeline.cost import makespan
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 3])
@@ -66,6 +67,13 @@ def test_the_same_seed_gives_the_same_outcome() -> None:
     pool = Pool(8, failures=0.3, slow=0.25, start_up=0.1)
     assert simulate(seconds, pool) == simulate(seconds, pool)
     assert simulate(seconds, pool) != simulate(seconds, Pool(8, failures=0.3, slow=0.25, start_up=0.1, seed=1))
+
+
+@pytest.mark.parametrize("units", [0, 1, 5, 300])
+@pytest.mark.parametrize("actors", [1, 3, 40])
+def test_a_run_predicts_what_goes_without_trouble(units: int, actors: int) -> None:
+    seconds = np.random.default_rng(units).exponential(size=units)
+    assert makespan(seconds, actors, 0.7) == simulate(seconds, Pool(actors, start_up=0.7)).makespan
 
 
 def test_no_way_beats_the_ideal_and_each_idea_pays() -> None:

@@ -1,4 +1,7 @@
-"""A simulation of the dispatch of units to a pool of actors, event by event, without Ray, in any unit of time."""
+"""A simulation of the dispatch of units to a pool of actors, event by event, in any unit of time.
+
+Without trouble it is `flashray.pipeline.cost.makespan`, which quotes runs.
+"""
 
 from __future__ import annotations
 
@@ -59,8 +62,7 @@ class Outcome:
 def simulate(seconds: Floats, pool: Pool) -> Outcome:
     """Dispatch units in their order, each to the actor with the fewest of them; every unit is done once.
 
-    Args:
-        seconds: [units] what each takes on an actor of full speed.
+    `seconds` is [units], what each takes on an actor of full speed.
     """
     random = np.random.default_rng(pool.seed)
     pace = np.where(np.arange(pool.actors) < round(pool.slow * pool.actors), pool.slowness, 1.0)

@@ -17,13 +17,13 @@ from torch import Tensor
 from flashray.errors import ImageError
 from flashray.images import ifd, metadata, png, tiff
 from flashray.images.colour import ColourSpace, colour_space
-from flashray.images.formats import FORMATS, Holds, OutputFormat
+from flashray.images.formats import FORMATS, WRITTEN, Holds, OutputFormat
 from flashray.images.icc import Floats
+from flashray.images.levels import to_pil
 from flashray.images.source import ROWS_AT_ONCE, SourceImage, half_level, scaled
 
 QUALITY = 95
 NO_PLACE_FOR_NOTE = "the note of provenance"
-_FORMAT_OF = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP", "tiff": "TIFF"}
 _SEGMENT = 65_533  # bytes that a JPEG segment holds
 _XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
 _FORGOTTEN_AT = 1.0  # a change of this much on [-1, 1], half the range; see `_back`
@@ -31,17 +31,11 @@ _FORGOTTEN_AT = 1.0  # a change of this much on [-1, 1], half the range; see `_b
 
 @dataclass(frozen=True)
 class Encoded:
-    """A file's bytes.
+    """A file's bytes."""
 
-    Attributes:
-        data: the same image and arguments give the same bytes.
-        suffix: that files of this format usually have, with the dot.
-        lost: what the photo had and this file does not hold, one phrase each.
-    """
-
-    data: bytes
-    suffix: str
-    lost: tuple[str, ...]
+    data: bytes  # the same image and arguments give the same bytes
+    suffix: str  # that files of this format usually have, with the dot
+    lost: tuple[str, ...]  # what the photo had and this file does not hold, one phrase each
 
 
 @dataclass(frozen=True)
@@ -68,18 +62,16 @@ def encode_like(
     """The image x as a file like the source: its format, channels, depth, colour profile, alpha and metadata.
 
     Colours go back through the source's profile. Samples that did not change by half a level, and those of alpha 0, are
-    the source's own.
+    the source's own. ImageError when x is not finite or too large for the format; ValueError for another size, format
+    or quality.
 
     Args:
         x_CHW: [3, H, W] sRGB in [-1, 1], clamped, of the source's upright size.
         source: from `open_image`.
         format: `same`, or the format to write.
         quality: 1 to 100, of JPEG, AVIF, HEIF and WebP. None is 95, and for WebP lossless when the source was.
-        provenance: a note for the file's metadata (recipe, σ̂, NFE, run id): in PNG an international text chunk
-            `flashray` of JSON, in the other formats the XMP property `flashray:provenance` of the same JSON. Fields
-            that are there already stay.
-
-    ImageError when x is not finite or too large for the format; ValueError for another size, format or quality.
+        provenance: a note for the metadata (recipe, σ̂, NFE, run id), as JSON: in PNG an international text chunk
+            `flashray`, in the other formats the XMP property `flashray:provenance`. Fields that are there already stay.
     """
     if x_CHW.shape != source.pixels.shape:
         raise ValueError(f"the image has shape {tuple(x_CHW.shape)}, its source {tuple(source.pixels.shape)}")
@@ -114,9 +106,9 @@ def losses(source: SourceImage, format: OutputFormat) -> tuple[str, ...]:
 
 def _written_as(source: str, format: OutputFormat) -> str:
     """Pillow's name of the format to write."""
-    if format != "same" and format not in _FORMAT_OF:
-        raise ValueError(f"format: same, {', '.join(_FORMAT_OF)}; not {format!r}")
-    return source if format == "same" else _FORMAT_OF[format]
+    if format != "same" and format not in WRITTEN:
+        raise ValueError(f"format: same, {', '.join(WRITTEN)}; not {format!r}")
+    return source if format == "same" else WRITTEN[format][0]
 
 
 @dataclass(frozen=True)
@@ -134,8 +126,8 @@ def _kept(source: SourceImage, name: str) -> _Kept:
     holds, lost = FORMATS[name], []
     depth = max((bits for bits in holds.depths if bits <= source.depth), default=8)
     if depth < source.depth:
-        before = "32-bit floating-point numbers" if source.depth == 32 else f"{source.depth} bits"
-        lost.append(f"{before} become {depth} bits" if source.depth == 32 else f"{before} become {depth}")
+        numbers = f"32-bit floating-point numbers become {depth} bits"
+        lost.append(numbers if source.depth == 32 else f"{source.depth} bits become {depth}")
     kind, icc = source.kind, source.icc
     if kind == "cmyk" and "cmyk" not in holds.kinds:
         kind = "rgb"
@@ -185,10 +177,7 @@ def _contents(x: Tensor, source: SourceImage, kept: _Kept, holds: Holds) -> _Con
 
 
 def _rendered(x: Tensor, source: SourceImage, kind: str, depth: int) -> NDArray[np.generic]:
-    """The colour samples [H, W, C] to write, of the given kind and depth.
-
-    Samples that did not change by half a level, and those below alpha 0, are the file's own.
-    """
+    """The colour samples [H, W, C] to write, of the given kind and depth."""
     height, width = source.samples.shape[:2]
     own = kind == source.kind
     channels = source.samples.shape[-1] if own else 3
@@ -216,11 +205,10 @@ def _rendered(x: Tensor, source: SourceImage, kind: str, depth: int) -> NDArray[
 def _back(space: ColourSpace, after: Floats, before: Floats, own: Floats, change: NDArray[np.float32]) -> Floats:
     """The samples of sRGB colours, where the photo had the sRGB colours `before` and the samples `own`.
 
-    sRGB lacks some colours of larger profiles, and the separation of inks has many answers. Therefore the difference
-    between the file's own samples and what its profile makes of their sRGB colours is added. Its weight falls from 1
-    where nothing changed to 0 where the pixel became another colour. On a photo in Display P3 of which sRGB clips two
-    thirds, with noise of 15 levels, a perfect sRGB restoration is then written with an error of 5.1 levels (root mean
-    square) instead of 10.8; forgetting at a quarter of the range gives 5.7.
+    sRGB lacks some colours of larger profiles, and the separation of inks has many answers. So the difference between
+    the file's own samples and what its profile makes of their sRGB colours is added, with a weight from 1 where nothing
+    changed to 0 where the pixel became another colour. On a photo in Display P3 of which sRGB clips two thirds, with
+    noise of 15 levels, a perfect sRGB restoration then has an error of 5.1 levels (root mean square) instead of 10.8.
     """
     values = space.from_srgb(after)
     if space.exact:
@@ -334,14 +322,13 @@ def _jpeg_options(contents: _Contents, quality: int | None) -> dict[str, Any]:
         b"\xff\xed" + struct.pack(">H", len(body) + 2) + body for name, body in contents.private if name == "APP13"
     )
     comments = [body for name, body in contents.private if name == "COM"]
-    dpi = tuple(min(round(value), 65_535) for value in contents.dpi) if contents.dpi else None
     return _given(
         quality=QUALITY if quality is None else quality,
         subsampling="4:4:4",
         icc_profile=contents.icc,
-        exif=metadata.prefixed_exif(contents.exif) if contents.exif else None,
+        exif=metadata.EXIF_PREFIX + contents.exif if contents.exif else None,
         xmp=contents.xmp,
-        dpi=dpi,
+        dpi=tuple(min(round(value), 65_535) for value in contents.dpi) if contents.dpi else None,
         extra=extra or None,
         comment=comments[0] if comments else None,
     )
@@ -350,7 +337,7 @@ def _jpeg_options(contents: _Contents, quality: int | None) -> dict[str, Any]:
 def _within_segments(contents: _Contents) -> tuple[_Contents, list[str]]:
     """JPEG holds EXIF and XMP in one segment each; what is longer is left out."""
     lost = []
-    if contents.exif and len(metadata.prefixed_exif(contents.exif)) > _SEGMENT:
+    if contents.exif and len(metadata.EXIF_PREFIX) + len(contents.exif) > _SEGMENT:
         contents = replace(contents, exif=None)
         lost.append("EXIF (longer than a JPEG segment)")
     if contents.xmp and len(_XMP_PREFIX) + len(contents.xmp) > _SEGMENT:
@@ -369,3 +356,15 @@ def _picture(contents: _Contents) -> Image.Image:
 
 def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
+
+
+def encode_png(x_CHW: Tensor) -> bytes:
+    """[3, H, W] in [-1, 1], clamped, as a PNG of 8-bit RGB without metadata; equal images give equal bytes.
+
+    ImageError when it holds NaN or infinities, which no PNG can.
+    """
+    if not torch.isfinite(x_CHW).all():
+        raise ImageError("the image holds values that are not finite")
+    buffer = io.BytesIO()
+    to_pil(x_CHW).save(buffer, format="PNG", compress_level=6)
+    return buffer.getvalue()

@@ -20,25 +20,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Options:
-    """The options of a verb.
+    """The options of a verb."""
 
-    Attributes:
-        full: every accepted name → the full dotted name.
-        flags: full names of the options that need no value.
-        open: prefixes below which any name is accepted, such as solver.settings.
-    """
-
-    full: Mapping[str, str]
-    flags: frozenset[str]
-    open: tuple[str, ...]
+    full: Mapping[str, str]  # every accepted name → the full dotted name
+    flags: frozenset[str]  # full names of the options that need no value
+    open: tuple[str, ...]  # prefixes below which any name is accepted, such as solver.settings
 
     @classmethod
     def of(cls, sections: Mapping[str, type[Any]], short: Sequence[str] = ()) -> Options:
-        """The fields of these dataclasses, by their dotted names.
+        """The fields of these dataclasses (prefix, "" for none → dataclass), by their dotted names.
 
-        Args:
-            sections: prefix ("" for none) → dataclass.
-            short: full names that are also accepted by their last part.
+        The full names in `short` are also accepted by their last part.
         """
         fields = [one for prefix, section in sections.items() for one in fields_of(section, prefix)]
         full = {name: name for name, _ in fields} | {name.rpartition(".")[2]: name for name in short}

@@ -13,16 +13,13 @@ from flashray.tracking.spool import Spool
 def replay(folder: str, tracking_uri: str | None = None) -> tuple[int, dict[str, Any]]:
     """Send all events that are not in MLflow yet; their number, and what run.json shows (`Sender.record`).
 
-    No driver may be at work on the run: where the last one did not record its end it was killed, and the run is marked
-    so.
+    No driver may be at work on the run: one whose last driver did not record its end is marked as killed. ConfigError
+    when the run was never tracked, or the password of its server is not known; FlashrayError when MLflow does not take
+    all of it.
 
     Args:
         folder: URI of the run's folder, which holds run.json.
         tracking_uri: the server or database; default where the run was tracked. Another one gets the whole run.
-
-    Raises:
-        ConfigError: when the run was never tracked, or the password of its server is not known.
-        FlashrayError: when MLflow does not take all of it.
     """
     try:
         spool = Spool(folder)
