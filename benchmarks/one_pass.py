@@ -52,4 +52,5 @@ def restore_in_one_pass(
 def as_restored(images: list[Tensor], sigma_hat: list[float], seconds: float) -> Restored:
     """Images that something without a denoiser made in so many seconds."""
     n = len(images)
-    return Restored(list(images), sigma_hat, [0] * n, [False] * n, [seconds / n] * n, [None] * n, [None] * n)
+    each = [[image] for image in images]
+    return Restored(list(images), sigma_hat, [0] * n, [False] * n, [seconds / n] * n, [None] * n, [None] * n, each)

@@ -2,7 +2,8 @@
 
     python -m benchmarks.photo_levels FOLDER [--count 32] [--side 256]
 
-Prints Markdown: PSNR and LPIPS of the damaged photos, of the fused estimate (start step 0) and of the restored ones.
+Prints Markdown: PSNR and LPIPS of the damaged photos, of the fused estimate (start step 0) and of the restored ones,
+and the mean difference of restored and damaged photos with its 95 % bootstrap interval over the photos.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import flashray
+from benchmarks.pages.tables import paired_interval
 from flashray.degradations.photo import convolve
-from flashray.metrics import LPIPS, load_lpips
+from flashray.metrics import LPIPS, load_lpips, psnr
 from flashray.restorer import Restorer
 from flashray.training.photo_windows import list_photos, load_fitted
 
@@ -47,12 +49,18 @@ def damaged(restorer: Restorer, x_NCHW: Tensor, level: float) -> Tensor:
     return torch.cat([restorer.measure(photos[n : n + 8]).y_BCHW for n in range(0, len(photos), 8)])
 
 
-def figures(image: Tensor, x_NCHW: Tensor, lpips: LPIPS) -> tuple[float, float]:
-    """(mean PSNR in dB, at most CAP a photo; mean LPIPS)"""
-    square = (image - x_NCHW).square().mean(dim=(1, 2, 3))
-    psnr = (10 * (4 / square.clamp(min=1e-12)).log10()).clamp(max=CAP)
+Figures = tuple[list[float], list[float]]  # of each photo: PSNR in dB, at most CAP; LPIPS
+
+
+def figures(image: Tensor, x_NCHW: Tensor, lpips: LPIPS) -> Figures:
     pairs = zip(image.split(8), x_NCHW.split(8), strict=True)
-    return psnr.mean().item(), torch.cat([lpips(*pair) for pair in pairs]).mean().item()
+    return psnr(image, x_NCHW).clamp(max=CAP).tolist(), torch.cat([lpips(*pair) for pair in pairs]).tolist()
+
+
+def difference(restored: Figures, given: Figures) -> str:
+    """Restored - given with its interval, in dB / LPIPS."""
+    (gain, low, high), (change, least, most) = (paired_interval(*pair) for pair in zip(restored, given, strict=True))
+    return f"{gain:+.2f} ({low:+.2f} … {high:+.2f}) / {change:+.4f} ({least:+.4f} … {most:+.4f})"
 
 
 @torch.no_grad()
@@ -64,7 +72,8 @@ def row(name: str, y_NCHW: Tensor, x_NCHW: Tensor, restorers: list[Restorer], lp
         restored = restorer(list(y), keys=[f"{n}" for n in range(len(y))])
         cells.append(figures(torch.stack([one for one in restored.images if one is not None]), x_NCHW, lpips))
         nfe = sum(restored.nfe) / len(y)
-    return f"| {name} | " + " | ".join(f"{psnr:.2f} / {distance:.4f}" for psnr, distance in cells) + f" | {nfe:.2f} |"
+    means = [f"{sum(decibels) / len(y):.2f} / {sum(distances) / len(y):.4f}" for decibels, distances in cells]
+    return f"| {name} | " + " | ".join([*means, difference(cells[-1], cells[0])]) + f" | {nfe:.2f} |"
 
 
 def main() -> None:
@@ -82,7 +91,8 @@ def main() -> None:
         for strength in (0.0, 1.0)
     ]
     print(f"{len(x)} photos of {given.side} pixels; PSNR (dB, at most {CAP:g} a photo) / LPIPS (VGG)\n")
-    print("| damage | given | start step 0 | restored | NFE |\n|---|---|---|---|---|", flush=True)
+    print("| damage | given | start step 0 | restored | restored - given | NFE |")
+    print("|---|---|---|---|---|---|", flush=True)
     for level in torch.linspace(0, 1, LEVELS).tolist():
         print(row(f"photo {level:.2f}", damaged(simulate, x, level), x, restorers, lpips), flush=True)
     for number, level in enumerate(torch.linspace(0, 1, UNSEEN).tolist()):

@@ -1,4 +1,4 @@
-"""Real photos from inside other packages (scikit-image, scikit-learn), cut into a small archive for demonstrations."""
+"""Real photos from inside other packages: cut into a small archive for demonstrations, and whole."""
 
 from __future__ import annotations
 
@@ -26,6 +26,13 @@ _PHOTOS = (
     ("sklearn.datasets.images", "china.jpg"),
     ("sklearn.datasets.images", "flower.jpg"),
 )
+_MORE = (
+    ("skimage.data", "camera.png"),
+    ("skimage.data", "hubble_deep_field.jpg"),
+    ("skimage.data", "ihc.png"),
+    ("skimage.data", "retina.jpg"),
+    ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg"),
+)
 
 
 def sample_crops(count: int, size: int = 128) -> dict[str, Tensor]:
@@ -35,22 +42,37 @@ def sample_crops(count: int, size: int = 128) -> dict[str, Tensor]:
         ConfigError: when the packages are not installed, or there are not that many crops.
     """
     crops: dict[str, Tensor] = {}
-    for package, name in _PHOTOS:
-        try:
-            photo = as_image(Image.open(io.BytesIO(resources.files(package).joinpath(name).read_bytes())))
-        except (ModuleNotFoundError, FileNotFoundError) as error:
-            raise ConfigError(f"sample photo {name}: {error}; install flashray[demo]") from error
+    for name, photo in _read(_PHOTOS).items():
         scale = 2 * size / min(photo.shape[1:])
         sides = (round(photo.shape[1] * scale), round(photo.shape[2] * scale))
         photo = resize(photo[None], sides)[0]
         for top in range(0, sides[0] - size + 1, size // 2):
             for left in range(0, sides[1] - size + 1, size // 2):
-                crops[f"{Path(name).stem}-{top:03d}-{left:03d}"] = photo[:, top : top + size, left : left + size]
+                crops[f"{name}-{top:03d}-{left:03d}"] = photo[:, top : top + size, left : left + size]
     if not 0 < count <= len(crops):
         raise ConfigError(f"{count} sample crops: there are 1 to {len(crops)}")
     chosen = torch.linspace(0, len(crops) - 1, count).long().tolist()
     names = sorted(crops)
     return {names[n]: crops[names[n]] for n in chosen}
+
+
+def whole_photos() -> dict[str, Tensor]:
+    """Twelve photos of 300 to 1411 pixels a side: name → [3, H, W] in [-1, 1].
+
+    ConfigError when the packages are not installed.
+    """
+    return _read(_PHOTOS + _MORE)
+
+
+def _read(photos: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
+    found = {}
+    for package, name in photos:
+        try:
+            data = resources.files(package).joinpath(name).read_bytes()
+            found[Path(name).stem] = as_image(Image.open(io.BytesIO(data)))
+        except (ModuleNotFoundError, FileNotFoundError) as error:
+            raise ConfigError(f"sample photo {name}: {error}; install flashray[demo]") from error
+    return found
 
 
 def write_sample_archive(folder: Path, count: int, degradation: Degradation, noise_std: float, seed: int = 0) -> None:

@@ -31,7 +31,7 @@ class Job:
     """One photo to solve. Tensors have no batch dimension."""
 
     key: str  # the image's name in its archive
-    seed: int  # `image_seed(run seed, key)`; all of the image's noise follows from it
+    seed: int  # `image_seed(run seed, key)`, or `sample_seed` of it; all of the restoration's noise follows from it
     y: Tensor  # [3, H', W'] measurement in [-1, 1], of the photo without padding
     parameters: Parameters  # of the degradation
     noise_std: float  # on the [0, 1] scale
@@ -40,11 +40,12 @@ class Job:
     regions: Regions | None = None  # where windows begin; None where all do at `start_step`
     sigma_hat: float = math.nan  # σ̂ of the image; NaN without an encoder
     weight: Tensor | None = None  # [h, w] fusion weights of the padded photo; None where they are not learned
+    sample: int = 0  # its number, where a photo is restored several times
 
 
 @dataclass(frozen=True)
 class Solved:
-    """A finished image: [3, H, W] in [-1, 1], or None with an `error`.
+    """A finished image: [3, H, W] in [-1, 1], or None with an `error`; `key` and `sample` are those of its job.
 
     `nfe` is the denoiser's evaluations of its windows over their number, `seconds` its share of its steps' time.
     """
@@ -54,6 +55,7 @@ class Solved:
     nfe: float
     seconds: float
     error: str | None = None
+    sample: int = 0
 
 
 @dataclass(eq=False)

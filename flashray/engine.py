@@ -309,7 +309,7 @@ def _finish(prior: LatentPrior, active: Sequence[ActiveImage]) -> Iterator[Solve
         for one, image, finite in zip(some, images, finite_B.tolist(), strict=True):
             seconds = one.seconds + share
             if finite:
-                yield Solved(one.job.key, crop(image, one.size), one.nfe, seconds)
+                yield Solved(one.job.key, crop(image, one.size), one.nfe, seconds, sample=one.job.sample)
             else:
                 error = "the solver diverged: the reconstruction is not finite; lower the recipe's step size"
-                yield Solved(one.job.key, None, one.nfe, seconds, error)
+                yield Solved(one.job.key, None, one.nfe, seconds, error, one.job.sample)

@@ -89,11 +89,6 @@ class Measurement:
         return height, width
 
     @property
-    def seed_B(self) -> Tensor:
-        """[B] int64 seeds on the measurements' device."""
-        return torch.tensor(self.seeds, device=self.y_BCHW.device)
-
-    @property
     def seen_BCHW(self) -> Tensor:
         """y at the images' size, as the input of a severity encoder."""
         return self.operator.pseudo_image(self.y_BCHW)

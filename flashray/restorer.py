@@ -19,12 +19,13 @@ from torch import Tensor
 from flashray.active_image import Job, Regions, Solved, grid_of, make_problem
 from flashray.engine import solve
 from flashray.errors import ConfigError, ImageError
-from flashray.images import Fit, ImageLike, as_image, as_list, name_of, to_pil
+from flashray.images import Fit, ImageLike, as_image, as_list, name_of, sample_spread, to_pil
 from flashray.measurement import Frame, Measurement, Measurer, Photo
 from flashray.metrics import LPIPS, score
 from flashray.precision import native_precision
 from flashray.prior import LatentPrior, load_prior
 from flashray.recipe import Recipe, load_recipe
+from flashray.seeding import sample_seed
 from flashray.severity import Severity, SeverityEncoder, estimate, load_severity_encoder
 from flashray.severity.fusion import agree_with_measurement, fuse
 from flashray.severity.loss import position_error
@@ -69,11 +70,13 @@ class Restored:
     Attributes:
         images: [3, H, W] in [-1, 1] on the CPU; None where there is an error.
         sigma_hat: σ̂ of each image; NaN without an encoder.
-        nfe: denoiser evaluations of each image, a mean over its windows.
+        nfe: denoiser evaluations of each image, a mean over its windows; of several samples each takes so many.
         fallback: whether a window took the full chain because its σ̂ was too large for the start.
-        seconds: each image's share of the solver's time.
+        seconds: each image's share of the solver's time, for all of its samples.
         errors: why an image could not be restored, else None.
         sigma_maps: [h, w] σ̂ of each latent position, on the CPU; None without an encoder.
+        samples: the N restorations of each image, the first of which is the one in `images`; None where there is an
+            error.
     """
 
     images: list[Tensor | None]
@@ -83,6 +86,12 @@ class Restored:
     seconds: list[float]
     errors: list[str | None]
     sigma_maps: list[Tensor | None]
+    samples: Sequence[Sequence[Tensor] | None]
+
+    @property
+    def spread(self) -> list[Tensor | None]:
+        """[H, W] the standard deviation over each image's samples, in grey levels of 8 bits; None without several."""
+        return [None if some is None or len(some) < 2 else sample_spread(some) for some in self.samples]
 
     def pil(self, index: int = 0) -> Image.Image:
         """One restored image as a picture; ImageError where it could not be restored."""
@@ -236,14 +245,16 @@ class Restorer:
         sigma_hat_B: Tensor,
         start_step: Tensor,
         weight_Bhw: Tensor | None = None,
+        samples: int = 1,
     ) -> list[Job]:
-        """The engine's jobs: each image with its start latent at its latest start step.
+        """The engine's jobs: each image with its start latent at its latest start step, `samples` times in a row.
 
         Args:
             z_hat_BCHW: ẑ; None where no encoder is used.
             sigma_hat_B: σ̂ of the images.
             start_step: [B] of the images, or [B, K] of their windows.
             weight_Bhw: fusion weights, where the recipe's fusion is learned.
+            samples: restorations of each image, with different noise; the first is the same whatever their number.
 
         Raises:
             ConfigError: for the start formula `paper` and windows that start at different steps.
@@ -256,34 +267,48 @@ class Restorer:
         adaptive_B = (start_BK < start_B[:, None]).any(dim=1).tolist()
         if self.start.formula == "paper" and any(adaptive_B):
             raise ConfigError("start.formula paper is defined for images of one window; use schedule for larger ones")
-        z_start = self.start.latent(z_hat_BCHW, sigma_hat_B, start_B, self.schedule, measured.seed_B)
+        seeds = [[sample_seed(seed, sample) for seed in measured.seeds] for sample in range(samples)]
+        z_start = [
+            self.start.latent(
+                z_hat_BCHW, sigma_hat_B, start_B, self.schedule, torch.tensor(seed_B, device=z_hat_BCHW.device)
+            )
+            for seed_B in seeds
+        ]
         return [
             Job(
                 key=measured.keys[b],
-                seed=measured.seeds[b],
+                seed=seeds[sample][b],
                 y=measured.y_BCHW[b],
                 parameters={name: values[b] for name, values in measured.parameters.items()},
                 noise_std=float(measured.noise_std_B[b]),
-                z_start=z_start[b],
+                z_start=z_start[sample][b],
                 start_step=int(start_B[b]),
                 regions=Regions(start_BK[b], z_hat_BCHW[b]) if adaptive_B[b] else None,
                 sigma_hat=float(sigma_hat_B[b]),
                 weight=None if weight_Bhw is None else weight_Bhw[b],
+                sample=sample,
             )
             for b in range(len(measured))
+            for sample in range(samples)
         ]
 
     def solve(self, jobs: Sequence[Job], on_step: Callable[[int], None] | None = None) -> Iterator[Solved]:
-        """Solve the images, `slots` at a time; yields each as it finishes. Give the images with most steps first."""
-        eta = self.recipe.solver.eta
-        job_of = {job.key: job for job in jobs}
-        for one in solve(self.prior, self.degradation, self.solver, self.schedule, jobs, self.slots, eta, on_step):
-            if one.image is None or self.recipe.fusion.name == "none":
-                yield one
-                continue
-            started = time.perf_counter()
-            image = self.fuse(one.image[None], [job_of[one.key]])[0]
-            yield dataclasses.replace(one, image=image, seconds=one.seconds + time.perf_counter() - started)
+        """Solve the images, `slots` windows at a time; yields each as it finishes. Give those with most steps first.
+
+        Further samples come after all first ones and share no batch with them, so that an image's bytes do not depend
+        on the number of its samples.
+        """
+        chain = (self.prior, self.degradation, self.solver, self.schedule)
+        first, further = [job for job in jobs if not job.sample], [job for job in jobs if job.sample]
+        for some in filter(None, (first, further)):
+            job_of = {(job.key, job.sample): job for job in some}
+            for one in solve(*chain, some, self.slots, self.recipe.solver.eta, on_step):
+                if one.image is None or self.recipe.fusion.name == "none":
+                    yield one
+                    continue
+                started = time.perf_counter()
+                image = self.fuse(one.image[None], [job_of[one.key, one.sample]])[0]
+                yield dataclasses.replace(one, image=image, seconds=one.seconds + time.perf_counter() - started)
 
     @torch.no_grad()
     def fuse(self, decoded_BCHW: Tensor, jobs: Sequence[Job]) -> Tensor:
@@ -335,6 +360,7 @@ class Restorer:
         keys: Sequence[str] | None = None,
         noise_std: float | None = None,
         mask: ImageLike | None = None,
+        samples: int = 1,
         **parameters: float | Tensor,
     ) -> Restored:
         """Restore images.
@@ -347,6 +373,7 @@ class Restorer:
                 position.
             noise_std: of the measurements, on the [0, 1] scale; default: the recipe's, if that is one number.
             mask: for inpainting families: white where a pixel is known.
+            samples: restorations of each image, each with noise of its own; the first is what one alone would be.
             parameters: the degradation's parameters, such as blur_std=1.5; the same for all images. Of the family
                 deepinv they are tensors.
 
@@ -365,6 +392,8 @@ class Restorer:
             raise ValueError(f"{', '.join(unknown)}: not a parameter of {self.degradation.name}; known: {known}")
         if mask is not None and not self.degradation.takes_mask:
             raise ValueError(f"mask: {self.degradation.name} does not take a mask")
+        if samples < 1:
+            raise ValueError(f"samples is {samples}; give at least 1")
         errors: dict[str, str] = {}
         photos: list[Photo] = []
         for name, one in zip(names, given, strict=True):
@@ -375,16 +404,20 @@ class Restorer:
                 photos.append(self.photo(name, image, parameters, noise_std, known_1HW))
             except (ImageError, OSError) as error:
                 errors[name] = str(error)
-        return self.restore_photos(photos, names, errors)
+        return self.restore_photos(photos, names, errors, samples)
 
     @torch.no_grad()
     def restore_photos(
-        self, photos: Sequence[Photo], names: Sequence[str] | None = None, errors: Mapping[str, str] | None = None
+        self,
+        photos: Sequence[Photo],
+        names: Sequence[str] | None = None,
+        errors: Mapping[str, str] | None = None,
+        samples: int = 1,
     ) -> Restored:
         """Restore photos; the result is in the order of `names` (default: the order of the photos)."""
         names = [photo.key for photo in photos] if names is None else names
         parts = [self.measure(batch) for batch in self._batches(photos)]
-        return self.restore_measured([(measured, self.estimate(measured)) for measured in parts], names, errors)
+        return self.restore_measured([(one, self.estimate(one)) for one in parts], names, errors, samples)
 
     def _batches(self, photos: Sequence[Photo]) -> Iterator[list[Photo]]:
         """The photos of one size at a time, as many as have the pixels of `BATCH` images of the prior's size."""
@@ -401,6 +434,7 @@ class Restorer:
         parts: Sequence[tuple[Measurement, Estimate]],
         names: Sequence[str] | None = None,
         errors: Mapping[str, str] | None = None,
+        samples: int = 1,
     ) -> Restored:
         """Restore batches of measurements with their estimates; the result is in the order of `names`."""
         names = [key for measured, _ in parts for key in measured.keys] if names is None else names
@@ -411,23 +445,28 @@ class Restorer:
         maps: dict[str, Tensor] = {}
         for measured, found in parts:
             step_BK, fallback_BK = self.start_steps(found.sigma_BK)
-            jobs += self.begin(measured, found.z_hat_BCHW, found.sigma_hat_B, step_BK, found.weight_Bhw)
+            jobs += self.begin(measured, found.z_hat_BCHW, found.sigma_hat_B, step_BK, found.weight_Bhw, samples)
             sigma |= dict(zip(measured.keys, found.sigma_hat_B.tolist(), strict=True))
             fallback |= dict(zip(measured.keys, fallback_BK.any(dim=1).tolist(), strict=True))
             if found.severity is not None:
                 maps |= dict(zip(measured.keys, self.sigma_maps(found.severity, measured.image_size), strict=True))
         jobs.sort(key=lambda job: -job.start_step)
-        solved = {one.key: one for one in self.solve(jobs)}
-        nothing = Solved("", None, 0.0, 0.0)
-        found_in_order = [solved.get(name, nothing) for name in names]
+        solved: dict[str, dict[int, Solved]] = {}
+        for one in self.solve(jobs):
+            solved.setdefault(one.key, {})[one.sample] = one
+        found_in_order = [[solved[name][n] for n in range(samples)] if name in solved else [] for name in names]
+        failed |= {one.key: one.error for each in found_in_order for one in each if one.error is not None}
+        images = [[one.image for one in each if one.image is not None] for each in found_in_order]
+        whole = [some if len(some) == samples else None for some in images]
         return Restored(
-            images=[one.image for one in found_in_order],
+            images=[None if some is None else some[0] for some in whole],
             sigma_hat=[sigma.get(name, float("nan")) for name in names],
-            nfe=[one.nfe for one in found_in_order],
+            nfe=[each[0].nfe if each else 0.0 for each in found_in_order],
             fallback=[fallback.get(name, False) for name in names],
-            seconds=[one.seconds for one in found_in_order],
-            errors=[failed.get(name, one.error) for name, one in zip(names, found_in_order, strict=True)],
+            seconds=[sum(one.seconds for one in each) for each in found_in_order],
+            errors=[failed.get(name) for name in names],
             sigma_maps=[maps.get(name) for name in names],
+            samples=whole,
         )
 
 

@@ -34,6 +34,11 @@ def image_seed(run_seed: int, key: str, purpose: str = "") -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
 
+def sample_seed(seed: int, sample: int) -> int:
+    """The seed of one of several restorations of an image; number 0 has the image's own."""
+    return image_seed(seed, "", f"sample {sample}") if sample else seed
+
+
 def generator_of(seed: int, purpose: str) -> torch.Generator:
     """A CPU generator for one image's parameters; different purposes give independent draws."""
     return torch.Generator().manual_seed(image_seed(seed, "", purpose))

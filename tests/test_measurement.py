@@ -35,7 +35,7 @@ def test_simulated_measurements_depend_on_key_and_seed_alone(photo: torch.Tensor
     for i, one in enumerate(photos):
         alone = simulate.measure([one])
         assert torch.equal(alone.y_BCHW[0], together.y_BCHW[i])
-        assert alone.seed_B[0] == together.seed_B[i]
+        assert alone.seeds[0] == together.seeds[i]
     assert len(set(together.parameters["blur_std"].tolist())) == len(photos)
     residual = together.y_BCHW - together.operator.A(torch.stack([one.x for one in photos]))
     assert residual.std().item() / 2 == pytest.approx(0.05, rel=0.05)
@@ -48,7 +48,7 @@ def test_some_of_the_measurements(photo: torch.Tensor) -> None:
     some = together.select(rows)
     assert some.keys == ["crop 2", "crop 0"]
     assert torch.equal(some.y_BCHW, together.y_BCHW[rows])
-    assert torch.equal(some.seed_B, together.seed_B[rows])
+    assert some.seeds == [together.seeds[n] for n in rows.tolist()]
     assert some.x_BCHW is not None
     torch.testing.assert_close(some.operator.A(some.x_BCHW), together.operator.A(together.x_BCHW)[rows])  # type: ignore[arg-type]
 

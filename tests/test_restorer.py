@@ -42,6 +42,14 @@ def test_photos_come_back_at_their_own_size_and_in_order(restorer: Restorer, pho
     assert restored.nfe[0] == int(restored.nfe[0])  # one window
 
 
+@pytest.mark.slow
+def test_a_line_of_pixels_comes_back(restorer: Restorer, photos: dict[str, Tensor]) -> None:
+    line = photos["32x32"].flatten(1).repeat(1, 20)[:, :20_000]
+    restored = restorer([line[:, None], line[:, :, None], line[:, :1, None]], keys=["wide", "tall", "dot"])
+    assert restored.errors == [None] * 3
+    assert [one.shape for one in restored.images if one is not None] == [(3, 1, 20_000), (3, 20_000, 1), (3, 1, 1)]
+
+
 def test_a_photo_does_not_depend_on_the_others(restorer: Restorer, photos: dict[str, Tensor]) -> None:
     together = restorer(list(photos.values()), keys=list(photos))
     for n, (key, x) in enumerate(photos.items()):

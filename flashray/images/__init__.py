@@ -12,10 +12,11 @@ from flashray.images.reframed import reframed
 from flashray.images.sheet import contact_sheet
 from flashray.images.sizes import Fit, fit_image, resize
 from flashray.images.source import SourceImage, open_image, unchanged
-from flashray.images.write_photo import NO_PLACE_FOR_NOTE, Encoded, encode_like, encode_png
+from flashray.images.spread import decode_spread, encode_spread, sample_spread
+from flashray.images.write_photo import NO_PLACE_FOR_NOTE, Encoded, check_side, encode_like, encode_png, losses
 
 __all__ = ["SourceImage", "open_image", "unchanged", "reframed", "Encoded", "encode_like", "NO_PLACE_FOR_NOTE"]
 __all__ += ["ImageHeader", "read_header", "MAX_MEGAPIXELS", "ImageLike", "as_image", "as_list", "name_of"]
-__all__ += ["OutputFormat", "output_name", "is_image_name", "is_photo_name", "IMAGE_SUFFIXES"]
-__all__ += ["Fit", "fit_image", "resize", "encode_png", "contact_sheet"]
-__all__ += ["to_uint8", "from_uint8", "to_uint16", "from_uint16", "to_pil"]
+__all__ += ["OutputFormat", "output_name", "is_image_name", "is_photo_name", "IMAGE_SUFFIXES", "check_side", "losses"]
+__all__ += ["Fit", "fit_image", "resize", "encode_png", "contact_sheet", "sample_spread"]
+__all__ += ["to_uint8", "from_uint8", "to_uint16", "from_uint16", "to_pil", "encode_spread", "decode_spread"]

@@ -77,24 +77,53 @@ def encode_like(
         raise ValueError(f"the image has shape {tuple(x_CHW.shape)}, its source {tuple(source.pixels.shape)}")
     if quality is not None and not 1 <= quality <= 100:
         raise ValueError(f"quality: 1 to 100, not {quality}")
-    if format != "same" and format not in WRITTEN:
-        raise ValueError(f"format: same, {', '.join(WRITTEN)}; not {format!r}")
-    name = source.format if format == "same" else WRITTEN[format][0]
+    check_side(source.size, source.format, format)
+    name = _written_as(source.format, format)
     holds = FORMATS[name]
-    if max(source.size) > holds.max_side:
-        raise ImageError(f"{name} holds at most {holds.max_side:,} pixels a side; the image has {max(source.size):,}")
     x = x_CHW.detach().float().cpu()
     if not all(torch.isfinite(x[:, top : top + ROWS_AT_ONCE]).all() for top in range(0, x.shape[1], ROWS_AT_ONCE)):
         raise ImageError("the image holds values that are not finite")
-    contents, lost = _contents(x, source, name, holds)
-    contents, more = _with_provenance(contents, name, holds, provenance)
+    kept = _kept(source, name)
+    contents, more = _with_provenance(_contents(x, source, kept, holds), name, holds, provenance)
     data, too_long = _write(contents, name, quality, source.lossless)
-    return Encoded(data, holds.suffix, tuple(dict.fromkeys([*source.dropped, *lost, *more, *too_long])))
+    return Encoded(data, holds.suffix, tuple(dict.fromkeys([*source.dropped, *kept.lost, *more, *too_long])))
 
 
-def _contents(x: Tensor, source: SourceImage, name: str, holds: Holds) -> tuple[_Contents, list[str]]:
-    """What the format can hold of the photo, and what it cannot."""
-    lost = []
+def check_side(size: tuple[int, int], source: str, format: OutputFormat) -> None:
+    """ImageError for sides (in pixels) that the file of an image cannot have; `source` is its own format."""
+    name = _written_as(source, format)
+    if max(size) > FORMATS[name].max_side:
+        raise ImageError(f"{name} holds at most {FORMATS[name].max_side:,} pixels a side; the image has {max(size):,}")
+
+
+def losses(source: SourceImage, format: OutputFormat) -> tuple[str, ...]:
+    """What a file of this format will not hold of the photo, one phrase each, whatever is made of its pixels.
+
+    Metadata that are too long for a JPEG are found when it is written.
+    """
+    return (*source.dropped, *_kept(source, _written_as(source.format, format)).lost)
+
+
+def _written_as(source: str, format: OutputFormat) -> str:
+    """Pillow's name of the format to write."""
+    if format != "same" and format not in WRITTEN:
+        raise ValueError(f"format: same, {', '.join(WRITTEN)}; not {format!r}")
+    return source if format == "same" else WRITTEN[format][0]
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What of a photo goes into a file of a format: the kind of samples and their bits; and what does not."""
+
+    depth: int
+    kind: str
+    icc: bytes | None
+    private: tuple[tuple[str, bytes], ...]
+    lost: list[str]
+
+
+def _kept(source: SourceImage, name: str) -> _Kept:
+    holds, lost = FORMATS[name], []
     depth = max((bits for bits in holds.depths if bits <= source.depth), default=8)
     if depth < source.depth:
         numbers = f"32-bit floating-point numbers become {depth} bits"
@@ -111,13 +140,8 @@ def _contents(x: Tensor, source: SourceImage, name: str, holds: Holds) -> tuple[
         if icc:
             icc = None
             lost.append("the colour profile of the grey file")
-    samples = _rendered(x, source, kind, depth)
-    alpha = None
-    if source.alpha is not None:
-        alpha = _converted(source.alpha, depth)
-        if not holds.alpha:
-            samples, alpha = _on_white(samples, alpha), None
-            lost.append("alpha (the image is laid on white)")
+    if source.alpha is not None and not holds.alpha:
+        lost.append("alpha (the image is laid on white)")
     for what, value, held in (
         ("the colour profile", icc, holds.icc),
         ("EXIF", source.exif, holds.exif),
@@ -130,18 +154,25 @@ def _contents(x: Tensor, source: SourceImage, name: str, holds: Holds) -> tuple[
         kinds = sorted({{"COM": "comment", "APP13": "IPTC"}.get(name, name) for name, _ in private})
         lost.append(f"what only {source.format} files hold ({', '.join(kinds)})")
         private = ()
-    return (
-        _Contents(
-            samples if alpha is None else np.concatenate([samples, alpha[..., None]], axis=-1),
-            kind,
-            alpha is not None,
-            icc if holds.icc else None,
-            source.exif if holds.exif else None,
-            source.xmp if holds.xmp else None,
-            source.dpi,
-            private,
-        ),
-        lost,
+    return _Kept(depth, kind, icc if holds.icc else None, private, lost)
+
+
+def _contents(x: Tensor, source: SourceImage, kept: _Kept, holds: Holds) -> _Contents:
+    if source.alpha is not None and kept.kind == "cmyk":
+        raise AssertionError("CMYK with alpha is not read")
+    samples = _rendered(x, source, kept.kind, kept.depth)
+    if source.alpha is not None:
+        alpha = _converted(source.alpha, kept.depth)
+        samples = np.concatenate([samples, alpha[..., None]], axis=-1) if holds.alpha else _on_white(samples, alpha)
+    return _Contents(
+        samples,
+        kept.kind,
+        source.alpha is not None and holds.alpha,
+        kept.icc,
+        source.exif if holds.exif else None,
+        source.xmp if holds.xmp else None,
+        source.dpi,
+        kept.private,
     )
 
 

@@ -57,7 +57,7 @@ def measure_cost(plan: pa.Table, work: WorkerSettings, pools: Pools, board: Any)
         start_up = time.perf_counter() - began
         unit = sample(plan, work)
         measured = ray.get([actor.measure.remote(unit) for actor in actors])
-        return CostModel(**mean(measured), start_up_seconds=start_up)
+        return CostModel(**mean(measured), start_up_seconds=start_up, samples=work.config.io.samples)
     except ray.exceptions.RayTaskError as error:
         if not isinstance(error.cause, ImageError):
             raise
@@ -94,9 +94,16 @@ def sample(plan: pa.Table, work: WorkerSettings) -> pa.Table:
 
 
 class TrialActor(SolverActor):
-    """A solver actor whose images start at the unit's `start_step`, in all of their windows or in the first one."""
+    """A solver actor whose images start at the unit's `start_step`, in all of their windows or in the first one.
+
+    Each is restored once.
+    """
 
     all_windows = True
+
+    def __init__(self, work: WorkerSettings, board: Any) -> None:
+        super().__init__(work, board, durable=False)
+        self.samples = 1
 
     def window_starts(self, unit: dict[str, Any], i: int, windows: int) -> Tensor:
         active = torch.arange(windows) < (windows if self.all_windows else 1)
@@ -112,7 +119,7 @@ class Calibrator:
     """
 
     def __init__(self, work: WorkerSettings, board: Any) -> None:
-        self.actor = TrialActor(work, board, durable=False)
+        self.actor = TrialActor(work, board)
         self.work, self.board = work, board
         self.schedule = self.actor.restorer.schedule
 

@@ -8,7 +8,7 @@ from flashray import storage
 from flashray.pipeline.commit import committed_units, read_commits
 from flashray.pipeline.damage import digests, restored_files
 from flashray.pipeline.lease import held
-from flashray.pipeline.outputs import Layout
+from flashray.pipeline.outputs import Layout, image_of
 from flashray.pipeline.run_status import RunStatus
 from flashray.pipeline.verify import read_run
 
@@ -16,11 +16,11 @@ from flashray.pipeline.verify import read_run
 def clean(output: str) -> list[str]:
     """Delete the orphans; returns their URIs.
 
-    Orphans are restored images that the plan names and no commit does, and half-written files (on local disks only; an
-    object is written completely or not at all). Images of pending units are kept, because the same command writes them
-    again, and so is a file with the bytes of any commit, also of one that no longer counts; but of shards only while
-    units are pending, because then all their images are in others. A file that the plan does not name is never deleted:
-    no run wrote it.
+    Orphans are restored images and samples of them that the plan names and no commit does, and half-written files (on
+    local disks only; an object is written completely or not at all). Images of pending units are kept, because the same
+    command writes them again, and so is a file with the bytes of any commit, also of one that no longer counts; but of
+    shards only while units are pending, because then all their images are in others. A file that the plan does not name
+    is never deleted: no run wrote it.
 
     Raises:
         ConfigError: when it holds no run with a plan.
@@ -32,8 +32,8 @@ def clean(output: str) -> list[str]:
         layout = Layout.of_record(output, record)
         orphans = orphans_of(layout, status)
         if len(status.pending) or not layout.sharded:
-            column = "shard_sha256" if layout.sharded else "sha256"
-            promised = set(read_commits(output, committed_units(output))[column].to_pylist())
+            commits = read_commits(output, committed_units(output)).to_pylist()
+            promised = {file["sha256"] for row in commits for file in layout.promised(row)}
             orphans = [name for name, digest in digests(output, orphans).items() if digest not in promised]
         found = [storage.join(output, name) for name in orphans] + storage.half_written(output)
         for uri in found:
@@ -49,4 +49,5 @@ def orphans_of(layout: Layout, status: RunStatus) -> list[str]:
     results = status.results
     done = results.filter(pc.equal(results["status"], "ok"))
     keep, planned = layout.files(done, status.pending), layout.files(status.plan, status.members)
-    return [name for name in restored_files(layout.output) if name in planned - keep]
+    lost = planned - keep
+    return [name for name in restored_files(layout.output) if image_of(name) in lost]

@@ -15,6 +15,7 @@ from flashray.pipeline.run_tables import own_names, parquet, read_table
 
 # of the reconstruction, of the measurement itself, and of the decoded estimate ẑ alone
 SCORED = ("", "measurement_", "estimate_", "decoded_")
+FILE = pa.struct([("name", pa.string()), ("sha256", pa.string()), ("size", pa.int64())])  # below the output
 COMMIT = pa.schema(
     [
         ("key", pa.string()),
@@ -29,6 +30,8 @@ COMMIT = pa.schema(
         ("offset", pa.int64()),  # in its shard: of its first byte in a tar, its row in Parquet; null without shards
         ("shard_size", pa.int64()),  # bytes of that shard
         ("shard_sha256", pa.string()),
+        ("samples", pa.list_(FILE)),  # the further samples and, last, the map of their spread; null without
+        ("spread", pa.float64()),  # mean standard deviation over the samples, in grey levels; null without
         ("unchanged", pa.bool_()),  # no pixel would change by half a level: the file's own bytes were written
         ("lost", pa.string()),  # what the file had and the restored one does not hold, joined by "; "; null for nothing
         ("warnings", pa.string()),  # what was unclear in the file, joined by a space; null for nothing

@@ -37,6 +37,7 @@ class CostModel:
     step_megapixel: float = 0.0
     decode_megapixel: float = 0.0  # what decoding an image takes longer for each million pixels beyond one window's
     other_megapixel: float = 0.0  # and what is outside the engine
+    samples: int = 1  # restorations of each image; all but `other` is spent on each
 
     def steps(self, slots: int) -> Floats:
         """[slots] seconds of a batched step with 1 … `slots` filled, interpolated linearly between measurements."""
@@ -76,7 +77,7 @@ def predict(load: Workload, first: Integers, slots: int, actors: int, cost: Cost
     updates = load.start_step * load.pixels / 1e6 * cost.step_megapixel
     decoded = cost.decode_seconds + beyond * cost.decode_megapixel
     other = cost.other_seconds + beyond * cost.other_megapixel
-    solver_U = evaluated_U + _sums(updates + decoded, first)
+    solver_U = cost.samples * (evaluated_U + _sums(updates + decoded, first))
     dispatched = (solver_U + _sums(other, first))[dearest_first(unit_costs(load, first))]
     wall = makespan(dispatched, min(actors, max(len(first), 1)), cost.start_up_seconds)
     return Prediction(len(first), share, float(solver_U.sum()), wall, actors)

@@ -12,16 +12,16 @@ import pyarrow.compute as pc
 
 from flashray import storage
 from flashray.pipeline.outputs import Layout
-from flashray.pipeline.run_folder import run_files
+from flashray.pipeline.run_folder import SAMPLES, run_files
 
 _READERS = 16
 
 
 def restored_files(output: str) -> dict[str, int]:
-    """Name → size of the files below an output that are not the run's own records."""
+    """Name → size of the files below an output that are not the run's own records; samples are none."""
     entries = storage.list_files(output)
     own = run_files([entry.key for entry in entries])
-    return {entry.key: entry.size for entry in entries if entry.key not in own}
+    return {e.key: e.size for e in entries if e.key not in own or e.key.startswith(f"{SAMPLES}/")}
 
 
 def digests(output: str, names: Iterable[str]) -> dict[str, str]:
@@ -38,7 +38,7 @@ def digests(output: str, names: Iterable[str]) -> dict[str, str]:
 def missing_and_changed(
     layout: Layout, results: pa.Table, sizes: Mapping[str, int], by_hash: bool
 ) -> tuple[list[str], list[str]]:
-    """Sorted keys of committed images whose file is not there, and of those whose file has other bytes.
+    """Sorted keys of committed images of which a file is not there, and of those of which one has other bytes.
 
     Args:
         results: rows of commits.
@@ -46,14 +46,16 @@ def missing_and_changed(
         by_hash: compare the bytes; otherwise their number alone, where the commit has it.
     """
     done = results.filter(pc.equal(results["status"], "ok")).to_pylist()
-    promised = {layout.file(row): layout.promised(row) for row in done}
+    promised = {file["name"]: file for row in done for file in layout.promised(row)}
     missing = promised.keys() - sizes.keys()
     there = promised.keys() - missing
-    changed = {name for name in there if promised[name][0] not in (None, sizes[name])}
+    changed = {name for name in there if promised[name]["size"] not in (None, sizes[name])}
     if by_hash:
-        changed |= {name for name, digest in digests(layout.output, there).items() if digest != promised[name][1]}
-    return _keys_in(missing, layout, done), _keys_in(changed, layout, done)
+        found = digests(layout.output, there)
+        changed |= {name for name in there if found[name] != promised[name]["sha256"]}
+    return _keys_of(missing, layout, done), _keys_of(changed, layout, done)
 
 
-def _keys_in(files: Collection[str], layout: Layout, rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    return sorted(row["key"] for row in rows if layout.file(row) in files)
+def _keys_of(files: Collection[str], layout: Layout, rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The sorted keys of the images that any of these files belongs to."""
+    return sorted(row["key"] for row in rows if any(file["name"] in files for file in layout.promised(row)))

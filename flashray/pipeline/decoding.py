@@ -9,10 +9,12 @@ from typing import Any
 from torch import Tensor
 
 from flashray.errors import ImageError
-from flashray.images import MAX_MEGAPIXELS, open_image, read_header
+from flashray.images import MAX_MEGAPIXELS, OutputFormat, check_side, losses, open_image, read_header
 from flashray.measurement import Photo
+from flashray.pipeline.encoding import refuse_losses
 from flashray.pipeline.load import mask_uri_of
 from flashray.pipeline.pixel_budget import PixelBudget
+from flashray.pipeline.run_config import IoConfig
 from flashray.restorer import Restorer
 
 
@@ -22,13 +24,14 @@ def batches(
     rows: Sequence[dict[str, Any]],
     indices: Iterable[int],
     count: int,
-    max_megapixels: float,
+    io: IoConfig,
     budget: PixelBudget,
 ) -> Iterator[list[int]]:
     """The indices of images that can be measured together: of one size, in batches bounded by their pixels.
 
     Only headers are read, and so only as many pixels are decoded at once as a batch has. A row gets the size of its
-    file; an error where the file is no image, is not of the size that its plan says, or cannot be solved at its size.
+    file; an error where the file is no image, is not of the size that its plan says, or cannot be solved or written at
+    its size.
 
     Args:
         unit: a loaded unit, or a chunk of the plan pass.
@@ -39,8 +42,14 @@ def batches(
     for i in indices:
         row = rows[i]
         try:
-            header = read_header(unit["data"][i], max_megapixels)
+            header = read_header(unit["data"][i], io.max_megapixels)
             size, seen = (header.width, header.height), restorer.image_size((header.height, header.width))
+            megapixels = io.samples * seen[0] * seen[1] / 1e6
+            if io.samples > 1 and megapixels > io.max_megapixels:
+                raise ImageError(
+                    f"{io.samples} samples of {seen[1]} x {seen[0]} pixels have {megapixels:.1f} megapixels, and the "
+                    f"limit is {io.max_megapixels:g}; take fewer samples, or a higher --max-megapixels"
+                )
             planned = (row.get("width"), row.get("height"))
             if None not in planned and planned != size:
                 raise ImageError(
@@ -48,6 +57,7 @@ def batches(
                     f"{size[0]} x {size[1]}; --retry-failed plans it again"
                 )
             restorer.check_photo(seen)
+            check_side((seen[1], seen[0]), header.format, io.format)
             budget.check(seen[0] * seen[1])
         except ImageError as error:
             row["error"] = str(error)
@@ -72,9 +82,12 @@ def decode_photos(
     rows: Sequence[dict[str, Any]],
     indices: Iterable[int],
     given: str,
-    max_megapixels: float,
+    io: IoConfig,
 ) -> tuple[list[Photo], list[int]]:
     """(the photos of a batch, their indices); those that cannot be decoded or measured get an error in their rows.
+
+    So do those of which a strict run would lose something. With the format `same` the writer decides: an image that
+    does not change loses nothing.
 
     Args:
         given: the name of the column with the images' parameters.
@@ -84,7 +97,8 @@ def decode_photos(
     for i in indices:
         arguments = (unit[name][i] for name in ("key", "data", given, "noise_std", "mask_data"))
         try:
-            photos.append(decode_photo(restorer, *arguments, max_megapixels=max_megapixels))
+            whole_in = io.format if io.strict and io.format != "same" else None
+            photos.append(decode_photo(restorer, *arguments, max_megapixels=io.max_megapixels, whole_in=whole_in))
             sound.append(i)
         except ImageError as error:
             rows[i]["error"] = str(error)
@@ -100,17 +114,22 @@ def decode_photo(
     mask_data: bytes | None,
     *,
     max_megapixels: float = MAX_MEGAPIXELS,
+    whole_in: OutputFormat | None = None,
 ) -> Photo:
     """An image that can be measured, from its file's bytes.
 
     Args:
         given: JSON of the operator's parameters, or of its mask's URI, from the manifest or the plan.
         max_megapixels: a larger image is refused.
+        whole_in: a format that has to hold all that the file has; None for no such demand.
 
     Raises:
         ImageError: with the reason, where it is not a valid image, does not fit, or its parameters are not known.
     """
-    image = open_image(data, max_megapixels).pixels
+    source = open_image(data, max_megapixels)
+    if whole_in is not None:
+        refuse_losses(losses(source, whole_in))
+    image = source.pixels
     values = json.loads(given or "{}")
     mask = None
     if "mask" in values:

@@ -14,7 +14,7 @@ from flashray import storage
 from flashray.errors import ConfigError
 from flashray.images import IMAGE_SUFFIXES, OutputFormat, is_photo_name, output_name
 from flashray.pipeline.run_config import IoConfig, Shards
-from flashray.pipeline.run_folder import PAGE
+from flashray.pipeline.run_folder import PAGE, SAMPLES
 from flashray.shards.place import Place
 
 
@@ -56,11 +56,10 @@ class Layout:
         units = {unit for table in tables for unit in table["unit_id"].unique().to_pylist()}
         return {self.file({"unit_id": unit}) for unit in units - {None}}
 
-    def promised(self, row: Mapping[str, Any]) -> tuple[int | None, str]:
-        """(bytes, SHA-256) of the file of a commit row."""
-        if self.sharded:
-            return row["shard_size"], row["shard_sha256"]
-        return row["size"], row["sha256"]
+    def promised(self, row: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Each file that a commit row names, as a `commit.FILE`; in shards, the shard that the image lies in."""
+        size, sha256 = ("shard_size", "shard_sha256") if self.sharded else ("size", "sha256")
+        return [{"name": self.file(row), "size": row[size], "sha256": row[sha256]}, *(row["samples"] or ())]
 
     def place(self, row: Mapping[str, Any]) -> Place:
         """Where the restored image of a commit row lies."""
@@ -92,6 +91,22 @@ def output_names(keys: Sequence[str], format: OutputFormat) -> dict[str, str]:
             )
         key_of[name] = key
     return key_of
+
+
+def sample_names(name: str, samples: int) -> list[str]:
+    """The files beside the restored image of this name, below the output: samples 1 … and the map of their spread.
+
+    None where there is one sample. An image's files have a folder of their own, so they collide where names do.
+    """
+    if samples == 1:
+        return []
+    suffix = posixpath.splitext(name)[1]
+    return [f"{SAMPLES}/{name}/{file}" for file in (*(f"{n}{suffix}" for n in range(1, samples)), "spread.png")]
+
+
+def image_of(name: str) -> str:
+    """The name of the restored image that a file below the output is, or is a sample or the spread of."""
+    return posixpath.dirname(name.removeprefix(f"{SAMPLES}/")) if name.startswith(f"{SAMPLES}/") else name
 
 
 def without_place(keys: Sequence[str], format: OutputFormat) -> dict[str, str]:

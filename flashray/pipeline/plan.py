@@ -77,7 +77,7 @@ class SeverityActor:
     def __init__(self, work: WorkerSettings, board: Any) -> None:
         self.restorer, self.board = work.restorer(), board
         self.budget = PixelBudget()
-        self.max_megapixels, self.batch = work.config.io.max_megapixels, work.config.resources.severity_batch
+        self.io, self.batch = work.config.io, work.config.resources.severity_batch
 
     def __call__(self, table: pa.Table) -> pa.Table:
         (chunk,) = table.to_pylist()
@@ -104,14 +104,14 @@ class SeverityActor:
     @torch.no_grad()
     def estimate(self, chunk: dict[str, Any], rows: list[dict[str, Any]], indices: Sequence[int]) -> None:
         """Decode, measure and estimate these images of the chunk, and fill in their rows."""
-        for part in batches(self.restorer, chunk, rows, indices, self.batch, self.max_megapixels, self.budget):
+        for part in batches(self.restorer, chunk, rows, indices, self.batch, self.io, self.budget):
             with self.budget.take(most_pixels(rows, part)):
                 self.estimate_batch(chunk, rows, part)
 
     def estimate_batch(self, chunk: dict[str, Any], rows: list[dict[str, Any]], indices: Sequence[int]) -> None:
         """The same of images of one size."""
         restorer = self.restorer
-        photos, sound = decode_photos(restorer, chunk, rows, indices, "given", self.max_megapixels)
+        photos, sound = decode_photos(restorer, chunk, rows, indices, "given", self.io)
         for photo, i in zip(photos, sound, strict=True):
             rows[i] |= {"noise_std": photo.noise_std, "estimated": photo.estimated}
             rows[i]["parameters"] = kept_parameters(photo, chunk["given"][i])
@@ -236,7 +236,8 @@ def workload(sound: pa.Table, schedule: NoiseSchedule, start: Start) -> tuple[Wo
 
 def packing_of(config: RunConfig, actors: int) -> Packing:
     """The packing of a run."""
-    return Packing(config.resources.unit_images, config.resources.slots, actors, images_per_shard(config.io))
+    resources, io = config.resources, config.io
+    return Packing(resources.unit_images, resources.slots, actors, io.samples, images_per_shard(io))
 
 
 def found_again(plan: pa.Table, listing: pa.Table) -> pa.Table:

@@ -103,9 +103,10 @@ def solve(run: Run, session: RaySession) -> None:
     if run.quoted is not None and run.quoted.key != cost_key(run.record["fingerprint"], session.pools):
         run.quoted = None  # measured on another machine
     units = index(pending)
-    cost_of = dict(zip(units["unit_id"].to_pylist(), units["cost"].to_pylist(), strict=True))
+    samples = run.config.io.samples
+    cost_of = {one["unit_id"]: samples * one["cost"] for one in units.to_pylist()}
     planned, board = run.status.planned, session.board
-    total, left = (sum(index(rows)["cost"].to_pylist()) for rows in (planned, pending))
+    total, left = (samples * sum(index(rows)["cost"].to_pylist()) for rows in (planned, pending))
     expected = None
     if run.quoted is not None:
         expected = predict_plan(pending, run.slots, run.quoted.actors, run.quoted.cost).wall_seconds
@@ -173,10 +174,10 @@ def price(run: Run, session: RaySession, units: pa.Table) -> None:
 
 
 def _quote(run: Run) -> str:
-    needed = storage_needed(run.listing, run.status.planned, run.config.io.format)
-    return summary.quote(
-        run.status, run.config.recipe.solver.steps, run.slots, run.quoted, run.record.get("budget"), needed
-    )
+    io, status = run.config.io, run.status
+    needed = storage_needed(run.listing, status.planned, io.format, io.samples)
+    chain = run.config.recipe.solver.steps
+    return summary.quote(status, chain, run.slots, run.quoted, run.record.get("budget"), needed, io.samples)
 
 
 def _write_plan(run: Run, session: RaySession, found: pa.Table, attempt: int) -> None:

@@ -43,6 +43,8 @@ class IoConfig:
         images_per_shard: with shards; default 128, fewer where images are large (16 megapixels a shard).
         format: of the restored images; same keeps each file's format, any other appends its suffix to the name.
         quality: 1 to 100, of JPEG, WebP and AVIF; default 95, and lossless where a WebP was.
+        samples: restorations of each image, each with noise of its own; those after the first, and a map of their
+            spread, go to _flashray/samples.
         strict: an image whose format cannot hold what its file had (16 bits, alpha, a profile) fails instead of being
             noted.
         provenance: write recipe, σ̂, NFE and run id into each restored image's metadata; --no-provenance does not.
@@ -62,6 +64,7 @@ class IoConfig:
     images_per_shard: int | None = None
     format: Format = "same"
     quality: int | None = None
+    samples: int = 1
     strict: bool = False
     provenance: bool = True
     max_megapixels: float = 100.0
@@ -180,6 +183,11 @@ def check(config: RunConfig) -> RunConfig:
         "unit_images is given with shards, where a unit is a shard; give --images-per-shard instead",
     )
     _require(io.quality is None or 1 <= io.quality <= 100, f"quality is {io.quality}; give a number from 1 to 100")
+    _require(io.samples >= 1, f"samples is {io.samples}; give at least 1")
+    _require(
+        io.samples == 1 or io.shards == "none",
+        "samples are files beside the images, and the output is in shards; leave out --samples or --shards",
+    )
     _require(
         0 < io.max_megapixels <= MOST_MEGAPIXELS,
         f"max_megapixels is {io.max_megapixels:g}; give more than 0 and at most {MOST_MEGAPIXELS}",

@@ -8,6 +8,7 @@ from flashray import storage
 from flashray.errors import ConfigError
 
 RUN_FOLDER = "_flashray"
+SAMPLES = f"{RUN_FOLDER}/samples"  # a folder below it for each image that has several
 PAGE = "report.html"  # the one file of a run that lies beside the restored images
 _RECORD = f"{RUN_FOLDER}/run.json"
 _OLD_LAYOUT = ("run.json", "archive.parquet")  # what a run of version 0.1 has at the top of its output

@@ -12,17 +12,20 @@ import pyarrow.compute as pc
 import torch
 
 from flashray import storage
+from flashray.errors import ImageError
+from flashray.images import decode_spread
 from flashray.pipeline.run_config import METRICS, RunConfig, flatten, to_dict
 from flashray.pipeline.run_status import RunStatus
 from flashray.pipeline.sample_sheet import ESTIMATED, read_sample, spread
 from flashray.pipeline.summary import remarks
 from flashray.report.page import Card, Column, Gallery, Histogram, Page, Picture, Table, render
-from flashray.report.pictures import views
+from flashray.report.pictures import Map, views
 from flashray.restorer import Restorer
 
 BY_SEVERITY, MOVERS = 8, 3  # pictures: over the range of σ̂, and at each end of the gain
 ROWS = 400  # images in the table
 FAILURES = 100
+SPREAD_SHOWN = 16.0  # grey levels of standard deviation at the end of the map's colours
 _BINS = 12
 _DIGITS = {"psnr": 2, "ssim": 3, "lpips": 3}
 _STAGES = {"measurement_": "degraded", "decoded_": "D(ẑ)", "estimate_": "0 NFE", "": "restored"}
@@ -33,6 +36,7 @@ _COLUMNS = {
     "sigma_hat": Column("σ̂", 3, "predicted error of the latent: the severity"),
     "nfe": Column("NFE", 0, "denoiser evaluations"),
     "seconds": Column("Seconds", 2, "share of the solver's time"),
+    "spread": Column("Spread", 2, "mean standard deviation over the samples, in grey levels"),
     "measurement_psnr": Column("PSNR before", 2, "dB, degraded against the reference"),
     "psnr": Column("PSNR after", 2, "dB, restored against the reference"),
     "gain": Column("Gain", 2, "dB of PSNR that the restoration adds", signed=True),
@@ -127,8 +131,24 @@ def _picture(
         facts.append(("residual", f"{residuals[-1]:.2f} × noise"))
     height, width = measured.image_size
     severity = restorer.estimate(measured).severity if height * width <= ESTIMATED else None
-    sigma_hw = None if severity is None else restorer.sigma_maps(severity, (height, width))[0]
-    return Picture(planned["key"], views(shown, restored, sigma_hw), facts)
+    maps = []
+    if severity is not None:
+        maps.append(Map("Severity map", "σ̂ 0", "1", restorer.sigma_maps(severity, (height, width))[0]))
+    if (
+        row["samples"]
+        and (spread_HW := _spread(storage.join(config.io.output, row["samples"][-1]["name"]))) is not None
+    ):
+        facts.append(("spread", f"{row['spread']:.2f} levels"))
+        maps.append(Map("Spread", "0", f"{SPREAD_SHOWN:g} levels", spread_HW / SPREAD_SHOWN))
+    return Picture(planned["key"], views(shown, restored, maps), facts, maps)
+
+
+def _spread(uri: str) -> torch.Tensor | None:
+    """A map of the samples' spread; None where it cannot be read any more."""
+    try:
+        return decode_spread(storage.read_bytes(uri))
+    except (OSError, ImageError):
+        return None
 
 
 def _cards(found: Mapping[str, Any], done: pa.Table, residuals: Sequence[float], pending: int) -> list[Card]:
@@ -235,7 +255,8 @@ def _row(planned: dict[str, Any], result: dict[str, Any] | None, pending: bool) 
         row["parameters"] = "estimated"
     if pending or result is None:
         return row | {"result": "pending" if pending else "failed"}
-    row |= {name: result[name] for name in ("nfe", "seconds", "measurement_psnr", "psnr", "measurement_lpips", "lpips")}
+    same = ("nfe", "seconds", "spread", "measurement_psnr", "psnr", "measurement_lpips", "lpips")
+    row |= {name: result[name] for name in same}
     if row["psnr"] is not None and row["measurement_psnr"] is not None and math.isfinite(row["measurement_psnr"]):
         row["gain"] = row["psnr"] - row["measurement_psnr"]
     row["result"] = "failed" if result["status"] != "ok" else "unchanged" if result["unchanged"] else "restored"

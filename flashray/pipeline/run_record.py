@@ -35,7 +35,7 @@ _FREE = {
 _PACKAGES = ("flashray", "torch", "ray", "diffusers", "pyarrow", "pillow", "mlflow")
 _PARTS = (
     *("summary.json", "contact_sheet.png", "commits", "attempts", "severity", "plan", "cost.json", "tracking"),
-    *("archive.parquet", "index.parquet", "others.parquet"),
+    *("archive.parquet", "index.parquet", "others.parquet", "samples"),
 )
 _NAMED = 3  # keys in a message
 _DELETERS = 16
@@ -48,6 +48,8 @@ def identity(config: RunConfig, weights: Mapping[str, str | None]) -> dict[str, 
     flat = {n: value for n, value in flat.items() if n not in _FREE and not n.startswith("tracking.")}
     if config.io.shards == "none":  # as runs were before there were shards
         flat = {name: value for name, value in flat.items() if name not in ("io.shards", "io.images_per_shard")}
+    if config.io.samples == 1:  # as in runs from before there were samples
+        del flat["io.samples"]
     if not config.recipe.start.uses_encoder:  # a full chain does not depend on the rest of the start
         unused = {name for name in flat if name.startswith("recipe.start.") and name != "recipe.start.mode"}
         flat = {name: value for name, value in flat.items() if name not in unused}

@@ -32,10 +32,11 @@ from flashray.pipeline.write import write
 _PLANNED = ("key", "width", "height", "sigma_hat", "sigma_true", "start_step")  # of a row, before it is solved
 _KEPT = ("parameters", "noise_std", "uri")  # of an image, for the writers
 UNIT_COLUMNS = [*_PLANNED, *_KEPT, "offset", "length", "window_sigma"]
-# A restored image as 16-bit RGB [H, W, 3], and the file and parameters that it was made from
+# A restored image as 16-bit RGB [H, W, 3], its further samples, and the file and parameters that it was made from
 IMAGE = pa.struct(
     [
         ("pixels", pa.large_binary()),
+        ("samples", pa.list_(pa.large_binary())),
         ("height", pa.int32()),
         ("width", pa.int32()),
         ("parameters", pa.string()),
@@ -59,11 +60,14 @@ log = logging.getLogger(__name__)
 
 
 class Prepared(NamedTuple):
-    """An image that is ready to be solved: its position in the unit, its commit row, and what its score needs."""
+    """An image that is ready to be solved: its position in the unit, its commit row, and what its score needs.
+
+    It has a job for each of its samples, the first of which is scored.
+    """
 
     position: int
     row: dict[str, Any]
-    job: Job
+    jobs: list[Job]
     shown: Tensor
     z_hat: Tensor | None
     reference: Tensor | None
@@ -74,10 +78,14 @@ class SolverActor:
 
     Args:
         durable: whether its attempts are recorded in the run folder.
+
+    Attributes:
+        samples: restorations of each image.
     """
 
     def __init__(self, work: WorkerSettings, board: Any, durable: bool = True) -> None:
         self.work, self.board, self.durable = work, board, durable
+        self.samples = work.config.io.samples
         self.restorer, self.budget = work.restorer(), PixelBudget()
         self.lpips = None
         if work.lpips:
@@ -91,7 +99,8 @@ class SolverActor:
         rows: list[dict[str, Any]] = [
             {name: unit[name][i] for name in (*_PLANNED, "error")} for i in range(len(unit["key"]))
         ]
-        images: dict[int, Tensor] = {}
+        images: dict[int, Tensor] = {}  # the first samples
+        further: dict[int, dict[int, bytes]] = {}  # the others, by their numbers
         note = partial(markers.put, self.work.config.io.output, unit["unit_id"]) if self.durable else unnoted
         with watched(self.board, _WORK + unit["unit_id"], note) as watch:
             for indices, given_up in watch.parts(unit["key"]):
@@ -99,43 +108,59 @@ class SolverActor:
                     if given_up:
                         raise given_up
                     with self.budget.take(most_pixels(rows, indices)):
-                        self.restore(unit, rows, indices, images)
+                        self.restore(unit, rows, indices, images, further)
                 except Exception as error:  # such as out of memory or a broken operator: an error of the part's rows
                     log.exception("unit %s", unit["unit_id"])
                     why = reason(error)
                     for i in indices:
-                        if i not in images and rows[i]["error"] is None:
+                        whole = i in images and len(further.get(i, ())) == self.samples - 1
+                        if not whole and rows[i]["error"] is None:
                             rows[i]["error"] = why
         if self.durable:  # a driver that dies before the commit does not die of this unit
             markers.forgive(self.work.config.io.output, {unit["unit_id"]: watch.past.deaths + 1})
         for row in rows:
             row["status"] = "ok" if row["error"] is None else "error"
         done = [
-            as_pixels(images[i]) | {name: unit[name][i] for name in (*_KEPT, "data")} if i in images else None
+            as_pixels(images[i])
+            | {"samples": [further[i][n] for n in range(1, self.samples)]}
+            | {name: unit[name][i] for name in (*_KEPT, "data")}
+            if rows[i]["error"] is None
+            else None
             for i in range(len(rows))
         ]
         return pa.Table.from_pylist([{"unit_id": unit["unit_id"], "rows": rows, "images": done}], schema=SOLVED)
 
     def restore(
-        self, unit: dict[str, Any], rows: list[dict[str, Any]], indices: Sequence[int], images: dict[int, Tensor]
+        self,
+        unit: dict[str, Any],
+        rows: list[dict[str, Any]],
+        indices: Sequence[int],
+        images: dict[int, Tensor],
+        further: dict[int, dict[int, bytes]],
     ) -> None:
-        """Restore the sound images of the unit at these indices into `images`, and fill in their rows."""
+        """Restore the sound images of the unit at these indices into `images` and `further`; fill in their rows."""
         restorer, io = self.restorer, self.work.config.io
         sound = [i for i in indices if rows[i]["error"] is None]
         count = self.work.config.resources.severity_batch
         prepared: list[Prepared] = []
-        for batch in batches(restorer, unit, rows, sound, count, io.max_megapixels, self.budget):
+        for batch in batches(restorer, unit, rows, sound, count, io, self.budget):
             prepared += self.prepare(unit, rows, batch)
         prepared.sort(key=lambda one: one.position)  # the plan's order: dearest first
-        index_of = {one.job.key: one.position for one in prepared}
-        for solved in restorer.solve([one.job for one in prepared], on_step=self._reporter(unit["unit_id"])):
+        index_of = {one.jobs[0].key: one.position for one in prepared}
+        jobs = [job for one in prepared for job in one.jobs]
+        for solved in restorer.solve(jobs, on_step=self._reporter(unit["unit_id"])):
             i = index_of[solved.key]
-            rows[i] |= {"nfe": solved.nfe, "seconds": solved.seconds, "error": solved.error}
-            if solved.image is not None:
+            rows[i] |= {"nfe": solved.nfe, "seconds": rows[i].get("seconds", 0.0) + solved.seconds}
+            rows[i]["error"] = rows[i]["error"] or solved.error
+            if solved.image is None:
+                continue
+            if solved.sample:
+                further.setdefault(i, {})[solved.sample] = as_pixels(solved.image)["pixels"]
+            else:
                 images[i] = solved.image
         by_size: dict[tuple[int, ...], list[Prepared]] = {}
         for one in prepared:
-            if one.position in images and one.reference is not None:
+            if one.row["error"] is None and one.reference is not None:
                 by_size.setdefault(tuple(images[one.position].shape[1:]), []).append(one)
         for (height, width), scored in by_size.items():
             most = restorer.batch_size((height, width), restorer.slots)
@@ -145,22 +170,23 @@ class SolverActor:
     @torch.no_grad()
     def prepare(self, unit: dict[str, Any], rows: list[dict[str, Any]], batch: Sequence[int]) -> list[Prepared]:
         """Decode, measure and estimate images of one size, and make their start latents."""
-        restorer, most = self.restorer, self.work.config.io.max_megapixels
-        photos, indices = decode_photos(restorer, unit, rows, batch, "parameters", most)
+        restorer, io = self.restorer, self.work.config.io
+        photos, indices = decode_photos(restorer, unit, rows, batch, "parameters", io)
         if not photos:
             return []
         references = [photo.x if restorer.measurer.simulated else None for photo in photos]
         if "reference_data" in unit:
-            references = [decode_reference(restorer, unit["reference_data"][i], most) for i in indices]
+            references = [decode_reference(restorer, unit["reference_data"][i], io.max_megapixels) for i in indices]
         measured = restorer.measure(photos)
         found = restorer.estimate(measured)
         z_hat = found.z_hat_BCHW
         sigma_hat = torch.tensor([np.nan if rows[i]["sigma_hat"] is None else rows[i]["sigma_hat"] for i in indices])
         start_BK = torch.stack([self.window_starts(unit, i, rows[i]["windows"]) for i in indices])
-        jobs = restorer.begin(measured, z_hat, sigma_hat, start_BK, found.weight_Bhw)
+        jobs = restorer.begin(measured, z_hat, sigma_hat, start_BK, found.weight_Bhw, self.samples)
+        each = [jobs[n : n + self.samples] for n in range(0, len(jobs), self.samples)]
         shown = measured.shown_BCHW
         return [
-            Prepared(i, rows[i], jobs[b], shown[b], None if z_hat is None else z_hat[b], _alike(references[b], shown))
+            Prepared(i, rows[i], each[b], shown[b], None if z_hat is None else z_hat[b], _alike(references[b], shown))
             for b, i in enumerate(indices)
         ]
 
@@ -191,7 +217,9 @@ class SolverActor:
             z_hat = torch.stack(estimates)
             if metrics:
                 decoded = restorer.decode(z_hat, (reference.shape[2], reference.shape[3]))
-                candidates["estimate_"] = restorer.fuse(decoded, [one.job for one in batch if one.z_hat is not None])
+                candidates["estimate_"] = restorer.fuse(
+                    decoded, [one.jobs[0] for one in batch if one.z_hat is not None]
+                )
                 if restorer.recipe.fusion.name != "none":
                     candidates["decoded_"] = decoded
             if unknown:

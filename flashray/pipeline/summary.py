@@ -52,6 +52,7 @@ def summarise(
         "full_chain_nfe": chain,
         "nfe_saved": _finite(1 - nfe.mean() / chain) if len(nfe) else None,
         "mean_sigma_hat": _mean(_finite_numbers(results, "sigma_hat")),
+        "mean_spread": _mean(_numbers(results, "spread")),
         "unchanged": pc.sum(results["unchanged"]).as_py() or 0,
         "lost": len(results) - results["lost"].null_count,
         "warnings": len(results) - results["warnings"].null_count,
@@ -177,6 +178,7 @@ def quote(
     quoted: Quoted | None = None,
     budget: Mapping[str, Any] | None = None,
     storage: int | None = None,
+    samples: int = 1,
 ) -> str:
     """The plan's cost as text: images, histogram of NFE, total, share saved, storage, and time if it was measured.
 
@@ -185,6 +187,7 @@ def quote(
         slots: images that a solver actor has in flight.
         budget: the budget's entry in run.json.
         storage: bytes that the restored images will take.
+        samples: restorations of each image.
     """
     planned = state.planned
     load = workload_of(planned)
@@ -192,11 +195,12 @@ def quote(
     lines = [f"{len(state.plan):,} images, {unreadable:,} of them unreadable"]
     if len(load):
         lines += _histogram(np.ceil(load.evaluations / load.windows).astype(np.int64))
-        windows, total = int(load.windows.sum()), int(load.evaluations.sum())
-        full = chain * windows
+        windows, total = int(load.windows.sum()), samples * int(load.evaluations.sum())
+        full = samples * chain * windows
+        each = f" of {samples} samples" if samples > 1 else ""
         lines.append(
-            f"{load.pixels.sum() / 1e6:,.2f} megapixels in {windows:,} windows; total {total:,} window evaluations, "
-            f"{load.mean_nfe:.1f} NFE an image; the full chain takes {full:,}: {1 - total / full:.1%} saved"
+            f"{load.pixels.sum() / 1e6:,.2f} megapixels in {windows:,} windows; total {total:,} window evaluations"
+            f"{each}, {load.mean_nfe:.1f} NFE an image; the full chain takes {full:,}: {1 - total / full:.1%} saved"
         )
         fallbacks = pc.sum(planned["fallback"]).as_py() or 0
         if fallbacks:

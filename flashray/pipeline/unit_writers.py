@@ -15,22 +15,28 @@ import torch
 
 from flashray import storage
 from flashray.images import output_name
-from flashray.pipeline.outputs import Layout
+from flashray.pipeline.encoding import EncodedOutput
+from flashray.pipeline.outputs import Layout, sample_names
 from flashray.pipeline.run_config import RunConfig
 from flashray.shards.parquet_shard import parquet_of
 from flashray.shards.tar_shard import tar_of
 
 
 class FileWriter:
-    """Each image in one put to its own name, with its original's time on a local disk."""
+    """Each image in one put to its own name, with its original's time on a local disk, after its further samples."""
 
     def __init__(self, config: RunConfig) -> None:
-        self.layout = Layout.of(config.io)
+        self.layout, self.samples = Layout.of(config.io), config.io.samples
 
-    def add(self, row: dict[str, Any], image: dict[str, Any], data: bytes) -> None:
-        """Take a restored image's file: its commit row, the value of `solve.IMAGE` it was made from, and its bytes."""
-        uri = storage.join(self.layout.output, self.layout.file(row))
-        storage.put_bytes(uri, data, storage.modified(image["uri"]))
+    def add(self, row: dict[str, Any], image: dict[str, Any], encoded: EncodedOutput) -> None:
+        """Take a restored image's files: its commit row, the value of `solve.IMAGE` they were made from, and they."""
+        name = self.layout.file(row)
+        samples = dict(zip(sample_names(name, self.samples), encoded.samples, strict=True))
+        for file, data in samples.items():
+            storage.put_bytes(storage.join(self.layout.output, file), data)
+        storage.put_bytes(storage.join(self.layout.output, name), encoded.data, storage.modified(image["uri"]))
+        if samples:
+            row |= {"samples": [_file(*one) for one in samples.items()], "spread": encoded.spread}
 
     def close(self) -> None:
         """Called once all images are there, before the commit."""
@@ -47,9 +53,9 @@ class ShardWriter:
             self.pack = self._parquet
         self.images: list[tuple[dict[str, Any], dict[str, Any], bytes]] = []
 
-    def add(self, row: dict[str, Any], image: dict[str, Any], data: bytes) -> None:
-        """As `FileWriter.add`."""
-        self.images.append((row, image, data))
+    def add(self, row: dict[str, Any], image: dict[str, Any], encoded: EncodedOutput) -> None:
+        """As `FileWriter.add`, of one sample."""
+        self.images.append((row, image, encoded.data))
 
     def close(self) -> None:
         """Write the shard, and into the commit rows where in it their images lie."""
@@ -68,6 +74,11 @@ class ShardWriter:
         columns["noise_std"] = pa.array([image["noise_std"] for _, image, _ in self.images], pa.float64())
         keys, images = zip(*named, strict=True)
         return parquet_of(keys, images, columns), list(range(len(named)))
+
+
+def _file(name: str, data: bytes) -> dict[str, Any]:
+    """A `commit.FILE`."""
+    return {"name": name, "sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
 
 
 def parameter_types(config: RunConfig) -> dict[str, pa.DataType]:

@@ -44,7 +44,9 @@ def image_costs(load: Workload) -> Floats:
     return np.maximum(cost, cost.mean() / MOST) if len(cost) else cost
 
 
-def pack(load: Workload, unit_images: int, slots: int = 1, actors: int = 1) -> tuple[Integers, Integers]:
+def pack(
+    load: Workload, unit_images: int, slots: int = 1, actors: int = 1, samples: int = 1
+) -> tuple[Integers, Integers]:
     """Pack images into units: most windows first, then hardest first, cut where the cost reaches an equal share.
 
     Units are cut at multiples of the number of slots, so that a unit of similar images ends without idle slots. When
@@ -58,6 +60,7 @@ def pack(load: Workload, unit_images: int, slots: int = 1, actors: int = 1) -> t
         unit_images: the mean number of images of a unit of full share.
         slots: windows that an actor has in flight.
         actors: number of actors that will share the work.
+        samples: of each image; the units are those of one sample, but for the limit of pixels.
 
     Returns:
         (order [n], unit [n]): `order` holds the images' indices in their units' order, and `unit[i]`, ascending from 0
@@ -72,7 +75,7 @@ def pack(load: Workload, unit_images: int, slots: int = 1, actors: int = 1) -> t
     left = cost[::-1].cumsum()[::-1] - cost / 2  # a slotful belongs to the unit that contains its middle
     cut = np.floor(_units_in(cost.sum(), share, actors) - _units_in(left, share, actors))
     unit = np.repeat(cut, np.diff(np.append(slotfuls, len(order))))
-    return order, _within_pixels(_numbered(np.diff(unit, prepend=unit[0]) != 0), load.pixels[order])
+    return order, _within_pixels(_numbered(np.diff(unit, prepend=unit[0]) != 0), load.pixels[order] * samples)
 
 
 def pack_shards(load: Workload, images: int) -> tuple[Integers, Integers]:
@@ -115,12 +118,14 @@ class Packing:
     Attributes:
         unit_images: the mean number of images of a unit of full share; None chooses.
         slots, actors: the pool's.
+        samples: restorations of each image.
         images_per_shard: where each unit becomes a shard: its number of images.
     """
 
     unit_images: int | None
     slots: int
     actors: int = 1
+    samples: int = 1
     images_per_shard: int | None = None
 
     def __call__(self, load: Workload) -> tuple[Integers, Integers]:
@@ -128,7 +133,7 @@ class Packing:
         if self.images_per_shard is not None:
             return pack_shards(load, self.images_per_shard)
         size = self.unit_images or choose_unit_images(load, self.actors, self.slots)
-        return pack(load, size, self.slots, self.actors)
+        return pack(load, size, self.slots, self.actors, self.samples)
 
 
 def hardest_first(start_step: Integers) -> Integers:

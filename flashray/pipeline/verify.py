@@ -12,7 +12,7 @@ from flashray import storage
 from flashray.errors import ConfigError
 from flashray.pipeline.damage import missing_and_changed, restored_files
 from flashray.pipeline.others import read_others
-from flashray.pipeline.outputs import Layout
+from flashray.pipeline.outputs import Layout, image_of
 from flashray.pipeline.run_folder import refuse_old_layout
 from flashray.pipeline.run_record import read_record
 from flashray.pipeline.run_status import RunStatus
@@ -30,8 +30,8 @@ class Verified:
         failed: images with an error in the plan or in their commit; `--retry-failed` tries them again.
         pending: images of units that are not committed; the same command restores them.
         duplicated: images with more than one row in the plan, or committed by more than one valid unit.
-        missing: committed images whose file is not there.
-        changed: committed images whose file has other bytes.
+        missing: committed images of which a file is not there: the image, a sample or the spread map.
+        changed: committed images of which a file has other bytes.
         others_missing: copied files that are no images, and are no longer there or have another size.
         strangers: files that no commit and no pending unit names.
         unplanned: number of images of the archive that no plan names.
@@ -100,7 +100,7 @@ def verify(output: str) -> Verified:
         missing=missing,
         changed=changed,
         others_missing=sorted(name for name, size in others.items() if sizes.get(name) != size),
-        strangers=sorted(set(files) - known),
+        strangers=sorted(name for name in files if image_of(name) not in known),
         unplanned=record["archive"]["images"] - len(pc.unique(status.plan["key"])),
     )
 

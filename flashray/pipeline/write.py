@@ -37,7 +37,7 @@ def write(table: pa.Table, work: WorkerSettings) -> pa.Table:
         try:
             with one_at_a_time if large else nullcontext():
                 encoded = encode_output(image, io, note_of(row, work))
-            writer.add(row, image, encoded.data)
+            writer.add(row, image, encoded)
         except ImageError as error:
             row |= {"status": "error", "error": f"it cannot be written: {error}"}
         except OSError as error:

@@ -15,7 +15,7 @@ from hashlib import sha256
 from html import escape
 from importlib import resources
 
-from flashray.report.pictures import View
+from flashray.report.pictures import Map, View
 from flashray.shown import shown
 
 NARROW = 320  # pixels; the frame of a wider photo takes two columns
@@ -33,11 +33,12 @@ class Card:
 
 @dataclass(frozen=True)
 class Picture:
-    """A photo before and after, with facts such as ("σ̂", "0.31")."""
+    """A photo before and after, with facts such as ("σ̂", "0.31"), and the maps that its views have."""
 
     key: str
     views: Sequence[View]
     facts: Sequence[tuple[str, str]] = ()
+    maps: Sequence[Map] = ()
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ def _gallery(gallery: Gallery, number: dict[str, int]) -> str:
 
 
 def _picture(picture: Picture, number: int) -> str:
-    """A figure: its views under sliders, its name and facts, and switches where it has several views or a map."""
+    """A figure: its views under sliders, its name and facts, and switches where it has several views or maps."""
     name = f"p{number}"
     layers = "".join(_view(view, picture, n, name) for n, view in enumerate(picture.views))
     switches = ""
@@ -184,9 +185,11 @@ def _picture(picture: Picture, number: int) -> str:
             f'<button type="button" class="switch" data-view="{n}" aria-pressed="{pressed}">{label}</button>'
             for n, (label, pressed) in enumerate((("Whole photo", "true"), ("Full resolution", "false")))
         )
-    if any(view.severity for view in picture.views):
-        switches += '<button type="button" class="switch" data-map aria-pressed="false">Severity map</button>'
-        switches += '<span class="legend">σ̂ 0 <i></i> 1</span>'
+    for n, one in enumerate(picture.maps):
+        switches += (
+            f'<button type="button" class="switch" data-map="{n}" aria-pressed="false">{text(one.name)}</button>'
+        )
+        switches += f'<span class="legend" data-map="{n}" hidden>{text(one.low)} <i></i> {text(one.high)}</span>'
     switches = f'<div class="switches">{switches}</div>' if switches else ""
     facts = "".join(f"<span>{text(what)} <b>{text(value)}</b></span>" for what, value in picture.facts)
     return (
@@ -198,7 +201,7 @@ def _picture(picture: Picture, number: int) -> str:
 def _view(view: View, picture: Picture, number: int, name: str) -> str:
     size = f'width="{view.width}" height="{view.height}"'
     label = text(f"Border between degraded (left) and restored (right) of {picture.key}", 2 * LONGEST)
-    overlay = f'<img class="map" alt="" src="{view.severity}">' if view.severity else ""
+    overlay = "".join(f'<img class="map" alt="" data-map="{n}" hidden src="{uri}">' for n, uri in enumerate(view.maps))
     others = [other for other in picture.views if other.full and other is not view]
     frame = ""
     if others and not view.full:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from base64 import b64encode
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,11 +22,27 @@ CROP = (400, 320, 256)  # pixels a side of a crop, the first that fits
 BYTES = 64_000  # of a JPEG; noise of the smallest sizes stays below it
 _QUALITIES = (92, 84, 72, 60)
 _FULL_COLOUR = 84  # from this quality on, colour has the resolution of the brightness
-_MAP_SIDE = 96  # positions of the longer side of a severity map
+_MAP_SIDE = 96  # positions of the longer side of a map
 _CHANGE_SIDE = 512  # of the grid on which the crop is looked for
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 Sizes = tuple[int, int]  # (width, height)
+
+
+@dataclass(frozen=True)
+class Map:
+    """Values over a photo.
+
+    Attributes:
+        name: of its switch.
+        low, high: what 0 and 1 stand for.
+        values_hw: [h, w] from 0 to 1 at positions of the photo, of any resolution; NaN where nothing is known.
+    """
+
+    name: str
+    low: str
+    high: str
+    values_hw: Tensor
 
 
 @dataclass(frozen=True)
@@ -36,7 +52,7 @@ class View:
     Attributes:
         width, height: in pixels, of both pictures.
         before, after: data URIs.
-        severity: data URI of the severity map over it, or None.
+        maps: data URIs of the maps over it.
         part: (left, top, width, height) as shares of the photo; (0, 0, 1, 1) is the whole one.
         full: whether a pixel of the pictures is a pixel of the photo.
     """
@@ -45,31 +61,30 @@ class View:
     height: int
     before: str
     after: str
-    severity: str | None = None
+    maps: Sequence[str] = ()
     part: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
     full: bool = True
 
 
-def views(before_CHW: Tensor, after_CHW: Tensor, severity_hw: Tensor | None = None) -> list[View]:
+def views(before_CHW: Tensor, after_CHW: Tensor, maps: Sequence[Map] = ()) -> list[View]:
     """The whole photo, and a crop at full resolution where the whole one is scaled down.
 
     Args:
         before_CHW, after_CHW: [3, H, W] in [-1, 1]; ValueError where their sizes differ.
-        severity_hw: [h, w] σ̂ at positions of the photo, of any resolution; its colours go from 0 to 1, where nothing is
-            known.
+        maps: of the photo.
 
-    The crop lies where σ̂ is highest on the mean or, without a map, where the photo has changed most.
+    The crop lies where the first map is highest on the mean or, without one, where the photo has changed most.
     """
     if before_CHW.shape != after_CHW.shape:
         raise ValueError(f"two sizes of one photo: {list(before_CHW.shape)} and {list(after_CHW.shape)}")
     pair = (to_pil(before_CHW), to_pil(after_CHW))
-    severity = None if severity_hw is None else severity_hw.double().cpu().numpy()
+    values = [one.values_hw.double().cpu().numpy() for one in maps]
     photo = pair[0].size
-    whole = _view(_scaled(pair), photo, severity)
+    whole = _view(_scaled(pair), photo, values)
     if whole.full:
         return [whole]
-    weight = _change(pair) if severity is None else np.nan_to_num(severity)
-    return [whole, _view(_cropped(pair, weight), photo, severity)]
+    weight = np.nan_to_num(values[0]) if values else _change(pair)
+    return [whole, _view(_cropped(pair, weight), photo, values)]
 
 
 def crop_box(weight_hw: npt.NDArray[np.float64], photo: Sizes, size: Sizes) -> Box:
@@ -110,7 +125,7 @@ def _change(pair: tuple[Image.Image, ...]) -> npt.NDArray[np.float64]:
     return np.asarray(difference.reduce(max(1, max(difference.size) // _CHANGE_SIDE)), np.float64)
 
 
-def _view(candidates: Iterable[Candidate], photo: Sizes, severity_hw: npt.NDArray[np.float64] | None) -> View:
+def _view(candidates: Iterable[Candidate], photo: Sizes, maps: Sequence[npt.NDArray[np.float64]]) -> View:
     """The first candidate whose pictures keep the limit of bytes, else the last."""
     for box, pictures in candidates:  # noqa: B007  (both are those of the last one tried)
         files = [_jpeg(picture) for picture in pictures]
@@ -119,8 +134,8 @@ def _view(candidates: Iterable[Candidate], photo: Sizes, severity_hw: npt.NDArra
     before, after = (f"data:image/jpeg;base64,{b64encode(data).decode()}" for data in files)
     (width, height), (left, top, right, bottom) = pictures[0].size, box
     part = (left / photo[0], top / photo[1], (right - left) / photo[0], (bottom - top) / photo[1])
-    severity = None if severity_hw is None else _map_uri(severity_hw, part)
-    return View(width, height, before, after, severity, part, (width, height) == (right - left, bottom - top))
+    uris = [_map_uri(values_hw, part) for values_hw in maps]
+    return View(width, height, before, after, uris, part, (width, height) == (right - left, bottom - top))
 
 
 def _jpeg(picture: Image.Image) -> bytes:
@@ -133,17 +148,17 @@ def _jpeg(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _map_uri(severity_hw: npt.NDArray[np.float64], part: tuple[float, ...]) -> str:
-    """A part of the map as a small PNG in colours; the lower σ̂, the more transparent, and where it is NaN entirely."""
+def _map_uri(values_hw: npt.NDArray[np.float64], part: tuple[float, ...]) -> str:
+    """A part of a map as a small PNG in colours; the lower, the more transparent, and where it is NaN entirely."""
     from matplotlib import colormaps
 
-    rows, columns = severity_hw.shape
+    rows, columns = values_hw.shape
     left, top, width, height = part
     down = slice(int(top * rows), max(int(top * rows) + 1, round((top + height) * rows)))
     across = slice(int(left * columns), max(int(left * columns) + 1, round((left + width) * columns)))
-    shown = severity_hw[down, across].clip(0, 1)
+    shown = values_hw[down, across].clip(0, 1)
     coloured = colormaps["inferno"](np.ma.masked_invalid(shown), bytes=True)
-    coloured[..., 3] = np.nan_to_num(shown * 150 + 40) * np.isfinite(shown)  # the photo is seen where σ̂ is low
+    coloured[..., 3] = np.nan_to_num(shown * 150 + 40) * np.isfinite(shown)  # the photo is seen where values are low
     picture = Image.fromarray(coloured)
     picture.thumbnail((_MAP_SIDE, _MAP_SIDE), Image.Resampling.BOX)
     buffer = io.BytesIO()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.sample_photos import sample_crops, write_sample_archive
+from benchmarks.sample_photos import sample_crops, whole_photos, write_sample_archive
 from flashray.degradations import make_degradation
 from flashray.errors import ConfigError
 from flashray.images import open_image
@@ -23,6 +23,14 @@ def test_crops_are_different_photos_of_the_asked_size():
     assert stacked.min() >= -1
     assert stacked.max() <= 1
     assert len({x.sum().item() for x in stacked}) == 20
+
+
+def test_whole_photos_are_twelve_at_their_own_sizes():
+    photos = whole_photos()
+    assert len(photos) == 12
+    assert photos["astronaut"].shape == (3, 512, 512)
+    assert {min(x.shape[1:]) >= 300 for x in photos.values()} == {True}
+    assert len({x.mean().item() for x in photos.values()}) == 12
 
 
 @pytest.mark.parametrize("count", [0, 10_000])

@@ -112,7 +112,7 @@ def test_every_photo_comes_back_at_its_own_size(
     }
     found = summary_of(config.io.output)
     ((failure),) = found["failures"]
-    assert failure["key"] == "nan.tif"
+    assert failure == {"key": "nan.tif", "error": "the image holds values that are not finite (NaN or infinite)"}
     assert found["restored"] == len(SIZES)
     assert verify(config.io.output).sound
     assert (record(config.io.output) / "contact_sheet.png").is_file()

@@ -302,6 +302,7 @@ def test_large_images_make_smaller_shards() -> None:
         ({"images_per_shard": 4}, "images_per_shard is given without shards; add --shards"),
         ({"shards": "tar", "images_per_shard": 0}, "images_per_shard is 0; give at least 1"),
         ({"shards": "tar", "unit_images": 4}, "unit_images is given with shards"),
+        ({"shards": "tar", "samples": 2}, "samples are files beside the images"),
     ],
 )
 def test_settings_that_do_not_fit(tmp_path: Path, values: dict[str, Any], words: str) -> None:

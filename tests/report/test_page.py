@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import torch
 
 from flashray.report.page import Column, Gallery, Page, Picture, Table, readable, render
-from flashray.report.pictures import views
+from flashray.report.pictures import Map, views
 from tests.support.pages import NAMES, page_of
 
 VOID = {"meta", "link", "img", "input", "br", "rect"}
@@ -121,16 +121,18 @@ def test_a_page_with_nothing_to_show_is_a_page() -> None:
 
 
 def test_the_dearest_page_is_a_few_megabytes() -> None:
-    """As many pictures as a run shows, of pure noise, each with a map; and as many rows, with the longest names."""
+    """As many pictures as a run shows, of pure noise, each with two maps; and as many rows, with the longest names."""
     noise = torch.rand(3, 1000, 1000, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    shown = views(noise, noise.flip(1), torch.rand(125, 125, generator=torch.Generator().manual_seed(0)))
+    values = torch.rand(125, 125, generator=torch.Generator().manual_seed(0))
+    maps = [Map("Severity map", "0", "1", values), Map("Spread", "0", "1", values.flip(0))]
+    shown = views(noise, noise.flip(1), maps)
     keys = [f"{n}" + "\U000e0001" * 2000 for n in range(400)]
     columns = [Column("File"), *(Column("x", 2) for _ in range(9)), Column("Remarks")]
     page = Page(
         "Restored: x",
         "",
         [],
-        galleries=[Gallery("All", "", [Picture(key, shown) for key in keys[:14]])],
+        galleries=[Gallery("All", "", [Picture(key, shown, maps=maps) for key in keys[:14]])],
         images=Table(columns, [[key, *[1.0] * 9, key] for key in keys]),
         failures=[(key, key) for key in keys[:100]],
     )

@@ -79,9 +79,10 @@ def test_pictures_are_decoded_and_fill_their_frames(tab: Browser) -> None:
     assert tab.run("document.querySelector('.compare').clientHeight") > 100
 
 
-def test_switches_show_the_crop_and_the_map(tab: Browser) -> None:
+def test_switches_show_the_crop_and_one_of_the_maps(tab: Browser) -> None:
     shown = "[...document.querySelectorAll('#p1 .compare')].map(one => getComputedStyle(one).display !== 'none')"
-    seen = "getComputedStyle(document.querySelector('#p1 .map')).visibility"
+    seen = "[...document.querySelectorAll('#p1 .compare:not([hidden]) .map')].map(one => one.checkVisibility())"
+    legends = "[...document.querySelectorAll('#p1 .legend')].map(one => one.checkVisibility())"
     assert tab.run(shown) == [True, False]
     tab.click("#p1 [data-view='1']")
     assert tab.run(shown) == [False, True]
@@ -89,11 +90,17 @@ def test_switches_show_the_crop_and_the_map(tab: Browser) -> None:
     assert tab.run("document.querySelector('#p1 [data-view=\"0\"]').ariaPressed") == "false"
     tab.click("#p1 [data-view='0']")
     assert tab.run(shown) == [True, False]
-    assert tab.run(seen) == "hidden"
-    tab.click("#p1 [data-map]")
-    assert tab.run(seen) == "visible"
-    tab.click("#p1 [data-map]")
-    assert tab.run(seen) == "hidden"
+    for clicked, expected in (
+        (None, [False, False]),
+        ("0", [True, False]),
+        ("1", [False, True]),
+        ("1", [False, False]),
+    ):
+        if clicked is not None:
+            tab.click(f"#p1 button[data-map='{clicked}']")
+        assert tab.run(seen) == tab.run(legends) == expected
+        pressed = "[...document.querySelectorAll('#p1 button[data-map]')].map(one => one.ariaPressed === 'true')"
+        assert tab.run(pressed) == expected
 
 
 def test_a_crop_is_shown_pixel_by_pixel(tab: Browser) -> None:

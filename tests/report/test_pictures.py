@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from flashray.report.pictures import BYTES, CROP, WHOLE, crop_box, views
+from flashray.report.pictures import BYTES, CROP, WHOLE, Map, crop_box, views
 from tests.support.pages import photo_pair
 
 
@@ -60,7 +60,7 @@ def test_the_crop_lies_where_the_map_is_highest_or_the_change_is_largest() -> No
     _, after = photo_pair(1000, 1600)
     severity = torch.zeros(10, 16)
     severity[6:, :3] = 0.8
-    left, top, *_ = views(after, after, severity)[1].part
+    left, top, *_ = views(after, after, [Map("Severity", "0", "1", severity)])[1].part
     assert (left, top) == (0.0, 0.6)
     before = after.clone()
     before[:, 100:400, 1200:1500] += 0.5
@@ -83,14 +83,14 @@ def test_boxes_lie_inside_the_photo() -> None:
 def test_a_map_has_colours_and_its_unknown_positions_have_none() -> None:
     severity = torch.linspace(0, 1, 400).expand(300, 400).clone()
     severity[:150] = torch.nan
-    (view,) = views(*photo_pair(60, 80), severity)
-    assert view.severity is not None
-    picture = opened(view.severity, "png")
+    (view,) = views(*photo_pair(60, 80), [Map("Severity", "0", "1", severity)])
+    (uri,) = view.maps
+    picture = opened(uri, "png")
     assert max(picture.size) == 96
     pixels = np.array(picture)
     assert pixels[0, 0, 3] == 0
     assert 0 < pixels[-1, 0, 3] < pixels[-1, -1, 3] < 255
     assert pixels[-1, -1, :3].sum() > pixels[-1, 0, :3].sum()
-    assert views(*photo_pair(60, 80))[0].severity is None
+    assert not views(*photo_pair(60, 80))[0].maps
     with pytest.raises(ValueError, match="two sizes"):
         views(torch.zeros(3, 4, 4), torch.zeros(3, 4, 5))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flashray.report.page import Card, Column, Gallery, Histogram, Page, Picture, Table
-from flashray.report.pictures import views
+from flashray.report.pictures import Map, views
 
 NAMES = [
     "plain.png",
@@ -32,11 +32,12 @@ def photo_pair(height: int, width: int, seed: int = 0, noise: float = 0.3) -> tu
 
 
 def page_of(names: list[str] = NAMES) -> Page:
-    """A page with everything that a page can have; the second picture is a large photo with a severity map."""
+    """A page with everything that a page can have; the second picture is a large photo with two maps."""
     pictures = [Picture(name, views(*photo_pair(48, 64, n)), [("σ̂", f"0.{n}")]) for n, name in enumerate(names[:3])]
     severity = torch.zeros(12, 16)
     severity[8:, 12:] = 0.9
-    pictures[1] = Picture(names[1], views(*photo_pair(900, 1200, noise=0.02), severity), [("NFE", "3")])
+    maps = [Map("Severity map", "σ̂ 0", "1", severity), Map("Spread", "0", "16 levels", severity.flip(0))]
+    pictures[1] = Picture(names[1], views(*photo_pair(900, 1200, noise=0.02), maps), [("NFE", "3")], maps)
     columns = [
         Column("File"),
         Column("Result"),

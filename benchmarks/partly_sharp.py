@@ -1,0 +1,132 @@
+"""What the region-adaptive start saves on photos of which a part is sharp.
+
+    python -m benchmarks.partly_sharp FOLDER [--count 32] [--cases photo many known] [--whole]
+
+Each photo has a sharp subject, an ellipse with soft edges, and a blurred background. Every photo is restored twice with
+the same noise: with the start of each window at its own σ̂, and with all windows at the start of the image's σ̂.
+With --whole the photos are the twelve from inside packages, of 300 to 1411 pixels a side; else they have 256.
+
+photo:  the background's blur and noise are the damage, and recipe `photo` restores it.
+many:   the same with a chain of 1000 steps instead of 20, so that there are many evaluations to save.
+known:  the background is out of focus in the clean photo itself, so it has little to restore; the whole is blurred and
+        gets noise, and `gaussian_blur_flash_latent_dps`, a solver of several evaluations an image, restores it.
+
+Seconds are the process's, so give it one thread: OMP_NUM_THREADS=1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import flashray
+from benchmarks.pages.tables import paired_interval
+from benchmarks.sample_photos import whole_photos
+from flashray.degradations.photo import convolve
+from flashray.measurement import Photo
+from flashray.metrics import LPIPS, load_lpips, mean_interval, psnr
+from flashray.restorer import Restorer
+from flashray.training.photo_windows import list_photos, load_fitted
+
+CASES = ("photo", "many", "known")
+BLUR = 3.0  # pixels, of the background
+NOISE = 0.04  # of the background, on the [0, 1] scale, where it is damage
+Row = tuple[float, float, float, float]  # NFE, seconds, PSNR, LPIPS
+
+
+def subject(height: int, width: int, seed: int) -> Tensor:
+    """[1, height, width] 1 on an ellipse of a quarter of the photo at a random place, 0 outside, with soft edges."""
+    row, column, shape = torch.rand(3, generator=torch.Generator().manual_seed(seed)).tolist()
+    down, across = torch.linspace(0, 1, height)[:, None], torch.linspace(0, 1, width)
+    tall = 0.22 + 0.12 * shape
+    wide = 0.25 / (torch.pi * tall)
+    distance = (((down - 0.2 - 0.6 * row) / tall) ** 2 + ((across - 0.2 - 0.6 * column) / wide) ** 2).sqrt()
+    return ((1.15 - distance) / 0.3).clamp(0, 1)[None]
+
+
+def partly_sharp(x_CHW: Tensor, noise: float, seed: int) -> Tensor:
+    """The photo with a background that is blurred and noisy, in steps of 1/255."""
+    offset = torch.arange(-10.0, 11.0)
+    line = (-offset.square() / (2 * BLUR**2)).exp()
+    kernel = line[:, None] * line
+    mask = subject(x_CHW.shape[1], x_CHW.shape[2], seed)
+    background = convolve(x_CHW[None], (kernel / kernel.sum())[None])[0]
+    background = background + 2 * noise * torch.randn(x_CHW.shape, generator=torch.Generator().manual_seed(seed))
+    mixed = mask * x_CHW + (1 - mask) * background
+    return ((mixed.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+
+
+@torch.no_grad()
+def restored(restorer: Restorer, photo: Photo, x_CHW: Tensor, lpips: LPIPS) -> tuple[Row, Row]:
+    """(with a start for each window, with one for the whole photo)."""
+    measured = restorer.measure([photo])
+    estimate = restorer.estimate(measured)
+    alike = dataclasses.replace(estimate, sigma_BK=estimate.sigma_hat_B[:, None].expand_as(estimate.sigma_BK))
+    rows = []
+    for one in (estimate, alike):
+        began = time.process_time()
+        found = restorer.restore_measured([(measured, one)])
+        seconds = time.process_time() - began
+        (image,) = found.images
+        assert image is not None, found.errors
+        pair = (image[None], x_CHW[None])
+        rows.append((found.nfe[0], seconds, psnr(*pair).item(), lpips(*pair).item()))
+    return rows[0], rows[1]
+
+
+def line(name: str, regions: Sequence[Row], one: Sequence[Row]) -> str:
+    """A row of the table: from one start for the whole photo to a start for each window."""
+    cells = [name, f"{len(one)}"]
+    for before, after in zip(zip(*one, strict=True), zip(*regions, strict=True), strict=True):
+        many, few = sum(before) / len(before), sum(after) / len(after)
+        if len(cells) < 4:  # NFE and seconds
+            _, low, high = mean_interval([1 - a / b for a, b in zip(after, before, strict=True) if b])
+            cells.append(f"{many:.2f} → {few:.2f}, {1 - few / many:.0%} saved (each {low:.0%} … {high:.0%})")
+        else:
+            digits = 2 if len(cells) == 4 else 4
+            mean, low, high = paired_interval(after, before)
+            change = f"{mean:+.{digits}f} ({low:+.{digits}f} … {high:+.{digits}f})"
+            cells.append(f"{many:.{digits}f} → {few:.{digits}f}, {change}")
+    return "| " + " | ".join(cells) + " |"
+
+
+def case_of(name: str) -> Restorer:
+    if name == "known":
+        recipe = "gaussian_blur_flash_latent_dps"
+        return flashray.load(recipe, device="cpu", precision="float32", measurement="simulated")
+    steps = 1000 if name == "many" else 20
+    return flashray.load("photo", device="cpu", precision="float32", solver={"steps": steps})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--count", type=int, default=32)
+    parser.add_argument("--cases", nargs="+", default=CASES, choices=CASES)
+    parser.add_argument("--whole", action="store_true")
+    given = parser.parse_args()
+    paths = list_photos(given.folder)
+    chosen = paths[:: max(1, len(paths) // given.count)][: given.count]
+    photos = list(whole_photos().values()) if given.whole else list(load_fitted(chosen, 256))
+    lpips = load_lpips("vgg")
+    print("| case | photos | NFE | seconds a photo | PSNR | LPIPS |\n|---|---:|---|---|---|---|", flush=True)
+    for name in given.cases:
+        restorer, rows = case_of(name), []
+        for n, x in enumerate(photos):
+            if name == "known":
+                clean = partly_sharp(x, 0.0, n)
+                photo = restorer.measurer.photo(f"{n}", clean, {"blur_std": 1.5})
+            else:
+                clean, photo = x, restorer.photo(f"{n}", partly_sharp(x, NOISE, n))
+            rows.append(restored(restorer, photo, clean, lpips))
+        print(line(name, *zip(*rows, strict=True)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
