@@ -43,7 +43,7 @@ def cost_key(fingerprint: Mapping[str, Any], pools: Pools) -> dict[str, Any]:
     }
 
 
-def measure_cost(plan: pa.Table, work: WorkerSettings, pools: Pools, board: Any) -> CostModel | None:
+def measure_cost(plan: pa.Table, work: WorkerSettings, pools: Pools, quarantine: Any) -> CostModel | None:
     """Start solver actors as the solve pass will, and time them; None, with a warning, if no image can be solved.
 
     On a GPU one actor is timed. Actors on CPUs are timed together, because they share caches and memory, and the costs
@@ -51,7 +51,7 @@ def measure_cost(plan: pa.Table, work: WorkerSettings, pools: Pools, board: Any)
     """
     began = time.perf_counter()
     count = min(pools.solver_actors, _TOGETHER) if pools.device == "cpu" else 1
-    actors = [ray.remote(Calibrator).options(**pools.solver).remote(work, board) for _ in range(count)]
+    actors = [ray.remote(Calibrator).options(**pools.solver).remote(work, quarantine) for _ in range(count)]
     try:
         ray.get([actor.ready.remote() for actor in actors])
         start_up = time.perf_counter() - began
@@ -101,8 +101,8 @@ class TrialActor(SolverActor):
 
     all_windows = True
 
-    def __init__(self, work: WorkerSettings, board: Any) -> None:
-        super().__init__(work, board, durable=False)
+    def __init__(self, work: WorkerSettings, quarantine: Any) -> None:
+        super().__init__(work, quarantine, durable=False)
         self.samples = 1
 
     def window_starts(self, unit: dict[str, Any], i: int, windows: int) -> Tensor:
@@ -118,9 +118,9 @@ class Calibrator:
     photos it takes cuttings of one window, and one larger cutting that says what a megapixel costs.
     """
 
-    def __init__(self, work: WorkerSettings, board: Any) -> None:
-        self.actor = TrialActor(work, board)
-        self.work, self.board = work, board
+    def __init__(self, work: WorkerSettings, quarantine: Any) -> None:
+        self.actor = TrialActor(work, quarantine)
+        self.work, self.quarantine = work, quarantine
         self.schedule = self.actor.restorer.schedule
 
     def ready(self) -> None:
@@ -129,7 +129,7 @@ class Calibrator:
     def measure(self, unit: pa.Table) -> dict[str, Any]:
         """The fields of a `CostModel` but for the start-up, from the table of `sample`; ImageError if no image can."""
         visits = np.array(unit["visits"][0].as_py(), np.int64)
-        (loaded,) = load(unit.drop_columns("visits"), self.work, self.board).to_pylist()
+        (loaded,) = load(unit.drop_columns("visits"), self.work, self.quarantine).to_pylist()
         torch.set_num_threads(self.work.threads)  # in a run, loading is a separate task with its own threads
         slots = self.work.config.resources.slots
         filled = tuple(numbers_filled(slots))

@@ -29,7 +29,7 @@ class Loaded:
     error: str | None = None
 
 
-def load(table: pa.Table, work: WorkerSettings, board: Any) -> pa.Table:
+def load(table: pa.Table, work: WorkerSettings, quarantine: Any) -> pa.Table:
     """Add to one row (a unit, or a chunk of the plan pass) the lists data, mask_data and error of its images.
 
     The row has the lists key, uri, offset and length (of `Place`), and each image's parameters in `given` or
@@ -44,7 +44,7 @@ def load(table: pa.Table, work: WorkerSettings, board: Any) -> pa.Table:
     images: list[Loaded] = []
     mask_data: list[bytes | None] = []
     references: list[bytes | None] = []
-    with watched(board, f"reading the images of {row['unit_id']}") as watch:
+    with watched(quarantine, f"reading the images of {row['unit_id']}") as watch:
         for indices, given_up in watch.parts(row["key"]):
             if given_up:
                 images += [Loaded(error=str(given_up))] * len(indices)

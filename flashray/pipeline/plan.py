@@ -74,8 +74,8 @@ log = logging.getLogger(__name__)
 class SeverityActor:
     """An actor of the severity pool: one loaded chunk in, one row of `SEVERITY` an image out."""
 
-    def __init__(self, work: WorkerSettings, board: Any) -> None:
-        self.restorer, self.board = work.restorer(), board
+    def __init__(self, work: WorkerSettings, quarantine: Any) -> None:
+        self.restorer, self.quarantine = work.restorer(), quarantine
         self.budget = PixelBudget()
         self.io, self.batch = work.config.io, work.config.resources.severity_batch
 
@@ -85,7 +85,7 @@ class SeverityActor:
             {name: chunk[name][i] for name in ("index", "key", "uri", "offset", "length", "error")}
             for i in range(len(chunk["key"]))
         ]
-        with watched(self.board, f"the severity of {chunk['unit_id']}") as watch:
+        with watched(self.quarantine, f"the severity of {chunk['unit_id']}") as watch:
             for indices, given_up in watch.parts(chunk["key"]):
                 part = [i for i in indices if rows[i]["error"] is None]
                 try:
@@ -145,7 +145,7 @@ def chunks(listing: pa.Table, size: int) -> pa.Table:
 
 
 def severities(
-    listing: pa.Table, folder: str, work: WorkerSettings, pools: Pools, board: Any, progress: Progress
+    listing: pa.Table, folder: str, work: WorkerSettings, pools: Pools, quarantine: Any, progress: Progress
 ) -> pa.Table:
     """The severity pass over a listing: a table of `SEVERITY` in the listing's order.
 
@@ -162,7 +162,7 @@ def severities(
     fresh: list[pa.Table] = []
     kept = len(shards)
     saved_at = time.monotonic()
-    for table in (table for wave in waves(todo) for table in estimate_all(wave, work, pools, board)):
+    for table in (table for wave in waves(todo) for table in estimate_all(wave, work, pools, quarantine)):
         fresh.append(table)
         progress.advance(len(table))
         if time.monotonic() - saved_at > KEEP_EVERY:
@@ -177,9 +177,9 @@ def _firsts(column: pa.ChunkedArray) -> pa.Array:
     return column.values.take(column.offsets[:-1]) if len(column) else pa.array([], column.type.value_type)
 
 
-def estimate_all(todo: pa.Table, work: WorkerSettings, pools: Pools, board: Any) -> Iterator[pa.Table]:
+def estimate_all(todo: pa.Table, work: WorkerSettings, pools: Pools, quarantine: Any) -> Iterator[pa.Table]:
     """Tables of `SEVERITY` of these chunks, as the pool's actors finish them."""
-    arguments = {"work": work, "board": board}
+    arguments = {"work": work, "quarantine": quarantine}
     actors = min(pools.severity_actors, len(todo))
     dataset = (
         ray.data.from_arrow(blocks(todo))

@@ -1,9 +1,9 @@
 """Quarantine: find and give up images that kill their worker.
 
-A small actor, the board, records what the workers are doing: progress inside units, and which work is under way.
+A small actor, the quarantine, records what the workers are doing: progress inside units, and which work is under way.
 When a worker dies, Ray repeats its task, without a limit; an image that always kills its worker (a decoder that
-crashes, memory) would hold the run forever. The board counts the deaths. After two deaths the images of the work are
-taken one by one, so that a third death identifies the image. That image is given up, and the others are restored.
+crashes, memory) would hold the run forever. The quarantine counts the deaths. After two deaths the images of the work
+are taken one by one, so that a third death identifies the image. That image is given up, and the others are restored.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from flashray.pipeline.attempt_markers import Past
 
 ATTEMPTS = 3
 CULPRITS = 8  # images that killed the worker alone, after which the rest of their work is given up too
-_PATIENCE = 30  # seconds; a lost board must not stop the work
+_PATIENCE = 30  # seconds; a lost quarantine must not stop the work
 _NOTES = 3  # seconds that a driver which stops waits for notes under way
 _CLOSED = Past(deaths=-1)  # the driver is stopping, and its workers end with it
 Note = Callable[[int, str | None], None]
 
 
-class _Board:
+class _Quarantine:
     def __init__(self) -> None:
         self.begun: Counter[str] = Counter()
         self.latest: dict[str, int] = {}  # number (from 1) of the last attempt at each piece of work
@@ -82,17 +82,17 @@ class _Board:
         return self.units
 
 
-def start_board() -> Any:
-    """A board on the driver's node, which lives as long as the driver."""
+def start_quarantine() -> Any:
+    """A quarantine on the driver's node, which lives as long as the driver."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    return ray.remote(_Board).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
+    return ray.remote(_Quarantine).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
 
 
 @dataclass(frozen=True)
 class Watch:
     """A piece of work that a worker has begun."""
 
-    board: Any
+    quarantine: Any
     work: str
     past: Past
     note: Note  # called with the attempt's number at the beginning, and with the image before each that is taken alone
@@ -115,65 +115,65 @@ class Watch:
                 yield [place], ImageError(died)
             else:
                 self.note(self.past.deaths + 1, image)
-                _ask(self.board.turn, self.work, image)
+                _ask(self.quarantine.turn, self.work, image)
                 yield [place], None
 
 
 def unnoted(number: int, image: str | None) -> None:
-    """A note that does nothing, for work whose attempts only the board records."""
+    """A note that does nothing, for work whose attempts only the quarantine records."""
 
 
 @contextmanager
-def watched(board: Any, work: str, note: Note = unnoted) -> Iterator[Watch]:
+def watched(quarantine: Any, work: str, note: Note = unnoted) -> Iterator[Watch]:
     """Record the beginning and the end of a piece of work that may kill its worker."""
-    past = _ask(board.begin, work) or Past()
+    past = _ask(quarantine.begin, work) or Past()
     if past == _CLOSED:
         Event().wait()  # until the driver ends this process
-    watch = Watch(board, work, past, note)
+    watch = Watch(quarantine, work, past, note)
     note(watch.past.deaths + 1, None)
-    board.noted.remote(work)
+    quarantine.noted.remote(work)
     try:
         yield watch
     finally:
-        board.end.remote(work)
+        quarantine.end.remote(work)
 
 
 def reason(error: Exception) -> str:
     """The text in a row for an error of its image or batch.
 
     After an error of the GPU itself the process is unusable: it ends here, before the work counts as ended on the
-    board, and Ray starts another process.
+    quarantine, and Ray starts another process.
     """
     if "CUDA error" in str(error):
         os._exit(1)
     return str(error) if isinstance(error, ImageError) else f"{type(error).__name__}: {error}"
 
 
-def recall(board: Any, past: Mapping[str, Past]) -> None:
-    """Give the board the history that earlier drivers recorded."""
-    _ask(board.recall, past)
+def recall(quarantine: Any, past: Mapping[str, Past]) -> None:
+    """Give the quarantine the history that earlier drivers recorded."""
+    _ask(quarantine.recall, past)
 
 
-def close(board: Any) -> dict[str, int]:
+def close(quarantine: Any) -> dict[str, int]:
     """Stop workers from beginning more work; returns what they have begun and the number (from 1) of the attempt.
 
-    What they have begun is noted by then, unless a note takes too long. Empty when the board cannot be reached.
+    What they have begun is noted by then, unless a note takes too long. Empty when the quarantine cannot be reached.
     """
-    begun = _ask(board.close) or {}
+    begun = _ask(quarantine.close) or {}
     deadline = time.monotonic() + _NOTES
-    while time.monotonic() < deadline and _ask(board.under_way, patience=_NOTES):
+    while time.monotonic() < deadline and _ask(quarantine.under_way, patience=_NOTES):
         time.sleep(0.02)
     return begun
 
 
-def nfe_under_way(board: Any, nfe_of: Mapping[str, int]) -> int:
+def nfe_under_way(quarantine: Any, nfe_of: Mapping[str, int]) -> int:
     """Window evaluations done so far in the units of `nfe_of`, which are not committed yet; at most what it says."""
-    units = _ask(board.reported, patience=2) or {}
+    units = _ask(quarantine.reported, patience=2) or {}
     return sum(min(nfe, nfe_of.get(unit_id, 0)) for unit_id, nfe in units.items())
 
 
 def _ask(method: Any, *arguments: Any, patience: float = _PATIENCE) -> Any:
-    """The board's answer, or None when it does not answer."""
+    """The quarantine's answer, or None when it does not answer."""
     try:
         return ray.get(method.remote(*arguments), timeout=patience)
     except ray.exceptions.RayError:

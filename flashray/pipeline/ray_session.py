@@ -13,7 +13,7 @@ import ray
 from flashray.errors import ConfigError, FlashrayError
 from flashray.pipeline.cluster import Pools, await_nodes, cause_of, connect, data_settings, size_pools
 from flashray.pipeline.open_run import Run
-from flashray.pipeline.quarantine import start_board
+from flashray.pipeline.quarantine import start_quarantine
 from flashray.pipeline.slots import choose_slots
 from flashray.precision import Precision, native_precision
 
@@ -22,15 +22,16 @@ STOPPED = "the run stopped: {}. What is committed stays, and the same command go
 
 @dataclass(frozen=True)
 class RaySession:
-    """The actor pools' sizes, and the board on which workers record what they are doing."""
+    """The actor pools' sizes, and the quarantine, where workers record what they are doing."""
 
     pools: Pools
-    board: Any
+    quarantine: Any
 
 
 @contextmanager
 def ray_session(run: Run) -> Iterator[RaySession]:
-    """A Ray cluster, pools that fit it, and a board; an error of Ray becomes a message that says how to continue."""
+    """A Ray cluster, pools that fit it, and a quarantine; an error of Ray becomes a message with the remedy."""
+    gc.collect()  # the actor pools of an earlier run of this process that was stopped; its threads have ended by now
     own = connect()
     try:
         await_nodes(run.config)
@@ -42,7 +43,7 @@ def ray_session(run: Run) -> Iterator[RaySession]:
             )
         _note_choices(run, pools)
         with data_settings():
-            yield RaySession(pools, start_board())
+            yield RaySession(pools, start_quarantine())
     except ray.exceptions.RayError as error:
         # the error's frames refer to the actor pools, which keep their CPUs until the error is released
         error.__cause__ = error.__context__ = error.__traceback__ = None

@@ -75,7 +75,7 @@ def plan(run: Run, session: RaySession) -> None:
         folder = run_uri(run.output, "severity", f"{attempt:02d}")
         work = run.worker_settings(session.pools)
         with Progress("plan", len(run.unplanned)) as progress:
-            found = severities(run.unplanned, folder, work, session.pools, session.board, progress)
+            found = severities(run.unplanned, folder, work, session.pools, session.quarantine, progress)
         if not found["key"].equals(run.unplanned["key"]):
             raise FlashrayError(
                 f"the plan pass lost or duplicated images; delete {folder} and run the same command again"
@@ -105,14 +105,14 @@ def solve(run: Run, session: RaySession) -> None:
     units = index(pending)
     samples = run.config.io.samples
     cost_of = {one["unit_id"]: samples * one["cost"] for one in units.to_pylist()}
-    planned, board = run.status.planned, session.board
+    planned, quarantine = run.status.planned, session.quarantine
     total, left = (samples * sum(index(rows)["cost"].to_pylist()) for rows in (planned, pending))
     expected = None
     if run.quoted is not None:
         expected = predict_plan(pending, run.slots, run.quoted.actors, run.quoted.cost).wall_seconds
-    with Progress("solve", len(planned), total, lambda: nfe_under_way(board, cost_of), expected) as progress:
+    with Progress("solve", len(planned), total, lambda: nfe_under_way(quarantine, cost_of), expected) as progress:
         progress.skip(len(planned) - len(pending), total - left)
-        for unit in solve_units(pending, run.worker_settings(session.pools), session.pools, board):
+        for unit in solve_units(pending, run.worker_settings(session.pools), session.pools, quarantine):
             progress.advance(unit["images"], cost_of.pop(unit["unit_id"], 0))
     run.images_solved, run.seconds_solving = len(pending), time.monotonic() - began
     run.read_status()
@@ -167,7 +167,7 @@ def price(run: Run, session: RaySession, units: pa.Table) -> None:
     if run.quoted is not None and run.quoted.key == key:
         cost = run.quoted.cost
     else:
-        cost = measure_cost(units, run.worker_settings(session.pools), session.pools, session.board)
+        cost = measure_cost(units, run.worker_settings(session.pools), session.pools, session.quarantine)
     run.quoted = Quoted(key, cost, session.pools.solver_actors) if cost else None
     if run.quoted is not None:
         write_quoted(run.output, run.quoted)

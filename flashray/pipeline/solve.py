@@ -55,7 +55,7 @@ SOLVED = pa.schema(
 ROWS_AT_ONCE = 256  # of an image that is rounded: bounds the memory beside it
 _REPORT_EVERY = 2.0  # seconds
 _REPORT_AFTER = 256  # evaluations of windows
-_WORK = "solving "  # followed by a unit's id: the name of a piece of work on the board
+_WORK = "solving "  # followed by a unit's id: the name of a piece of work in the quarantine
 log = logging.getLogger(__name__)
 
 
@@ -83,8 +83,8 @@ class SolverActor:
         samples: restorations of each image.
     """
 
-    def __init__(self, work: WorkerSettings, board: Any, durable: bool = True) -> None:
-        self.work, self.board, self.durable = work, board, durable
+    def __init__(self, work: WorkerSettings, quarantine: Any, durable: bool = True) -> None:
+        self.work, self.quarantine, self.durable = work, quarantine, durable
         self.samples = work.config.io.samples
         self.restorer, self.budget = work.restorer(), PixelBudget()
         self.lpips = None
@@ -102,7 +102,7 @@ class SolverActor:
         images: dict[int, Tensor] = {}  # the first samples
         further: dict[int, dict[int, bytes]] = {}  # the others, by their numbers
         note = partial(markers.put, self.work.config.io.output, unit["unit_id"]) if self.durable else unnoted
-        with watched(self.board, _WORK + unit["unit_id"], note) as watch:
+        with watched(self.quarantine, _WORK + unit["unit_id"], note) as watch:
             for indices, given_up in watch.parts(unit["key"]):
                 try:
                     if given_up:
@@ -230,7 +230,7 @@ class SolverActor:
                 one.row[name] = value
 
     def _reporter(self, unit_id: str) -> Callable[[int], None]:
-        """An engine callback that reports the unit's evaluations so far to the board every few seconds."""
+        """An engine callback that reports the unit's evaluations so far to the quarantine every few seconds."""
         done, reported, last = 0, 0, time.monotonic()
 
         def on_step(count: int) -> None:
@@ -238,7 +238,7 @@ class SolverActor:
             done += count
             # an update of a large photo reports its many batches at once
             if time.monotonic() - last > _REPORT_EVERY or done - reported > _REPORT_AFTER:
-                self.board.report.remote(unit_id, done)
+                self.quarantine.report.remote(unit_id, done)
                 reported, last = done, time.monotonic()
 
         return on_step
@@ -259,20 +259,22 @@ def as_pixels(image_CHW: Tensor) -> dict[str, Any]:
     return {"pixels": pixels.tobytes(), "height": height, "width": width}
 
 
-def solve_units(plan: pa.Table, work: WorkerSettings, pools: Pools, board: Any) -> Iterator[dict[str, Any]]:
+def solve_units(plan: pa.Table, work: WorkerSettings, pools: Pools, quarantine: Any) -> Iterator[dict[str, Any]]:
     """Solve the units of these plan rows, most expensive first; yields a row of `WRITTEN` as each is committed."""
     output, units = work.config.io.output, index(plan)
     past = markers.read(output, set(units["unit_id"].to_pylist()))
-    recall(board, {_WORK + unit_id: one for unit_id, one in past.items()})
+    recall(quarantine, {_WORK + unit_id: one for unit_id, one in past.items()})
     committed: set[str] = set()
     try:
         for wave in waves(units):
-            for unit in _solve_wave(rows_of(plan, wave, work), work, pools, board):
+            for unit in _solve_wave(rows_of(plan, wave, work), work, pools, quarantine):
                 committed.add(unit["unit_id"])
                 yield unit
     except BaseException:
         # the units under way, and those solved and not yet committed, end because of this driver and did not fail
-        begun = {name.removeprefix(_WORK): number for name, number in close(board).items() if name.startswith(_WORK)}
+        begun = {
+            name.removeprefix(_WORK): number for name, number in close(quarantine).items() if name.startswith(_WORK)
+        }
         markers.forgive(output, {unit: number for unit, number in begun.items() if unit not in committed})
         raise
 
@@ -285,8 +287,8 @@ def rows_of(plan: pa.Table, units: pa.Table, work: WorkerSettings) -> pa.Table:
     return units
 
 
-def _solve_wave(units: pa.Table, work: WorkerSettings, pools: Pools, board: Any) -> Iterator[dict[str, Any]]:
-    arguments = {"work": work, "board": board}
+def _solve_wave(units: pa.Table, work: WorkerSettings, pools: Pools, quarantine: Any) -> Iterator[dict[str, Any]]:
+    arguments = {"work": work, "quarantine": quarantine}
     dataset = (
         ray.data.from_arrow(blocks(units))
         .map_batches(load, batch_size=1, batch_format="pyarrow", **pools.io, fn_kwargs=arguments)

@@ -35,9 +35,9 @@ def work(tiny_models: TinyModels, archive: Path, tmp_path: Path) -> WorkerSettin
     return WorkerSettings.of(config, "cpu", 1, lpips=False)
 
 
-def planned(work: WorkerSettings, board: Any) -> pa.Table:
+def planned(work: WorkerSettings, quarantine: Any) -> pa.Table:
     """The plan of the work's archive, by the very stages of the pass."""
-    actor = SeverityActor(work, board)
+    actor = SeverityActor(work, quarantine)
     todo = chunks(read_archive(work.config).images, work.config.resources.severity_batch)
-    found = [actor(load(todo.slice(i, 1), work, board)) for i in range(len(todo))]
+    found = [actor(load(todo.slice(i, 1), work, quarantine)) for i in range(len(todo))]
     return finish_plan(pa.concat_tables(found), actor.restorer.schedule, work.config, attempt=0)

@@ -27,7 +27,7 @@ from flashray.pipeline.calibrate import Calibrator, sample
 from flashray.pipeline.decoding import decode_photos
 from flashray.pipeline.load import load
 from flashray.pipeline.plan import SeverityActor, chunks
-from flashray.pipeline.quarantine import start_board
+from flashray.pipeline.quarantine import start_quarantine
 from flashray.pipeline.run import restore_archive
 from flashray.pipeline.run_config import RunConfig
 from flashray.pipeline.run_status import RunStatus
@@ -140,12 +140,12 @@ def test_every_photo_comes_back_at_its_own_size(
 def test_a_photo_of_another_size_than_planned_is_an_error_row(
     config: RunConfig, ray_cluster: None, photo: Tensor
 ) -> None:
-    board, work = start_board(), worker(config)
-    plan = planned(work, board)
+    quarantine, work = start_quarantine(), worker(config)
+    plan = planned(work, quarantine)
     plan = plan.filter(pa.compute.equal(plan["key"], "wide.png"))
-    (unit,) = load(rows_of(plan, index(plan), work), work, board).to_pylist()
+    (unit,) = load(rows_of(plan, index(plan), work), work, quarantine).to_pylist()
     unit["data"] = [encode_png(photo[:, :33, :40])]
-    (solved,) = SolverActor(work, board)(pa.Table.from_pylist([unit])).to_pylist()
+    (solved,) = SolverActor(work, quarantine)(pa.Table.from_pylist([unit])).to_pylist()
     (row,) = solved["rows"]
     assert row["status"] == "error"
     assert "had 96 x 70 pixels when the run was planned, and has now 40 x 33" in row["error"]
@@ -179,21 +179,21 @@ def test_both_passes_keep_to_the_budget_of_pixels(
             return found
 
         monkeypatch.setattr(module, "decode_photos", decode)
-    board, work = start_board(), worker(config)
-    plan, actor = planned(work, board), SolverActor(work, board)
+    quarantine, work = start_quarantine(), worker(config)
+    plan, actor = planned(work, quarantine), SolverActor(work, quarantine)
     plan = plan.filter(pa.compute.equal(plan["status"], "ok"))
     units = rows_of(plan, index(plan), work)
     for i in range(len(units)):
-        actor(load(units.slice(i, 1), work, board))
+        actor(load(units.slice(i, 1), work, quarantine))
     assert ("wide.png", 6) in held["plan"]  # 96 x 70 pixels
     assert ("wide.png", 6) in held["solve"]
     assert locked() == 0
 
 
 def severity_rows(config: RunConfig) -> dict[str, dict[str, Any]]:
-    board, work = start_board(), worker(config)
-    actor, todo = SeverityActor(work, board), chunks(read_archive(config).images, 4)
-    tables = [actor(load(todo.slice(i, 1), work, board)) for i in range(len(todo))]
+    quarantine, work = start_quarantine(), worker(config)
+    actor, todo = SeverityActor(work, quarantine), chunks(read_archive(config).images, 4)
+    tables = [actor(load(todo.slice(i, 1), work, quarantine)) for i in range(len(todo))]
     return {row["key"]: row for row in pa.concat_tables(tables).to_pylist()}
 
 
@@ -230,13 +230,13 @@ def test_chunks_are_bounded_by_their_files_bytes(config: RunConfig, monkeypatch:
 
 
 def test_what_a_megapixel_costs_is_measured_on_a_cutting(config: RunConfig, ray_cluster: None) -> None:
-    board, work = start_board(), worker(changed(config, slots=3))
-    plan = planned(work, board)
+    quarantine, work = start_quarantine(), worker(changed(config, slots=3))
+    plan = planned(work, quarantine)
     plan = plan.filter(pa.compute.is_valid(plan["unit_id"]))
     unit = sample(plan, work)
     assert unit["key"].to_pylist()[0][0] == "line.png"
-    calibrator = Calibrator(work, board)
-    (loaded,) = load(unit.drop_columns("visits"), work, board).to_pylist()
+    calibrator = Calibrator(work, quarantine)
+    (loaded,) = load(unit.drop_columns("visits"), work, quarantine).to_pylist()
     small, large = calibrator.cut(loaded, slice(None), 1), calibrator.cut(loaded, slice(1), 3)
     assert max(max(small["height"]), max(small["width"])) <= SIDE
     assert (large["width"], large["height"]) == ([1], [3 * SIDE])

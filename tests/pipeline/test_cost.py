@@ -16,7 +16,7 @@ from flashray.errors import ImageError
 from flashray.pipeline import calibrate
 from flashray.pipeline.calibrate import Calibrator, evenly, mean, numbers_filled, part, sample
 from flashray.pipeline.cost import CostModel, Quoted, predict, predict_full, predict_plan, read_quoted, write_quoted
-from flashray.pipeline.quarantine import start_board
+from flashray.pipeline.quarantine import start_quarantine
 from flashray.pipeline.run_folder import RUN_FOLDER
 from flashray.pipeline.units import unit_ids
 from flashray.pipeline.worker_settings import WorkerSettings
@@ -114,7 +114,7 @@ def test_parts_of_a_chain_keep_each_steps_own_noise_levels() -> None:
 
 @pytest.fixture
 def plan(work: WorkerSettings, ray_cluster: None) -> pa.Table:
-    return planned(work, start_board())
+    return planned(work, start_quarantine())
 
 
 def test_a_sample_fills_the_slots_and_knows_the_steps_that_are_visited(plan: pa.Table, work: WorkerSettings) -> None:
@@ -132,7 +132,7 @@ def test_the_measurement_flies_the_very_solver(
 ) -> None:
     """By a clock that ticks once for each image's step in the engine, seconds are exactly those ticks."""
     monkeypatch.setattr(calibrate, "SECONDS", 6.0)
-    actor = Calibrator(work, start_board())
+    actor = Calibrator(work, start_quarantine())
     flown: list[tuple[int, int]] = []
 
     def ticking(table: pa.Table) -> pa.Table:
@@ -146,7 +146,7 @@ def test_the_measurement_flies_the_very_solver(
         return pa.Table.from_pylist([{"rows": rows}])
 
     actor.actor = type("Ticking", (), {"__call__": staticmethod(ticking)})()  # type: ignore[assignment]
-    real = Calibrator(work, start_board()).actor
+    real = Calibrator(work, start_quarantine()).actor
     actor.actor.restorer = real.restorer  # type: ignore[misc]
     found = actor.measure(sample(plan, work))
     assert found["filled"] == (1, 3)
@@ -161,21 +161,21 @@ def test_a_real_measurement_is_finite_and_positive(
     plan: pa.Table, work: WorkerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calibrate, "SECONDS", 0.0)
-    cost = CostModel(**Calibrator(work, start_board()).measure(sample(plan, work)), start_up_seconds=0.0)
+    cost = CostModel(**Calibrator(work, start_quarantine()).measure(sample(plan, work)), start_up_seconds=0.0)
     assert all(0 < seconds < math.inf for seconds in (*cost.step_seconds, cost.decode_seconds, cost.other_seconds))
 
 
 def test_an_archive_that_vanished_cannot_be_measured(plan: pa.Table, work: WorkerSettings, tmp_path: Path) -> None:
     gone = plan.set_column(plan.column_names.index("uri"), "uri", pa.array([f"{tmp_path}/gone.png"] * len(plan)))
     with pytest.raises(ImageError, match="no longer there"):
-        Calibrator(work, start_board()).measure(sample(gone, work))
+        Calibrator(work, start_quarantine()).measure(sample(gone, work))
 
 
 def test_a_periodic_solver_is_timed_in_whole_periods(
     plan: pa.Table, work: WorkerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = changed(work.config, solver=SolverConfig("resample", 20, settings={"every": 3}))
-    actor = Calibrator(WorkerSettings.of(config, "cpu", 1, lpips=False), start_board())
+    actor = Calibrator(WorkerSettings.of(config, "cpu", 1, lpips=False), start_quarantine())
     flown: list[int] = []
 
     def trial(loaded: Any, count: int, schedule: NoiseSchedule, steps: int) -> tuple[float, float]:
@@ -192,7 +192,7 @@ def test_trials_have_the_threads_of_the_run(
     plan: pa.Table, work: WorkerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Reading the sample takes one, in the same process."""
-    actor = Calibrator(dataclasses.replace(work, threads=2), start_board())
+    actor = Calibrator(dataclasses.replace(work, threads=2), start_quarantine())
     threads: list[int] = []
 
     def trial(*_: Any) -> tuple[float, float]:

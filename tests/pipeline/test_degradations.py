@@ -71,18 +71,18 @@ def through_the_stages(monkeypatch: pytest.MonkeyPatch) -> Run:
     """The very load, severity and solve stages of the job, called one after the other in this process, without Ray."""
     for module in (loading, planning, solving):
         monkeypatch.setattr(module, "watched", lambda *_: nullcontext(Watch(None, "a test", Past(), unnoted)))
-    board = MagicMock()
+    quarantine = MagicMock()
 
     def run(config: RunConfig) -> Stages:
         work = WorkerSettings.of(config, "cpu", 1, lpips=False)
-        severity, todo = planning.SeverityActor(work, board), planning.chunks(read_archive(config).images, 4)
-        found = [severity(loading.load(todo.slice(i, 1), work, board)) for i in range(len(todo))]
+        severity, todo = planning.SeverityActor(work, quarantine), planning.chunks(read_archive(config).images, 4)
+        found = [severity(loading.load(todo.slice(i, 1), work, quarantine)) for i in range(len(todo))]
         plan = planning.finish_plan(pa.concat_tables(found), severity.restorer.schedule, config, attempt=0)
         planned = plan.filter(pc.equal(plan["status"], "ok"))
         units, rows, images = solving.rows_of(planned, index(planned), work), {}, {}
-        solver = solving.SolverActor(work, board)
+        solver = solving.SolverActor(work, quarantine)
         for i in range(len(units)):
-            (unit,) = solver(loading.load(units.slice(i, 1), work, board)).to_pylist()
+            (unit,) = solver(loading.load(units.slice(i, 1), work, quarantine)).to_pylist()
             for row, image in zip(unit["rows"], unit["images"], strict=True):
                 rows[row["key"]] = row
                 pixels = np.frombuffer(image["pixels"], np.uint16).reshape(image["height"], image["width"], 3)

@@ -14,7 +14,7 @@ import torch
 from flashray.errors import ConfigError
 from flashray.pipeline.archive import read_archive
 from flashray.pipeline.plan import finish_plan, write_plan
-from flashray.pipeline.quarantine import start_board
+from flashray.pipeline.quarantine import start_quarantine
 from flashray.pipeline.run_page import _images, _scores
 from flashray.pipeline.run_status import RunStatus
 from flashray.pipeline.summary import of_estimates, quote, remarks, summarise
@@ -55,7 +55,7 @@ def test_the_plan_marks_what_no_manifest_gave(
         degradation=DegradationConfig(settings={"std": [0.3, 3.0]}, noise_std=[0.0, 0.2]),
         start=Start(severity_encoder=encoder),
     )
-    plan = planned(dataclasses.replace(work, config=config), start_board())
+    plan = planned(dataclasses.replace(work, config=config), start_quarantine())
     rows = {row["key"]: row for row in plan.to_pylist()}
     assert {key for key, row in rows.items() if row["estimated"]} == set(keys[:3])
     for key in keys:

@@ -122,14 +122,14 @@ class Measured:
 def measured(monkeypatch: pytest.MonkeyPatch) -> Measured:
     """The passes of a run in this process, and a measurement that takes no time."""
 
-    def severities(listing: pa.Table, folder: str, work: Any, pools: Any, board: Any, progress: Any) -> pa.Table:
-        actor = SeverityActor(work, board)
-        return pa.concat_tables([actor(load(one, work, board)) for one in _each(chunks(listing, 4))])
+    def severities(listing: pa.Table, folder: str, work: Any, pools: Any, quarantine: Any, progress: Any) -> pa.Table:
+        actor = SeverityActor(work, quarantine)
+        return pa.concat_tables([actor(load(one, work, quarantine)) for one in _each(chunks(listing, 4))])
 
-    def solve_units(plan: pa.Table, work: Any, pools: Any, board: Any) -> Iterator[dict[str, Any]]:
-        actor = SolverActor(work, board)
+    def solve_units(plan: pa.Table, work: Any, pools: Any, quarantine: Any) -> Iterator[dict[str, Any]]:
+        actor = SolverActor(work, quarantine)
         for one in _each(rows_of(plan, index(plan), work)):
-            yield from write(actor(load(one, work, board)), work).to_pylist()
+            yield from write(actor(load(one, work, quarantine)), work).to_pylist()
 
     measured = Measured()
     for name, value in {"severities": severities, "solve_units": solve_units, "measure_cost": measured}.items():

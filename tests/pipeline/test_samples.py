@@ -25,7 +25,7 @@ from flashray.pipeline.cost import CostModel, predict
 from flashray.pipeline.load import load
 from flashray.pipeline.outputs import image_of, sample_names
 from flashray.pipeline.plan import write_plan
-from flashray.pipeline.quarantine import start_board
+from flashray.pipeline.quarantine import start_quarantine
 from flashray.pipeline.run import restore_archive
 from flashray.pipeline.run_config import RunConfig, check
 from flashray.pipeline.run_folder import PAGE
@@ -67,13 +67,13 @@ def config(make: MakeConfig, photos: Path, tmp_path: Path) -> RunConfig:
 
 def restored_here(config: RunConfig) -> dict[str, dict[str, Any]]:
     """The stages of a run in this process; the commits' rows."""
-    board, work = start_board(), WorkerSettings.of(config, "cpu", 1, lpips=False)
-    plan, output = planned(work, board), config.io.output
+    quarantine, work = start_quarantine(), WorkerSettings.of(config, "cpu", 1, lpips=False)
+    plan, output = planned(work, quarantine), config.io.output
     write_record(output, record_of(len(plan)))
     write_plan(output, 0, plan)
-    actor = SolverActor(work, board)
+    actor = SolverActor(work, quarantine)
     for n in range(len(index(plan))):
-        write(actor(load(rows_of(plan, index(plan), work).slice(n, 1), work, board)), work)
+        write(actor(load(rows_of(plan, index(plan), work).slice(n, 1), work, quarantine)), work)
     return {row["key"]: row for row in RunStatus.read(output).results.to_pylist()}
 
 
@@ -211,8 +211,11 @@ def test_an_error_midway_keeps_only_images_with_all_samples(
 
 
 def test_samples_count_against_the_limit_of_megapixels(config: RunConfig, ray_cluster: None, photos: Path) -> None:
-    board, work = start_board(), WorkerSettings.of(changed(config, max_megapixels=0.004), "cpu", 1, lpips=False)
-    rows = {row["key"]: row for row in planned(work, board).to_pylist()}
+    quarantine, work = (
+        start_quarantine(),
+        WorkerSettings.of(changed(config, max_megapixels=0.004), "cpu", 1, lpips=False),
+    )
+    rows = {row["key"]: row for row in planned(work, quarantine).to_pylist()}
     assert rows["a.png"]["error"] is None
     error = rows["deep/b.png"]["error"]
     assert f"3 samples of {SIDE + 19} x {SIDE} pixels" in error

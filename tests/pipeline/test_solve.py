@@ -20,7 +20,7 @@ from flashray.pipeline.archive import read_archive
 from flashray.pipeline.commit import read_commits
 from flashray.pipeline.load import load
 from flashray.pipeline.plan import SeverityActor, chunks, finish_plan
-from flashray.pipeline.quarantine import start_board
+from flashray.pipeline.quarantine import start_quarantine
 from flashray.pipeline.solve import UNIT_COLUMNS, SolverActor
 from flashray.pipeline.units import gather, index
 from flashray.pipeline.worker_settings import WorkerSettings
@@ -32,8 +32,8 @@ from tests.support.runs import changed
 
 
 @pytest.fixture(scope="module")
-def board(ray_cluster: None) -> Any:
-    return start_board()
+def quarantine(ray_cluster: None) -> Any:
+    return start_quarantine()
 
 
 def pixels_of(image: dict[str, Any]) -> torch.Tensor:
@@ -41,34 +41,36 @@ def pixels_of(image: dict[str, Any]) -> torch.Tensor:
     return torch.frombuffer(bytearray(image["pixels"]), dtype=torch.uint16).float() / 257
 
 
-def solved(work: WorkerSettings, board: Any, rows: pa.Table) -> list[dict[str, Any]]:
+def solved(work: WorkerSettings, quarantine: Any, rows: pa.Table) -> list[dict[str, Any]]:
     """Commit rows with their images, unit by unit."""
-    actor, units = SolverActor(work, board), gather(rows, index(rows), UNIT_COLUMNS)
+    actor, units = SolverActor(work, quarantine), gather(rows, index(rows), UNIT_COLUMNS)
     result = []
     for i in range(len(units)):
-        (unit,) = actor(load(units.slice(i, 1), work, board)).to_pylist()
+        (unit,) = actor(load(units.slice(i, 1), work, quarantine)).to_pylist()
         result += [row | {"image": image} for row, image in zip(unit["rows"], unit["images"], strict=True)]
     return result
 
 
-def test_half_precision_moves_an_image_little(work: WorkerSettings, board: Any) -> None:
-    images, plan_rows = {}, planned(work, board)
+def test_half_precision_moves_an_image_little(work: WorkerSettings, quarantine: Any) -> None:
+    images, plan_rows = {}, planned(work, quarantine)
     for precision in ("float32", "bf16"):
         config = changed(work.config, precision=precision)
         chosen = dataclasses.replace(work, config=config)
-        rows = {row["key"]: row["image"] for row in solved(chosen, board, plan_rows)}
+        rows = {row["key"]: row["image"] for row in solved(chosen, quarantine, plan_rows)}
         images[precision] = torch.stack([pixels_of(rows[key]) for key in rows])
     difference = (images["float32"] - images["bf16"]).abs().mean()
     assert 0 < difference < 3  # of 255
 
 
 @pytest.mark.parametrize("fusion", ["none", "operator", "learned"])
-def test_the_scores_of_no_step_are_those_of_a_run_without_steps(work: WorkerSettings, board: Any, fusion: str) -> None:
+def test_the_scores_of_no_step_are_those_of_a_run_without_steps(
+    work: WorkerSettings, quarantine: Any, fusion: str
+) -> None:
     fused = changed(work.config, fusion=FusionConfig(fusion), metrics=["psnr", "ssim"])  # type: ignore[arg-type]
-    rows = solved(WorkerSettings.of(fused, "cpu", 1, lpips=False), board, planned(work, board))
+    rows = solved(WorkerSettings.of(fused, "cpu", 1, lpips=False), quarantine, planned(work, quarantine))
     start = dataclasses.replace(fused.recipe.start, strength=0.0)
     stopped = WorkerSettings.of(changed(fused, start=start), "cpu", 1, lpips=False)
-    without = {row["key"]: row for row in solved(stopped, board, planned(stopped, board))}
+    without = {row["key"]: row for row in solved(stopped, quarantine, planned(stopped, quarantine))}
     assert len({row["nfe"] for row in rows}) > 1
     for row in rows:
         one = without[row["key"]]
@@ -82,74 +84,76 @@ def test_the_scores_of_no_step_are_those_of_a_run_without_steps(work: WorkerSett
                 assert one[f"decoded_{metric}"] != pytest.approx(one[metric], abs=1e-4)
 
 
-def test_a_result_does_not_depend_on_its_company(work: WorkerSettings, board: Any) -> None:
-    rows = planned(work, board)
-    together = {row["key"]: row["image"] for row in solved(work, board, rows)}
+def test_a_result_does_not_depend_on_its_company(work: WorkerSettings, quarantine: Any) -> None:
+    rows = planned(work, quarantine)
+    together = {row["key"]: row["image"] for row in solved(work, quarantine, rows)}
     alone = changed(work.config, slots=1, severity_batch=1)
-    for row in solved(WorkerSettings.of(alone, "cpu", 1, lpips=False), board, rows):
+    for row in solved(WorkerSettings.of(alone, "cpu", 1, lpips=False), quarantine, rows):
         one, other = (pixels_of(image) for image in (row["image"], together[row["key"]]))
         assert (one - other).abs().max() <= 1  # of 255: the arithmetic's rounding, and no more
 
 
-def test_an_error_midway_keeps_what_is_done(work: WorkerSettings, board: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_midway_keeps_what_is_done(
+    work: WorkerSettings, quarantine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def breaks(*args: Any, **values: Any) -> Any:
         yield next(iter(solve(*args, **values)))
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(restorer, "solve", breaks)
-    rows = solved(work, board, planned(work, board))
-    units = len(index(planned(work, board)))
+    rows = solved(work, quarantine, planned(work, quarantine))
+    units = len(index(planned(work, quarantine)))
     assert sum(row["status"] == "ok" for row in rows) == units
     for row in rows:
         assert (row["image"] is not None) == (row["status"] == "ok")
         assert row["error"] == (None if row["status"] == "ok" else "RuntimeError: out of memory")
 
 
-def test_a_result_that_is_not_finite_is_an_error_row(work: WorkerSettings, board: Any) -> None:
+def test_a_result_that_is_not_finite_is_an_error_row(work: WorkerSettings, quarantine: Any) -> None:
     wild = changed(work.config, solver=SolverConfig(steps=20, settings={"dc_step": 1e38}))
-    rows = solved(WorkerSettings.of(wild, "cpu", 1, lpips=False), board, planned(work, board))
+    rows = solved(WorkerSettings.of(wild, "cpu", 1, lpips=False), quarantine, planned(work, quarantine))
     # one step may lead to something huge that is still a number
     wild_rows = [row for row in rows if row["nfe"] > 3]
     assert {row["status"] for row in wild_rows} == {"error"}
     assert all("not finite" in row["error"] and row["image"] is None for row in wild_rows)
 
 
-def test_an_image_that_vanished_since_the_plan(work: WorkerSettings, board: Any, tmp_path: Path) -> None:
-    rows = planned(work, board)
+def test_an_image_that_vanished_since_the_plan(work: WorkerSettings, quarantine: Any, tmp_path: Path) -> None:
+    rows = planned(work, quarantine)
     uris = rows["uri"].to_pylist()
     uris[2] = str(tmp_path / "gone.png")
     rows = rows.set_column(rows.schema.get_field_index("uri"), "uri", pa.array(uris))
-    found = solved(work, board, rows)
+    found = solved(work, quarantine, rows)
     assert [row["status"] for row in found].count("error") == 1
     assert "no longer there" in next(row["error"] for row in found if row["status"] == "error")
 
 
 def test_severity_that_fails_is_the_chunks_own_loss(
-    work: WorkerSettings, board: Any, monkeypatch: pytest.MonkeyPatch
+    work: WorkerSettings, quarantine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    actor = SeverityActor(work, board)
+    actor = SeverityActor(work, quarantine)
     todo = chunks(read_archive(work.config).images, 4)
 
     def breaks(y: torch.Tensor) -> Any:
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(actor.restorer, "estimate", breaks)
-    table = actor(load(todo.slice(0, 1), work, board))
+    table = actor(load(todo.slice(0, 1), work, quarantine))
     assert table["status"].to_pylist() == ["error"] * 4
     assert table["error"].to_pylist() == ["RuntimeError: out of memory"] * 4
 
 
 def test_an_interrupted_severity_pass_goes_on(
-    work: WorkerSettings, board: Any, monkeypatch: pytest.MonkeyPatch
+    work: WorkerSettings, quarantine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    actor, seen = SeverityActor(work, board), []
+    actor, seen = SeverityActor(work, quarantine), []
 
     def estimate_all(todo: pa.Table, *_: Any) -> Any:
         for i in range(len(todo)):
             seen.append(todo["unit_id"][i].as_py())
             if len(seen) == 3:
                 raise KeyboardInterrupt
-            yield actor(load(todo.slice(i, 1), work, board))
+            yield actor(load(todo.slice(i, 1), work, quarantine))
 
     listing, folder = read_archive(work.config).images, str(Path(work.config.io.output) / "severity")
     monkeypatch.setattr(plan, "estimate_all", estimate_all)
@@ -157,7 +161,7 @@ def test_an_interrupted_severity_pass_goes_on(
 
     def severities() -> pa.Table:
         with plan.Progress("plan", len(listing)) as progress:
-            return plan.severities(listing, folder, work, None, board, progress)  # type: ignore[arg-type]
+            return plan.severities(listing, folder, work, None, quarantine, progress)  # type: ignore[arg-type]
 
     with pytest.raises(KeyboardInterrupt):
         severities()
@@ -165,7 +169,7 @@ def test_an_interrupted_severity_pass_goes_on(
     assert seen == ["chunk-00000000", "chunk-00000001", "chunk-00000002", "chunk-00000002"]
     assert found["key"].equals(listing["key"])
     undisturbed = finish_plan(found, actor.restorer.schedule, work.config, attempt=0)
-    assert undisturbed == planned(work, board)
+    assert undisturbed == planned(work, quarantine)
 
 
 def test_a_name_too_long_for_the_output_is_an_error_row(work: WorkerSettings) -> None:
@@ -186,13 +190,13 @@ def test_a_name_too_long_for_the_output_is_an_error_row(work: WorkerSettings) ->
 
 
 def test_loaded_rows_keep_their_order_and_their_errors(
-    work: WorkerSettings, board: Any, tmp_path: Path, archive: Path
+    work: WorkerSettings, quarantine: Any, tmp_path: Path, archive: Path
 ) -> None:
     good = str(archive / "crop 0.png")
     absent, folder = str(tmp_path / "absent.png"), str(tmp_path)
     columns = {"unit_id": ["u"], "key": [["a", "b", "c", "d"]], "uri": [[good, absent, good, folder]]}
     columns |= {name: [[None] * 4] for name in ("given", "offset", "length")}
-    (row,) = load(pa.table(columns | {"reference_uri": [[good, good, absent, good]]}), work, board).to_pylist()
+    (row,) = load(pa.table(columns | {"reference_uri": [[good, good, absent, good]]}), work, quarantine).to_pylist()
     assert [error is None for error in row["error"]] == [True, False, True, False]
     assert "no longer there" in row["error"][1]
     assert "cannot be read" in row["error"][3]
@@ -201,23 +205,23 @@ def test_loaded_rows_keep_their_order_and_their_errors(
 
 
 def test_files_that_are_no_sound_images_are_error_rows(
-    work: WorkerSettings, board: Any, tmp_path: Path, archive: Path
+    work: WorkerSettings, quarantine: Any, tmp_path: Path, archive: Path
 ) -> None:
     good = (archive / "crop 0.png").read_bytes()
     files = {"good.png": good, "cut.png": good[: len(good) // 2], "empty.png": b"", "text.png": b"no image"}
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
-    actor = SeverityActor(work, board)
+    actor = SeverityActor(work, quarantine)
     columns: dict[str, Any] = {"unit_id": ["c"], "index": [[0, 1, 2, 3]], "key": [list(files)]}
     columns |= {"uri": [[str(tmp_path / name) for name in files]], "given": [[None] * 4], "noise_std": [[None] * 4]}
     columns |= {name: [[None] * 4] for name in ("offset", "length")}
-    rows = actor(load(pa.table(columns), work, board)).to_pylist()
+    rows = actor(load(pa.table(columns), work, quarantine)).to_pylist()
     assert [row["status"] for row in rows] == ["ok", "error", "error", "error"]
     assert (rows[0]["width"], rows[0]["height"]) == (SIDE, SIDE)
     assert "damaged or cut short" in rows[1]["error"]
     assert "the file is empty" in rows[2]["error"]
 
 
-def test_scalar_parameters_are_kept_as_json(work: WorkerSettings, board: Any) -> None:
-    for text in planned(work, board)["parameters"].to_pylist():
+def test_scalar_parameters_are_kept_as_json(work: WorkerSettings, quarantine: Any) -> None:
+    for text in planned(work, quarantine)["parameters"].to_pylist():
         assert set(json.loads(text)) == {"blur_std"}

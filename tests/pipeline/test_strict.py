@@ -11,7 +11,7 @@ import pytest
 
 from flashray.images.png import encode_16_bit
 from flashray.pipeline.load import load
-from flashray.pipeline.quarantine import start_board
+from flashray.pipeline.quarantine import start_quarantine
 from flashray.pipeline.run_config import RunConfig
 from flashray.pipeline.solve import SolverActor, rows_of
 from flashray.pipeline.units import index
@@ -39,7 +39,7 @@ def config(make: MakeConfig, tmp_path: Path) -> RunConfig:
 
 def errors(config: RunConfig) -> dict[str, str | None]:
     """Of the plan's rows."""
-    rows = planned(WorkerSettings.of(config, "cpu", 1, lpips=False), start_board()).to_pylist()
+    rows = planned(WorkerSettings.of(config, "cpu", 1, lpips=False), start_quarantine()).to_pylist()
     assert all((row["unit_id"] is None) is (row["error"] is not None) for row in rows)
     return {row["key"]: row["error"] for row in rows}
 
@@ -62,18 +62,18 @@ def test_a_side_beyond_the_format_is_refused_in_the_plan(config: RunConfig, ray_
 def test_a_later_start_that_is_strict_refuses_before_it_solves(
     config: RunConfig, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    board = start_board()
+    quarantine = start_quarantine()
     jpeg = changed(config, format="jpeg")
-    plan = planned(WorkerSettings.of(jpeg, "cpu", 1, lpips=False), board)
+    plan = planned(WorkerSettings.of(jpeg, "cpu", 1, lpips=False), quarantine)
     plan = plan.filter(pa.compute.is_in(plan["key"], pa.array(["deep.png"])))
     work = WorkerSettings.of(changed(jpeg, strict=True), "cpu", 1, lpips=False)
-    actor = SolverActor(work, board)
+    actor = SolverActor(work, quarantine)
 
     def never(jobs: list[Any], on_step: Any) -> list[Any]:
         assert not jobs
         return []
 
     monkeypatch.setattr(actor.restorer, "solve", never)
-    (done,) = actor(load(rows_of(plan, index(plan), work), work, board)).to_pylist()
+    (done,) = actor(load(rows_of(plan, index(plan), work), work, quarantine)).to_pylist()
     assert STRICT in done["rows"][0]["error"]
     assert done["images"] == [None]
