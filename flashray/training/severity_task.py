@@ -73,10 +73,12 @@ class SeverityTask(Task):
         x = vary(x, config.vary, generator) if config.vary else x
         with torch.no_grad():
             y, parameters = degrade(x, self.degradation, self.noise, generator)
-            z0, e = self.prior.encode(torch.cat([x, y])).float().chunk(2)
+            e = self.prior.encode(y).float()
         severity = self.model(y, e)
         if config.part == "fusion":
             return {"loss": self.fusion_loss(x, y, severity)}
+        with torch.no_grad():
+            z0 = self.prior.encode(x).float()
         terms = map_loss(severity.z_hat_BCHW.float(), z0, severity.log_variance_Bhw.float(), config.lambda_sigma)
         if self.model.parameter_names:
             wanted = self.model.in_units(parameters)
