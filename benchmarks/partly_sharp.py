@@ -1,6 +1,6 @@
 """What the region-adaptive start saves on photos of which a part is sharp.
 
-    python -m benchmarks.partly_sharp FOLDER [--count 32] [--cases photo many known] [--whole]
+    python -m benchmarks.partly_sharp FOLDER [--count 32] [--cases photo many known] [--whole] [--share .25]
 
 Each photo has a sharp subject, an ellipse with soft edges, and a blurred background. Every photo is restored twice with
 the same noise: with the start of each window at its own σ̂, and with all windows at the start of the image's σ̂.
@@ -40,22 +40,22 @@ NOISE = 0.04  # of the background, on the [0, 1] scale, where it is damage
 Row = tuple[float, float, float, float]  # NFE, seconds, PSNR, LPIPS
 
 
-def subject(height: int, width: int, seed: int) -> Tensor:
-    """[1, height, width] 1 on an ellipse of a quarter of the photo at a random place, 0 outside, with soft edges."""
+def subject(height: int, width: int, seed: int, share: float = 0.25) -> Tensor:
+    """[1, height, width] 1 on an ellipse of a share of the photo at a random place, 0 outside, with soft edges."""
     row, column, shape = torch.rand(3, generator=torch.Generator().manual_seed(seed)).tolist()
     down, across = torch.linspace(0, 1, height)[:, None], torch.linspace(0, 1, width)
-    tall = 0.22 + 0.12 * shape
-    wide = 0.25 / (torch.pi * tall)
+    tall = (0.22 + 0.12 * shape) * (4 * share) ** 0.5
+    wide = share / (torch.pi * tall)
     distance = (((down - 0.2 - 0.6 * row) / tall) ** 2 + ((across - 0.2 - 0.6 * column) / wide) ** 2).sqrt()
     return ((1.15 - distance) / 0.3).clamp(0, 1)[None]
 
 
-def partly_sharp(x_CHW: Tensor, noise: float, seed: int) -> Tensor:
+def partly_sharp(x_CHW: Tensor, noise: float, seed: int, share: float = 0.25) -> Tensor:
     """The photo with a background that is blurred and noisy, in steps of 1/255."""
     offset = torch.arange(-10.0, 11.0)
     line = (-offset.square() / (2 * BLUR**2)).exp()
     kernel = line[:, None] * line
-    mask = subject(x_CHW.shape[1], x_CHW.shape[2], seed)
+    mask = subject(x_CHW.shape[1], x_CHW.shape[2], seed, share)
     background = convolve(x_CHW[None], (kernel / kernel.sum())[None])[0]
     background = background + 2 * noise * torch.randn(x_CHW.shape, generator=torch.Generator().manual_seed(seed))
     mixed = mask * x_CHW + (1 - mask) * background
@@ -110,6 +110,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=32)
     parser.add_argument("--cases", nargs="+", default=CASES, choices=CASES)
     parser.add_argument("--whole", action="store_true")
+    parser.add_argument("--share", type=float, default=0.25, help="of the photo that is the sharp subject")
     given = parser.parse_args()
     paths = list_photos(given.folder)
     chosen = paths[:: max(1, len(paths) // given.count)][: given.count]
@@ -120,10 +121,10 @@ def main() -> None:
         restorer, rows = case_of(name), []
         for n, x in enumerate(photos):
             if name == "known":
-                clean = partly_sharp(x, 0.0, n)
+                clean = partly_sharp(x, 0.0, n, given.share)
                 photo = restorer.measurer.photo(f"{n}", clean, {"blur_std": 1.5})
             else:
-                clean, photo = x, restorer.photo(f"{n}", partly_sharp(x, NOISE, n))
+                clean, photo = x, restorer.photo(f"{n}", partly_sharp(x, NOISE, n, given.share))
             rows.append(restored(restorer, photo, clean, lpips))
         print(line(name, *zip(*rows, strict=True)), flush=True)
 

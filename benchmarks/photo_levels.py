@@ -1,9 +1,11 @@
 """Recipe `photo` on clean photos that were damaged on purpose: ten levels of its own family, and damage it never saw.
 
     python -m benchmarks.photo_levels FOLDER [--count 32] [--side 256]
+    python -m benchmarks.photo_levels --whole
 
 Prints Markdown: PSNR and LPIPS of the damaged photos, of the fused estimate (start step 0) and of the restored ones,
-and the mean difference of restored and damaged photos with its 95 % bootstrap interval over the photos.
+and the mean difference of restored and damaged photos with its 95 % bootstrap interval over the photos. With --whole:
+the twelve photos from inside packages as they are, at their own size.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from torch.nn import functional as F
 
 import flashray
 from benchmarks.pages.tables import paired_interval
+from benchmarks.sample_photos import whole_photos
 from flashray.degradations.photo import convolve
 from flashray.metrics import LPIPS, load_lpips, psnr
 from flashray.restorer import Restorer
@@ -76,15 +79,35 @@ def row(name: str, y_NCHW: Tensor, x_NCHW: Tensor, restorers: list[Restorer], lp
     return f"| {name} | " + " | ".join([*means, difference(cells[-1], cells[0])]) + f" | {nfe:.2f} |"
 
 
+@torch.no_grad()
+def undamaged(lpips: LPIPS) -> None:
+    """A line for each of the whole photos, given as it is."""
+    restorer = flashray.load("photo", device="cpu", precision="float32")
+    print("| photo | σ̂ | NFE | PSNR | LPIPS |\n|---|---:|---:|---:|---:|", flush=True)
+    for name, x in whole_photos().items():
+        restored = restorer(x, keys=[name])
+        (image,) = restored.images
+        assert image is not None, restored.errors
+        ((decibels,), (distance,)) = figures(image[None], x[None], lpips)
+        cells = f"{restored.sigma_hat[0]:.3f} | {restored.nfe[0]:.2f} | {decibels:.2f} | {distance:.4f}"
+        print(f"| {name} | {cells} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--whole", action="store_true")
     parser.add_argument("--count", type=int, default=32)
     parser.add_argument("--side", type=int, default=256)
     given = parser.parse_args()
+    lpips = load_lpips("vgg")
+    if given.whole:
+        undamaged(lpips)
+        return
+    if given.folder is None:
+        parser.error("give a folder of photos, or --whole")
     paths = list_photos(given.folder)
     x = load_fitted(paths[:: max(1, len(paths) // given.count)][: given.count], given.side)
-    lpips = load_lpips("vgg")
     simulate = flashray.load("photo", device="cpu", precision="float32", measurement="simulated")
     restorers = [
         flashray.load("photo", device="cpu", precision="float32", start={"strength": strength})
