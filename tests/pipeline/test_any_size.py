@@ -72,9 +72,9 @@ def mixed(tmp_path_factory: pytest.TempPathFactory, photo: Tensor) -> Path:
             ramp = np.linspace(0, 255, height * width).reshape(height, width, 1).astype(np.uint8)
             pixels = np.concatenate([pixels, ramp], axis=2)
         path.write_bytes(saved(np.ascontiguousarray(pixels), "JPEG" if name.endswith("jpg") else "PNG"))
-    broken = np.full((40, 50, 3), 0.5, np.float32)
+    broken = np.full((40, 50), 0.5, np.float32)  # Pillow reads no floating-point RGB
     broken[3, 4] = np.nan
-    (folder / "nan.tif").write_bytes(saved_tiff(broken, photometric="rgb"))
+    (folder / "nan.tif").write_bytes(saved_tiff(broken, photometric="minisblack"))
     return folder
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from flashray.errors import ConfigError
 from flashray.images import open_image
 from flashray.pipeline.archive import read_archive
+from flashray.pipeline.encoding import EncodedOutput
 from flashray.pipeline.load import read_images
 from flashray.pipeline.run import restore_archive
 from flashray.pipeline.run_config import RunConfig
@@ -213,8 +214,12 @@ def test_parameters_go_along_for_every_family(tmp_path: Path, case: Any) -> None
         for _ in "ab":
             writer = ShardWriter(asked, unit)
             row: dict[str, Any] = {"key": "b.png"}
-            writer.add(row, {"parameters": json.dumps(values), "noise_std": 0.1}, b"restored")
-            writer.add({"key": "a.png"}, {"parameters": None, "noise_std": None}, b"other")
+            writer.add(
+                row, {"parameters": json.dumps(values), "noise_std": 0.1}, EncodedOutput(b"restored", False, None, None)
+            )
+            writer.add(
+                {"key": "a.png"}, {"parameters": None, "noise_std": None}, EncodedOutput(b"other", False, None, None)
+            )
             writer.close()
             data = (tmp_path / "out" / f"{unit}.parquet").read_bytes()
             assert (row["offset"], row["shard_size"]) == (1, len(data))
