@@ -17,11 +17,11 @@ from torch import Tensor
 
 import flashray
 from benchmarks.pages.tables import paired_interval
+from benchmarks.photo_levels import CAP
 from flashray.metrics import psnr
 from flashray.training.photo_windows import list_photos, load_fitted
 
 SMALL, LARGE = 128, 192
-CAP = 60.0  # dB, for photos that come back as they were
 
 
 def corner(x_CHW: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ _READERS = 16
 
 
 def restored_files(output: str) -> dict[str, int]:
-    """Name → size of the files below an output that are not the run's own records; samples are none."""
+    """Name → size of the files below an output that are not the run's own records; samples are such files too."""
     entries = storage.list_files(output)
     own = run_files([entry.key for entry in entries])
     return {e.key: e.size for e in entries if e.key not in own or e.key.startswith(f"{SAMPLES}/")}
@@ -58,4 +58,6 @@ def missing_and_changed(
 
 def _keys_of(files: Collection[str], layout: Layout, rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """The sorted keys of the images that any of these files belongs to."""
+    if not files:
+        return []
     return sorted(row["key"] for row in rows if any(file["name"] in files for file in layout.promised(row)))

@@ -29,7 +29,7 @@ class FileWriter:
         self.layout, self.samples = Layout.of(config.io), config.io.samples
 
     def add(self, row: dict[str, Any], image: dict[str, Any], encoded: EncodedOutput) -> None:
-        """Take a restored image's files: its commit row, the value of `solve.IMAGE` they were made from, and they."""
+        """Take a restored image: its commit row, the value of `solve.IMAGE` that it was made from, and its files."""
         name = self.layout.file(row)
         samples = dict(zip(sample_names(name, self.samples), encoded.samples, strict=True))
         for file, data in samples.items():
