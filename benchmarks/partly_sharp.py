@@ -67,7 +67,8 @@ def restored(restorer: Restorer, photo: Photo, x_CHW: Tensor, lpips: LPIPS) -> t
     """(with a start for each window, with one for the whole photo)."""
     measured = restorer.measure([photo])
     estimate = restorer.estimate(measured)
-    alike = dataclasses.replace(estimate, sigma_BK=estimate.sigma_hat_B[:, None].expand_as(estimate.sigma_BK))
+    whole_BK = estimate.sigma_hat_B[:, None].expand_as(estimate.sigma_BK)
+    alike = dataclasses.replace(estimate, sigma_BK=whole_BK, spared_BK=None)
     rows = []
     for one in (estimate, alike):
         began = time.process_time()

@@ -21,7 +21,7 @@ from flashray.recipe import DegradationConfig
 from flashray.training.launch import train
 from flashray.training.loop import LoopConfig, save_half
 from flashray.training.model_card import Interval, note_training, write_card
-from flashray.training.photo_windows import list_photos, load_fitted
+from flashray.training.photo_windows import list_photos, load_fitted, window_side
 from flashray.training.train_config import TrainConfig, with_absolute_paths
 
 
@@ -50,7 +50,7 @@ def train_swinir(config: TrainSwinIRConfig) -> list[dict[str, Interval]]:
     config = with_absolute_paths(config, "init")
     name = f"swinir-{config.degradation.name}"
     build = partial(build_swinir_task, config)
-    task, state = train(build, config.loop, config.photos, config.size, name, config.launch)
+    task, state, _ = train(build, config.loop, config.photos, window_side(config.size), name, config.launch)
     output = Path(config.output)
     save_half(task.model, output)
     figures = task.figures()

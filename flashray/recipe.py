@@ -93,8 +93,8 @@ class FusionConfig:
     Args:
         name: none is D(z) alone. operator weighs D(z) against y by the known operator and the predicted errors. learned
             takes the severity encoder's weights, for an unknown operator.
-        threshold: a learned weight up to it counts as 0, and what is above is stretched over 0 … 1: an undamaged image
-            stays as it is.
+        radius: of the neighbourhood, in latent positions to each side, whose mean of the learned weights decides.
+        threshold: where that mean is up to it the image stays as it is; from twice as much on it counts fully.
         decoder_std: of x - D(E(x)), on the [0, 1] scale, for operator.
         gain: change of D(z) on the [0, 1] scale for a unit of z, for operator.
 
@@ -103,15 +103,18 @@ class FusionConfig:
     """
 
     name: Literal["none", "operator", "learned"] = "none"
-    threshold: float = 0.05
+    radius: int = 16
+    threshold: float = 0.25
     decoder_std: float = 0.03
     gain: float = 0.15
 
     def __post_init__(self) -> None:
         if self.name not in ("none", "operator", "learned"):
             raise ConfigError(f"fusion.name is {self.name!r}; give none, operator or learned")
-        if not 0 <= self.threshold < 1:
-            raise ConfigError(f"fusion.threshold is {self.threshold}; give a number from 0 to below 1")
+        if self.radius < 0:
+            raise ConfigError(f"fusion.radius is {self.radius}; give a whole number of latent positions, 0 or more")
+        if not 0 < self.threshold < 1:
+            raise ConfigError(f"fusion.threshold is {self.threshold}; give a number between 0 and 1")
         if not (0 < self.decoder_std < math.inf and 0 < self.gain < math.inf):
             raise ConfigError(
                 f"fusion.decoder_std and fusion.gain are {self.decoder_std} and {self.gain}; give positive numbers"

@@ -27,9 +27,9 @@ from flashray.prior import LatentPrior, load_prior
 from flashray.recipe import Recipe, load_recipe
 from flashray.seeding import sample_seed
 from flashray.severity import Severity, SeverityEncoder, estimate, load_severity_encoder
-from flashray.severity.fusion import agree_with_measurement, fuse
+from flashray.severity.fusion import agree_with_measurement, fuse, settled_weight
 from flashray.severity.loss import position_error
-from flashray.severity.regions import window_sigma
+from flashray.severity.regions import spared_windows, window_sigma
 from flashray.windows import LatentGrid, crop
 
 BATCH = 16  # images in one call of a network, outside the solver
@@ -44,11 +44,18 @@ class Estimate:
         z_hat_BCHW: ẑ, latents of unit variance of the padded images, on their device; None where no encoder is used.
         sigma_BK: σ̂ of every window, float64 on the CPU; NaN where no encoder is used.
         severity: all that the encoder says, of the padded images; None where no encoder is used.
+        spared_BK: bool, windows that the restored images take nothing from; None where there can be none.
     """
 
     z_hat_BCHW: Tensor | None
     sigma_BK: Tensor
     severity: Severity | None = None
+    spared_BK: Tensor | None = None
+
+    @property
+    def start_sigma_BK(self) -> Tensor:
+        """The σ̂ by which windows start: 0 in those that are spared."""
+        return self.sigma_BK if self.spared_BK is None else self.sigma_BK.masked_fill(self.spared_BK, 0.0)
 
     @property
     def weight_Bhw(self) -> Tensor | None:
@@ -227,7 +234,12 @@ class Restorer:
         severity = estimate(self.encoder, self.prior, self.grid.pad(measured.seen_BCHW))
         valid = self.grid.valid_size(measured.image_size)
         sigma_BK = torch.stack([window_sigma(sigma_hw, windows, valid) for sigma_hw in severity.sigma_Bhw.cpu()])
-        return Estimate(severity.z_hat_BCHW, sigma_BK, severity)
+        spared_BK, fusion = None, self.recipe.fusion
+        if fusion.name == "learned":
+            weight_Bhw = settled_weight(severity.weight_Bhw, fusion.radius, fusion.threshold, valid)
+            severity = severity._replace(weight_Bhw=weight_Bhw)
+            spared_BK = torch.stack([spared_windows(one, windows) for one in weight_Bhw.cpu()])
+        return Estimate(severity.z_hat_BCHW, sigma_BK, severity, spared_BK)
 
     def sigma_maps(self, severity: Severity, size: tuple[int, int]) -> Tensor:
         """[B, h, w] σ̂ of the latent positions of images of (H, W) pixels, without the padding, on the CPU."""
@@ -321,8 +333,7 @@ class Restorer:
             fused = agree_with_measurement(decoded, problem, sigma_hat_B, fusion.decoder_std, fusion.gain)
         elif fusion.name == "learned":
             size = (decoded.shape[2], decoded.shape[3])
-            said = torch.stack([job.weight for job in jobs if job.weight is not None]).to(self.device)
-            weight = (said - fusion.threshold).clamp(min=0) / (1 - fusion.threshold)
+            weight = torch.stack([job.weight for job in jobs if job.weight is not None]).to(self.device)
             fused = fuse(problem.operator.picture(problem.y_BCHW), decoded, weight, self.grid.factor, size)
         else:
             fused = decoded
@@ -444,7 +455,7 @@ class Restorer:
         fallback: dict[str, bool] = {}
         maps: dict[str, Tensor] = {}
         for measured, found in parts:
-            step_BK, fallback_BK = self.start_steps(found.sigma_BK)
+            step_BK, fallback_BK = self.start_steps(found.start_sigma_BK)
             jobs += self.begin(measured, found.z_hat_BCHW, found.sigma_hat_B, step_BK, found.weight_Bhw, samples)
             sigma |= dict(zip(measured.keys, found.sigma_hat_B.tolist(), strict=True))
             fallback |= dict(zip(measured.keys, fallback_BK.any(dim=1).tolist(), strict=True))

@@ -28,16 +28,18 @@ def bundled() -> Restorer:
 
 @pytest.fixture(scope="module")
 def damaged(photo: Tensor) -> Tensor:
-    """A crop of odd size, blurred by the mean of 5 × 5 pixels."""
-    crop = photo[None, :, 50 : 50 + 79, 180 : 180 + 95]
-    return torch.nn.functional.avg_pool2d(crop, 5, stride=1)[0]
+    """A crop of odd size, blurred by the mean of 7 × 7 pixels, with noise."""
+    crop = photo[None, :, 49 : 49 + 81, 179 : 179 + 97]
+    blurred = torch.nn.functional.avg_pool2d(crop, 7, stride=1)[0]
+    noise = torch.randn(blurred.shape, generator=torch.Generator().manual_seed(0))
+    return (blurred + 0.1 * noise).clamp(-1, 1)
 
 
 @pytest.fixture
 def tiny(tiny_models: TinyModels) -> Restorer:
-    recipe = Recipe(
-        DegradationConfig("photo", noise_std=0.0), solver=SolverConfig("unguided", 20), fusion=FusionConfig("learned")
-    )
+    """Its fusion weights are not averaged, so that a test can say them of each position."""
+    fusion = FusionConfig("learned", radius=0)
+    recipe = Recipe(DegradationConfig("photo", noise_std=0.0), solver=SolverConfig("unguided", 20), fusion=fusion)
     prior = load_prior(tiny_models.prior)
     return Restorer(recipe.check(), prior, load_severity_encoder(tiny_models.encoder))
 
@@ -99,14 +101,34 @@ def test_without_strength_the_denoiser_is_never_asked(
     torch.testing.assert_close(restored.images[0], restorer.fuse(decoded, jobs)[0], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("weight", [0.0, FusionConfig().threshold])
-def test_weights_up_to_the_threshold_give_the_photo_itself(tiny: Restorer, photo: Tensor, weight: float) -> None:
+@pytest.mark.parametrize("weight", [0.0, FusionConfig().threshold - 0.01])
+def test_weights_below_the_threshold_give_the_photo_itself(tiny: Restorer, photo: Tensor, weight: float) -> None:
     says(tiny, weight)
     y = photo[:, : SIZE[0], : SIZE[1]]
     restored = tiny(y, keys=["a"])
-    assert restored.nfe[0] > 0
+    assert restored.nfe == [0.0]  # nothing of it would be seen
+    assert restored.sigma_hat == [pytest.approx(0.5)]
     assert restored.images[0] is not None
     assert torch.equal(restored.images[0], y)
+
+
+def test_windows_that_the_image_takes_nothing_from_are_spared(tiny: Restorer, photo: Tensor) -> None:
+    size = (2 * SIDE, 3 * SIDE)
+    weight_hw = torch.zeros(tiny.latent_shape(size)[1:])
+    weight_hw[3, 5] = 0.9
+    says(tiny, weight_hw)
+    y = photo[:, : size[0], : size[1]]
+    measured = tiny.measure([tiny.measurer.photo("a", y)])
+    found = tiny.estimate(measured)
+    windows = tiny.grid.windows(size)
+    side = windows.rows.side
+    holds = [row <= 3 < row + side and column <= 5 < column + side for row, column in windows.corners]
+    assert 0 < sum(holds) < len(windows)
+    assert found.start_sigma_BK[0].tolist() == [pytest.approx(0.5) if held else 0.0 for held in holds]
+    step = tiny.start_steps(torch.tensor([0.5]))[0].item()
+    restored = tiny(y, keys=["a"])
+    assert restored.nfe == [pytest.approx(step * sum(holds) / len(windows))]
+    assert restored.sigma_hat == [pytest.approx(0.5)]
 
 
 def test_a_weight_of_one_gives_the_decoded_latent(tiny: Restorer, photo: Tensor) -> None:
@@ -117,6 +139,20 @@ def test_a_weight_of_one_gives_the_decoded_latent(tiny: Restorer, photo: Tensor)
     assert fused is not None
     assert decoded is not None
     torch.testing.assert_close(fused, decoded, rtol=0, atol=1e-6)
+
+
+def test_what_little_texture_is_taken_for_damage_is_left_alone(tiny: Restorer, photo: Tensor) -> None:
+    weight_hw = torch.zeros(tiny.latent_shape(SIZE)[1:])
+    weight_hw[3, 3] = 1.0
+    says(tiny, weight_hw)
+    y = photo[:, : SIZE[0], : SIZE[1]]
+    averaging = dataclasses.replace(tiny.recipe, fusion=FusionConfig("learned", radius=3))
+    careful = Restorer(averaging, tiny.prior, tiny.encoder)
+    (changed,), (kept,) = tiny(y, keys=["a"]).images, careful(y, keys=["a"]).images
+    assert changed is not None
+    assert kept is not None
+    assert not torch.equal(changed, y)
+    assert torch.equal(kept, y)
 
 
 def test_only_the_damaged_part_changes(tiny: Restorer, photo: Tensor) -> None:

@@ -20,7 +20,7 @@ from flashray.seeding import STREAM_MEASUREMENT, STREAM_OPERATOR, normal, unifor
 
 KERNEL = 21  # side of the blur kernels
 SCALES = (1.0, 0.75, 0.5, 1 / 3, 0.25)  # an image is made smaller by one of them, and large again
-UNIFORMS = 24  # random numbers that decide one image's damage
+UNIFORMS = 26  # random numbers that decide one image's damage
 
 # At the hardest
 BLUR_STD = 3.0  # pixels
@@ -28,6 +28,8 @@ MOTION = 14.0  # pixels
 NOISE_STD = 0.12  # on [0, 1]
 PHOTONS = 30.0  # at white, for the strongest Poisson noise
 QUALITY = (95.0, 10.0)  # JPEG at the mildest and at the hardest
+SPREAD = 0.4  # share of the images whose noise is spread over neighbours
+SPREAD_STD = (0.4, 1.2)  # pixels, of the Gaussian that spreads it
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,9 @@ class Photo(Degradation):
     """Blur (Gaussian, round or not; motion), down- and upscaling, Gaussian and Poisson noise, JPEG, each or none.
 
     Every kind of damage has its own chance and strength; the severity bounds all strengths, and severity 0 is no
-    damage at all. Blur and scaling come in either order; noise follows, then JPEG, and in some images a second, milder
-    round of noise and JPEG, as when a picture is passed on. In some images the damage ends somewhere: a part is sharp.
+    damage at all. Blur and scaling come in either order; noise follows, white or spread over neighbours as a camera's
+    demosaicing leaves it, then JPEG, and in some images a second, milder round of noise and JPEG, as when a picture is
+    passed on. In some images the damage ends somewhere: a part is sharp.
     The same numbers damage an image of any size; solvers cannot use this operator, because nobody knows it.
 
     Parameters of an image that is damaged here: `damage`, its severity 0 … 1, and `damage_seed`. A photo that came
@@ -110,9 +113,10 @@ class PhotoDamage(Operator):
 
         first = _wide(u_BN[:, 3] < 0.5)
         y = torch.where(first, scale(blur(x_BCHW)), blur(scale(x_BCHW)))
-        y = self._noise_and_jpeg(y, level, u_BN[:, 4:10], 0)
+        spread_B55 = spreading(torch.where(u_BN[:, 24] < SPREAD, between(*SPREAD_STD, u_BN[:, 25]), 0.0))
+        y = self._noise_and_jpeg(y, level, u_BN[:, 4:10], spread_B55, 0)
         again = _wide(u_BN[:, 16] < 0.2)
-        y = torch.where(again, self._noise_and_jpeg(y, 0.5 * level, u_BN[:, 10:16], 1), y).clamp(-1, 1)
+        y = torch.where(again, self._noise_and_jpeg(y, 0.5 * level, u_BN[:, 10:16], spread_B55, 1), y).clamp(-1, 1)
         share = self._sharp_part(u_BN[:, 17:21], (x_BCHW.shape[2], x_BCHW.shape[3]))
         damaged = torch.lerp(y, x_BCHW, share)
         return torch.where(_wide(self.level_B > 0), damaged, x_BCHW)
@@ -134,10 +138,11 @@ class PhotoDamage(Operator):
         moving = (u_BN[:, 0] > 0.5)[:, None, None]  # of the blurred ones, those below .65
         return torch.where(moving, draw_kernel(path, KERNEL), gaussian)
 
-    def _noise_and_jpeg(self, y_BCHW: Tensor, level_B: Tensor, u_BN: Tensor, round_: int) -> Tensor:
+    def _noise_and_jpeg(self, y_BCHW: Tensor, level_B: Tensor, u_BN: Tensor, spread_B55: Tensor, round_: int) -> Tensor:
         """Gaussian noise (in colour or grey), Poisson noise, JPEG."""
         step_B = torch.full_like(self.seed_B, round_).long()
         noise = normal(self.seed_B.long(), step_B, tuple(y_BCHW.shape[1:]), STREAM_MEASUREMENT).to(y_BCHW)
+        noise = convolve(noise, spread_B55)
         grey = _wide(u_BN[:, 0] < 0.3)
         noise = torch.where(grey, noise[:, :1], noise)
         gaussian_B = torch.where(u_BN[:, 1] < 0.6, level_B * NOISE_STD * u_BN[:, 2], 0.0)
@@ -157,6 +162,14 @@ class PhotoDamage(Operator):
         distance = angle.cos() * column + angle.sin() * row - _wide(u_BN[:, 2] - 0.5)
         sharp = torch.sigmoid(distance / _wide(0.02 + 0.2 * u_BN[:, 3]))
         return torch.where(_wide(u_BN[:, 0] < self.partial), sharp, 0.0)
+
+
+def spreading(std_B: Tensor) -> Tensor:
+    """[B, 5, 5] Gaussian kernels (std in pixels) that leave white noise its variance; std 0 leaves it as it is."""
+    offset = torch.arange(-2, 3, device=std_B.device, dtype=std_B.dtype)
+    weight_B5 = torch.exp(-0.5 * offset.square() / std_B.square().clamp(min=1e-4)[:, None])
+    kernel_B55 = weight_B5[:, :, None] * weight_B5[:, None, :]
+    return kernel_B55 / kernel_B55.square().sum(dim=(1, 2), keepdim=True).sqrt()
 
 
 def convolve(x_BCHW: Tensor, kernel_BKK: Tensor) -> Tensor:

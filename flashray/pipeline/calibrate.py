@@ -87,7 +87,8 @@ def sample(plan: pa.Table, work: WorkerSettings) -> pa.Table:
     places = ((np.arange(slots) + 0.5) / slots * len(plan)).astype(np.int64)
     places[0] = load.windows.argmax() if load.windows.max() > 1 else places[0]
     rows = plan.take(pa.array(places))
-    rows = rows.set_column(rows.column_names.index("unit_id"), "unit_id", pa.array(["calibration"] * slots))
+    for name, values in {"unit_id": pa.array(["calibration"] * slots), "touched": pa.array([True] * slots)}.items():
+        rows = rows.set_column(rows.column_names.index(name), name, values)
     counts = np.bincount(load.steps, weights=load.counts).astype(np.int64)
     visits = np.cumsum(counts[::-1])[::-1][1:]
     return rows_of(rows, index(rows), work).append_column("visits", pa.array([visits.tolist()], pa.list_(pa.int64())))

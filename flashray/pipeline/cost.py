@@ -77,8 +77,8 @@ def predict(load: Workload, first: Integers, slots: int, actors: int, cost: Cost
     updates = load.start_step * load.pixels / 1e6 * cost.step_megapixel
     decoded = cost.decode_seconds + beyond * cost.decode_megapixel
     other = cost.other_seconds + beyond * cost.other_megapixel
-    solver_U = cost.samples * (evaluated_U + _sums(updates + decoded, first))
-    dispatched = (solver_U + _sums(other, first))[dearest_first(unit_costs(load, first))]
+    solver_U = cost.samples * (evaluated_U + _sums((updates + decoded) * load.touched, first))
+    dispatched = (solver_U + _sums(other * load.touched, first))[dearest_first(unit_costs(load, first))]
     wall = makespan(dispatched, min(actors, max(len(first), 1)), cost.start_up_seconds)
     return Prediction(len(first), share, float(solver_U.sum()), wall, actors)
 
@@ -117,7 +117,9 @@ def predict_plan(plan: pa.Table, slots: int, actors: int, cost: CostModel) -> Pr
 
 def predict_full(load: Workload, chain: int, slots: int, actors: int, cost: CostModel) -> Prediction:
     """The cost of the full chain for these images."""
-    full = Workload(np.arange(len(load) + 1), np.full(len(load), chain, np.int64), load.windows, load.pixels)
+    all_touched = np.ones(len(load), bool)
+    steps = np.full(len(load), chain, np.int64)
+    full = Workload(np.arange(len(load) + 1), steps, load.windows, load.pixels, all_touched)
     return predict_packed(full, Packing(None, slots, actors), cost)
 
 

@@ -43,7 +43,8 @@ PLAN = pa.schema(
         ("pixels", pa.int64()),  # of the padded image, as the networks see it
         ("windows", pa.int32()),
         ("sigma_hat", pa.float64()),  # root mean square over the windows
-        ("window_sigma", pa.list_(pa.float32())),  # σ̂ of each window; null where no encoder is used
+        ("window_sigma", pa.list_(pa.float32())),  # σ̂ of each window, 0 where it is spared; null without encoder
+        ("touched", pa.bool_()),  # false: nothing of D(z) would reach the restored image, which is the given one
         ("sigma_true", pa.float64()),
         ("start_step", pa.int32()),  # the latest of the windows': the number of updates
         ("starts", STARTS),
@@ -62,8 +63,8 @@ SEVERITY = pa.schema(
     [
         ("index", pa.int64()),
         *(PLAN.field(name) for name in ("key", "uri", "offset", "length", "width", "height", "pixels", "windows")),
-        *(PLAN.field(name) for name in ("sigma_hat", "window_sigma", "sigma_true", "noise_std", "parameters")),
-        *(PLAN.field(name) for name in ("estimated", "status", "error")),
+        *(PLAN.field(name) for name in ("sigma_hat", "window_sigma", "touched", "sigma_true")),
+        *(PLAN.field(name) for name in ("noise_std", "parameters", "estimated", "status", "error")),
     ]
 )
 CHUNK_BYTES = 64 * 2**20  # of the files of a chunk, unless one is larger: they travel together
@@ -119,8 +120,11 @@ class SeverityActor:
             return
         measured = restorer.measure(photos)
         found = restorer.estimate(measured)
-        for i, sigma, sigma_K in zip(sound, found.sigma_hat_B.tolist(), found.sigma_BK.tolist(), strict=True):
+        for i, sigma, sigma_K in zip(sound, found.sigma_hat_B.tolist(), found.start_sigma_BK.tolist(), strict=True):
             rows[i] |= {"sigma_hat": sigma, "window_sigma": sigma_K}
+        if found.spared_BK is not None and not (restorer.measurer.simulated or self.io.references):  # no score needs ẑ
+            for i, spared in zip(sound, found.spared_BK.all(dim=1).tolist(), strict=True):
+                rows[i]["touched"] = not spared
         if measured.x_BCHW is not None and found.z_hat_BCHW is not None:
             true = restorer.true_sigma(found.z_hat_BCHW, measured.x_BCHW)
             for i, sigma in zip(sound, true.double().tolist(), strict=True):
@@ -229,7 +233,8 @@ def workload(sound: pa.Table, schedule: NoiseSchedule, start: Start) -> tuple[Wo
     else:
         sigma = np.full(windows.sum(), np.nan)
     step, fallback = start.start_step(torch.from_numpy(sigma.copy()), schedule)
-    load = Workload.of_starts(step.numpy(), windows, pixels)
+    touched = pc.fill_null(sound["touched"], True).to_numpy()
+    load = Workload.of_starts(step.numpy(), windows, pixels, touched)
     first = np.cumsum(windows) - windows
     return load, np.logical_or.reduceat(fallback.numpy(), first) if len(first) else fallback.numpy()
 

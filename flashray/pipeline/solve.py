@@ -31,7 +31,7 @@ from flashray.pipeline.write import write
 
 _PLANNED = ("key", "width", "height", "sigma_hat", "sigma_true", "start_step")  # of a row, before it is solved
 _KEPT = ("parameters", "noise_std", "uri")  # of an image, for the writers
-UNIT_COLUMNS = [*_PLANNED, *_KEPT, "offset", "length", "window_sigma"]
+UNIT_COLUMNS = [*_PLANNED, *_KEPT, "offset", "length", "window_sigma", "touched"]
 # A restored image as 16-bit RGB [H, W, 3], its further samples, and the file and parameters that it was made from
 IMAGE = pa.struct(
     [
@@ -142,8 +142,12 @@ class SolverActor:
         restorer, io = self.restorer, self.work.config.io
         sound = [i for i in indices if rows[i]["error"] is None]
         count = self.work.config.resources.severity_batch
+        kept = [i for i in sound if unit["touched"][i] is False]
+        for batch in batches(restorer, unit, rows, kept, count, io, self.budget):
+            self.keep(unit, rows, batch, images, further)
+        solved_ones = [i for i in sound if unit["touched"][i] is not False]
         prepared: list[Prepared] = []
-        for batch in batches(restorer, unit, rows, sound, count, io, self.budget):
+        for batch in batches(restorer, unit, rows, solved_ones, count, io, self.budget):
             prepared += self.prepare(unit, rows, batch)
         prepared.sort(key=lambda one: one.position)  # the plan's order: dearest first
         index_of = {one.jobs[0].key: one.position for one in prepared}
@@ -166,6 +170,27 @@ class SolverActor:
             most = restorer.batch_size((height, width), restorer.slots)
             for first in range(0, len(scored), most):
                 self.score(scored[first : first + most], images)
+
+    @torch.no_grad()
+    def keep(
+        self,
+        unit: dict[str, Any],
+        rows: list[dict[str, Any]],
+        batch: Sequence[int],
+        images: dict[int, Tensor],
+        further: dict[int, dict[int, bytes]],
+    ) -> None:
+        """Images of one size in which the plan found nothing to restore: each is given back as it is."""
+        began = time.perf_counter()
+        photos, indices = decode_photos(self.restorer, unit, rows, batch, "parameters", self.work.config.io)
+        if not photos:
+            return
+        shown_BCHW = self.restorer.measure(photos).shown_BCHW.clamp(-1, 1).cpu()
+        seconds = (time.perf_counter() - began) / len(photos)
+        for i, image in zip(indices, shown_BCHW, strict=True):
+            images[i] = image
+            further[i] = {n: as_pixels(image)["pixels"] for n in range(1, self.samples)}
+            rows[i] |= {"nfe": 0.0, "seconds": seconds}
 
     @torch.no_grad()
     def prepare(self, unit: dict[str, Any], rows: list[dict[str, Any]], batch: Sequence[int]) -> list[Prepared]:

@@ -8,9 +8,11 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+Booleans = npt.NDArray[np.bool_]
 STARTS = pa.map_(pa.int32(), pa.int32())  # start step → number of windows that start there, latest step first
 
 
@@ -22,23 +24,28 @@ class Workload:
     steps: Integers  # [m] start steps, those of an image descending
     counts: Integers  # [m] numbers of windows that start there
     pixels: Integers  # [n] of the padded images, as the networks see them
+    touched: Booleans  # [n] false for an image that is given back as it is, whose cost is nothing
 
     @classmethod
     def of_windows(cls, steps: Integers, pixels: int = 0) -> Workload:
         """Images of one window each, of so many pixels."""
         steps = np.asarray(steps, np.int64)
-        return cls(np.arange(len(steps) + 1), steps, np.ones_like(steps), np.full_like(steps, pixels))
+        touched = np.ones(len(steps), bool)
+        return cls(np.arange(len(steps) + 1), steps, np.ones_like(steps), np.full_like(steps, pixels), touched)
 
     @classmethod
-    def of_starts(cls, starts: Integers, windows: Integers, pixels: Integers) -> Workload:
-        """Images of these windows: `starts` holds all windows' start steps, image by image."""
+    def of_starts(
+        cls, starts: Integers, windows: Integers, pixels: Integers, touched: Booleans | None = None
+    ) -> Workload:
+        """Images of these windows: `starts` holds all windows' start steps, image by image; all touched by default."""
         if not len(windows):
             return cls.of_windows(starts)
         image = np.repeat(np.arange(len(windows)), windows)
         base = int(starts.max(initial=0)) + 1
         found, counts = np.unique(image * base + (base - 1 - starts), return_counts=True)
         offsets = np.searchsorted(found, np.arange(len(windows) + 1) * base)
-        return cls(offsets, base - 1 - found % base, counts, pixels)
+        touched = np.ones(len(windows), bool) if touched is None else touched
+        return cls(offsets, base - 1 - found % base, counts, pixels, touched)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -68,7 +75,7 @@ class Workload:
         lengths = np.diff(self.offsets)[order]
         offsets = np.append(0, np.cumsum(lengths))
         rows = np.repeat(self.offsets[:-1][order] - offsets[:-1], lengths) + np.arange(offsets[-1])
-        return Workload(offsets, self.steps[rows], self.counts[rows], self.pixels[order])
+        return Workload(offsets, self.steps[rows], self.counts[rows], self.pixels[order], self.touched[order])
 
     def as_maps(self) -> pa.Array:
         """[n] of `STARTS`."""
@@ -83,4 +90,5 @@ def workload_of(plan: pa.Table) -> Workload:
     offsets = maps.offsets.to_numpy().astype(np.int64) - first
     entries = slice(first, first + int(offsets[-1]))
     steps, counts = (values.to_numpy()[entries].astype(np.int64) for values in (maps.keys, maps.items))
-    return Workload(offsets if len(plan) else np.zeros(1, np.int64), steps, counts, plan["pixels"].to_numpy())
+    touched = pc.fill_null(plan["touched"], True).to_numpy()
+    return Workload(offsets if len(plan) else np.zeros(1, np.int64), steps, counts, plan["pixels"].to_numpy(), touched)

@@ -23,6 +23,22 @@ def fuse(y_BCHW: Tensor, decoded_BCHW: Tensor, weight_Bhw: Tensor, factor: int, 
     return y_BCHW + weight[..., : size[0], : size[1]] * (decoded_BCHW - y_BCHW)
 
 
+def settled_weight(weight_Bhw: Tensor, radius: int, threshold: float, valid: tuple[int, int]) -> Tensor:
+    """max(w, m) · clamp((m - t) / t, 0, 1) of the encoder's weights w and their means m nearby; t is the threshold.
+
+    Damage fills larger parts of a photo than texture that is mistaken for it, so where the mean is small nothing
+    changes, and in a damaged part no position stays behind. The mean of a position is over those up to `radius` away to
+    each side, within the `valid` (h, w) of the photo; the padding repeats the border.
+    """
+    weight = weight_Bhw[:, None, : valid[0], : valid[1]]
+    mean = weight
+    for kernel, padding in (((2 * radius + 1, 1), (radius, 0)), ((1, 2 * radius + 1), (0, radius))):
+        mean = F.avg_pool2d(mean, kernel, stride=1, padding=padding, count_include_pad=False)
+    settled = torch.maximum(weight, mean) * ((mean - threshold) / threshold).clamp(0, 1)
+    below, right = (whole - length for whole, length in zip(weight_Bhw.shape[1:], valid, strict=True))
+    return F.pad(settled, (0, right, 0, below), mode="replicate")[:, 0]
+
+
 def agree_with_measurement(
     decoded_BCHW: Tensor, problem: Problem, sigma_hat_B: Tensor, decoder_std: float, gain: float
 ) -> Tensor:

@@ -1,7 +1,8 @@
 """The region-adaptive start: each window of a photo begins at the step that its own σ̂ asks for (docs/architecture.md).
 
 Window k starts at s_k and is active at update i where s_k > i: it costs s_k evaluations, and the photo's
-NFE is Σ_k s_k / K. A photo of one window is the method of Flash-Diffusion as it stands.
+NFE is Σ_k s_k / K. A photo of one window is the method of Flash-Diffusion as it stands. Where fusion is learned, a
+window that the restored image takes nothing from is spared: it starts at 0.
 """
 
 from __future__ import annotations
@@ -20,6 +21,11 @@ def window_sigma(sigma_hw: Tensor, windows: Windows, valid: tuple[int, int] | No
     square_hw = torch.where(there_hw > 0, sigma_hw.double().square(), 0.0)
     total_K, count_K = (windows.cut(map_hw[None]).flatten(1).sum(dim=1) for map_hw in (square_hw, there_hw))
     return (total_K / count_K).sqrt()
+
+
+def spared_windows(weight_hw: Tensor, windows: Windows) -> Tensor:
+    """[K] bool: all fusion weights of the window are 0, so nothing in it reaches the restored image."""
+    return windows.cut(weight_hw[None]).flatten(1).amax(dim=1) == 0
 
 
 def mean_nfe(start_K: Tensor) -> float:

@@ -13,6 +13,8 @@ from flashray.errors import ConfigError
 from flashray.seeding import STREAM_RESAMPLE, STREAM_SOLVER
 from flashray.solvers.solver import Problem, Step, per_image, reverse_step
 
+BETA_1, BETA_2 = 0.9, 0.999  # of Adam (Kingma and Ba 2015)
+
 
 @dataclass(frozen=True)
 class ReSample:
@@ -70,33 +72,29 @@ class ReSample:
         return torch.where(per_image(due_B), mean + variance.sqrt() * step.noise(STREAM_RESAMPLE), z_next)
 
     def _in_pixels(self, z0: Tensor, problem: Problem) -> Tensor:
-        def residual(x: Tensor) -> Tensor:
-            return problem.y_BCHW - problem.operator.A(x)
-
-        return problem.encode(self._agree(problem.decode(z0), residual, problem))
+        return problem.encode(self._agree(problem.decode(z0), lambda x: x, problem))
 
     def _in_latents(self, z0: Tensor, problem: Problem) -> Tensor:
-        def residual(z: Tensor) -> Tensor:
-            return problem.y_BCHW - problem.operator.A(problem.decode(z))
+        return self._agree(z0, problem.decode, problem)
 
-        return self._agree(z0, residual, problem)
-
-    @torch.enable_grad()
-    def _agree(self, start: Tensor, residual: Callable[[Tensor], Tensor], problem: Problem) -> Tensor:
-        """Adam from `start`; an image stops as soon as its mean squared residual is ≤ σ²."""
-        variable = start.detach().clone().requires_grad_(True)
-        optimizer = torch.optim.Adam([variable], lr=self.learning_rate)
-        enough_B = (2 * problem.noise_std_B).square()
-        active_B = torch.ones_like(enough_B, dtype=torch.bool)
-        for _ in range(self.iterations):
-            error = residual(variable)
-            active_B = active_B & (error.detach().square().flatten(1).mean(dim=1) > enough_B)
-            if not active_B.any():
+    def _agree(self, start: Tensor, image_of: Callable[[Tensor], Tensor], problem: Problem) -> Tensor:
+        """Adam from `start`; an image stops, and costs nothing more, once its mean squared residual is ≤ σ²."""
+        variable = start.detach().clone()
+        momentum, square = torch.zeros_like(variable), torch.zeros_like(variable)
+        rows, left = torch.arange(len(variable), device=variable.device), problem
+        for n in range(1, self.iterations + 1):
+            with torch.enable_grad():
+                point = variable[rows].requires_grad_(True)
+                error = left.y_BCHW - left.operator.A(image_of(point))
+                objective = error.square().sum() + self.proximal * (point - start[rows]).square().sum()
+            far = error.detach().square().flatten(1).mean(dim=1) > (2 * left.noise_std_B).square()
+            if not far.any():
                 break
-            objective = error.square().sum() + self.proximal * (variable - start).square().sum()
-            (variable.grad,) = torch.autograd.grad(objective, variable)
-            before = variable.detach().clone()
-            optimizer.step()
-            with torch.no_grad():
-                variable.copy_(torch.where(per_image(active_B), variable, before))
-        return variable.detach()
+            (gradient,) = torch.autograd.grad(objective, point)
+            if not far.all():
+                rows, gradient, left = rows[far], gradient[far], left.select(far)
+            momentum[rows] = BETA_1 * momentum[rows] + (1 - BETA_1) * gradient
+            square[rows] = BETA_2 * square[rows] + (1 - BETA_2) * gradient.square()
+            height = (square[rows] / (1 - BETA_2**n)).sqrt() + 1e-8
+            variable[rows] -= self.learning_rate / (1 - BETA_1**n) * momentum[rows] / height
+        return variable

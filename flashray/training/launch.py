@@ -15,7 +15,7 @@ import torch
 
 from flashray.errors import ConfigError
 from flashray.training.loop import STATE_FILE, BuildTask, LoopConfig, Task, fit, line, load_averaged
-from flashray.training.photo_windows import WINDOW_ZOOM, load_windows, shuffled_batches
+from flashray.training.photo_windows import load_windows, shuffled_batches
 from flashray.training.photos import list_places
 from flashray.training.train_config import LaunchConfig
 
@@ -28,26 +28,27 @@ def resolve_device(device: str) -> str:
 
 
 def train(
-    build: Callable[[], T], loop: LoopConfig, photos: str, size: int, name: str, config: LaunchConfig
-) -> tuple[T, Path]:
-    """(The task that `build` makes, trained on a folder's photos, in evaluation mode; a folder with its last state.)
+    build: Callable[[], T], loop: LoopConfig, photos: str, side: int, name: str, config: LaunchConfig
+) -> tuple[T, Path, dict[str, float]]:
+    """The task that `build` makes, trained on photos, in evaluation mode; a folder with its last state; its figures.
 
+    `side` is that of the square windows cut from the photos, of which a task takes its views.
     Checkpoints are stored under `<storage>/<name>-<fingerprint>`, so that another training does not continue this one.
     """
     name = f"{name}-{fingerprint(build, loop, photos)}"
     if config.launcher == "ray":
         from flashray.training.ray_train import launch_on_ray
 
-        state = launch_on_ray(build, loop, photos, size, name, config)
+        state = launch_on_ray(build, loop, photos, side, name, config)
     else:
-        state = launch_here(build, loop, photos, size, name, config)
+        state = launch_here(build, loop, photos, side, name, config)
     task = build()
-    load_averaged(task, state)
+    figures = load_averaged(task, state)
     task.to(resolve_device(config.device)).eval()
-    return task, state
+    return task, state, figures
 
 
-def launch_here(build: BuildTask, loop: LoopConfig, photos: str, size: int, name: str, config: LaunchConfig) -> Path:
+def launch_here(build: BuildTask, loop: LoopConfig, photos: str, side: int, name: str, config: LaunchConfig) -> Path:
     """Train in this process: checkpoints in `<storage>/<name>/last`, the one before a cool-down in `constant`."""
     if "://" in config.storage:
         raise ConfigError(
@@ -60,7 +61,7 @@ def launch_here(build: BuildTask, loop: LoopConfig, photos: str, size: int, name
         torch.set_num_threads(config.threads)
     task = build()
     paths = list_places(photos)
-    window = task.prepare(lambda: load_windows(paths, round(size * WINDOW_ZOOM)), paths, Path(config.storage), device)
+    window = task.prepare(lambda: load_windows(paths, side), paths, Path(config.storage), device)
     if device != "cpu":
         window = window.to(device)
     print(f"{name}: {len(window)} samples of {'×'.join(map(str, window.shape[1:]))} on {device}", flush=True)

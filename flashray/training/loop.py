@@ -186,7 +186,7 @@ def fit(
         state = {"model": task.model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict()}
         if task.companion is not None:
             state["companion"] = task.companion.state_dict()
-        torch.save(state | progress_made() | {"config": asdict(config)}, folder / STATE_FILE)
+        torch.save(state | progress_made() | {"config": asdict(config), "figures": figures}, folder / STATE_FILE)
 
     while epoch < config.epochs and not (config.seconds and spent >= config.seconds):
         seed = (config.seed * 1_000_003 + epoch) * 4_099 + rank  # a resumed epoch draws what it would have drawn
@@ -265,14 +265,16 @@ def _load_state(
     return state
 
 
-def load_averaged(task: Task, folder: Path) -> None:
-    """Put the averaged weights of a saved training state into `task.model`."""
+def load_averaged(task: Task, folder: Path) -> dict[str, float]:
+    """Put the averaged weights of a saved training state into `task.model`; returns their validation's figures."""
     state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
     task.model.load_state_dict(state["model"])
     trained = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
     ema = EMAModel(trained)
     ema.load_state_dict(state["ema"])
     ema.copy_to(trained)
+    figures: dict[str, float] = state["figures"]
+    return figures
 
 
 def save_half(model: Any, folder: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from flashray.degradations.photo import convolve, spreading
 from flashray.errors import ConfigError, ImageError
 from flashray.images import fit_image, from_uint8, is_image_name, open_image, resize, to_uint8
 from flashray.shards.place import Place
@@ -18,6 +19,13 @@ WINDOW_ZOOM = 1.5  # a window's side over the training size: what random views m
 WHOLE = 0.5  # share of the batches with views at the scale of whole photos, the finest detail of images in use
 GAIN = 1.6  # `vary` multiplies contrast by 1 / GAIN … GAIN
 SHIFT = 0.25  # and moves brightness by as much, on [-1, 1]
+GRAINY = 0.5  # share of the images that get grain, where grain is asked for
+GRAIN_WIDTH = 0.8  # pixels, of the Gaussian that spreads it
+
+
+def window_side(size: int) -> int:
+    """Side of the windows that views of `size` pixels are cut from."""
+    return round(size * WINDOW_ZOOM)
 
 
 def list_photos(folder: str | Path) -> list[Path]:
@@ -65,18 +73,26 @@ def load_fitted(paths: Iterable[Path | Place], size: int) -> Tensor:
     return torch.stack([fit_image(open_image(path.read_bytes()).pixels, size, "resize") for path in paths])
 
 
-def random_views(window_BCHW: Tensor, size: int, generator: torch.Generator, widest: float = WINDOW_ZOOM) -> Tensor:
+def random_views(
+    window_BCHW: Tensor,
+    size: int,
+    generator: torch.Generator,
+    widest: float = WINDOW_ZOOM,
+    narrowest: float = 1.0,
+    whole: float = WHOLE,
+) -> Tensor:
     """Random square crops of uint8 windows, resized to `size` and mirrored at random: [B, 3, size, size] in [-1, 1].
 
     The crop's side is drawn once for each batch (so that one resize is enough), its position and mirroring once for
-    each image. In a share WHOLE of the batches the side is WINDOW_ZOOM · `size`, which gives the detail of the photos
-    that models are used on; else it is between `size` and `widest` · `size`, and at most the window's side.
+    each image. In a share `whole` of the batches the side is WINDOW_ZOOM · `size`, which gives the detail of whole
+    photos of this size; else it is between `narrowest` and `widest` times `size`, and at most the window's side. A side
+    below `size` gives views that are soft at the scale of their pixels, as many photos are.
     """
     batch, _, side, _ = window_BCHW.shape
     device = window_BCHW.device
-    low, usual, high = (min(round(size * zoom), side) for zoom in (1, WINDOW_ZOOM, widest))
-    whole = bool(torch.rand((), generator=generator) < WHOLE)
-    crop = usual if whole else int(torch.randint(low, high + 1, (1,), generator=generator))
+    low, usual, high = (min(round(size * zoom), side) for zoom in (narrowest, WINDOW_ZOOM, widest))
+    at_usual = bool(torch.rand((), generator=generator) < whole)
+    crop = usual if at_usual else int(torch.randint(low, high + 1, (1,), generator=generator))
     top_B, left_B = (torch.randint(0, side - crop + 1, (batch, 1, 1), generator=generator).to(device) for _ in "ab")
     mirror_B = (torch.rand(batch, 1, 1, generator=generator) < 0.5).to(device)
     row = torch.arange(crop, device=device)
@@ -110,6 +126,17 @@ def vary(x_BCHW: Tensor, share: float, generator: torch.Generator) -> Tensor:
     mean = x.mean(dim=(1, 2, 3), keepdim=True)
     x = (mean + GAIN ** draw(-1, 1) * (x - mean) + draw(-SHIFT, SHIFT)).clamp(-1, 1)
     return torch.where(chosen, x, x_BCHW)
+
+
+def add_grain(x_BCHW: Tensor, most: float, generator: torch.Generator) -> Tensor:
+    """Images in [-1, 1] of which a share GRAINY gets fine grain with a std of up to `most` on the [0, 1] scale.
+
+    Photos have grain of their own, which is no damage: noise that demosaicing and scaling spread over neighbours.
+    """
+    draws_2B = torch.rand(2, len(x_BCHW), generator=generator).to(x_BCHW.device)
+    std_B = torch.where(draws_2B[0] < GRAINY, 2 * most * draws_2B[1], 0.0)
+    grain = convolve(torch.randn_like(x_BCHW), spreading(torch.full_like(std_B, GRAIN_WIDTH)))
+    return (x_BCHW + std_B[:, None, None, None] * grain).clamp(-1, 1)
 
 
 def shuffled_batches(window_NCHW: Tensor, batch_size: int, seed: int, epoch: int) -> Iterator[Tensor]:

@@ -26,12 +26,12 @@ from flashray.errors import FlashrayError, ImageError
 from flashray.images import open_image
 from flashray.shards.place import Place, read_places
 from flashray.training.loop import BuildTask, LoopConfig, fit, line
-from flashray.training.photo_windows import WINDOW_ZOOM, windows
+from flashray.training.photo_windows import windows
 from flashray.training.photos import list_places
 from flashray.training.train_config import LaunchConfig
 
 
-def launch_on_ray(build: BuildTask, loop: LoopConfig, photos: str, size: int, name: str, config: LaunchConfig) -> Path:
+def launch_on_ray(build: BuildTask, loop: LoopConfig, photos: str, side: int, name: str, config: LaunchConfig) -> Path:
     """Train on Ray Train; returns a local folder with the last checkpoint's state.
 
     Run again under the same name and storage, it resumes from the last checkpoint, whoever was lost.
@@ -40,7 +40,6 @@ def launch_on_ray(build: BuildTask, loop: LoopConfig, photos: str, size: int, na
     use_gpu = config.device == "cuda" or (config.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
     places = [place._asdict() for place in list_places(photos)]
     threads = config.threads or max(1, (os.cpu_count() or 1) // config.workers)
-    side = round(size * WINDOW_ZOOM)
     dataset = ray.data.from_items(places, override_num_blocks=max(4, min(256, len(places) // 50)))
     cut = functools.partial(cut_windows, side=side)
     dataset = dataset.map_batches(cut, batch_size=16, batch_format="pyarrow")

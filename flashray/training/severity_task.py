@@ -16,7 +16,7 @@ from flashray.severity.encoder import Severity, SeverityEncoder, estimate
 from flashray.severity.fusion import fuse
 from flashray.severity.loss import FLOOR, map_loss, normal_loss, position_error
 from flashray.training.loop import Task
-from flashray.training.photo_windows import WINDOW_ZOOM, random_views, vary
+from flashray.training.photo_windows import WHOLE, WINDOW_ZOOM, add_grain, random_views, vary
 
 ORDERING_LEVELS = 10
 HARDLY_VISIBLE = 1e-4  # mean square on [-1, 1]: 46 dB
@@ -31,7 +31,10 @@ class SeverityConfig:
         lambda_sigma, lambda_parameters: weights of the terms of σ̂ and of the degradation's parameters.
         crop: side of the training views in pixels; 0 is the prior's size.
         vary: share of the views that are turned and get other colours and contrast (`photo_windows.vary`).
-        widest: side of the widest crop, as a multiple of the view's.
+        window: side of the photos' windows that views are cut from; 0 is WINDOW_ZOOM times the prior's size.
+        narrowest, widest: side of the narrowest and of the widest crop, as a multiple of the view's.
+        whole: share of the batches whose crops are WINDOW_ZOOM times the view's (`photo_windows.random_views`).
+        grain: std of the strongest grain that is part of a clean view, on the [0, 1] scale (`photo_windows.add_grain`).
         part: `all` trains everything but the fusion weight; `fusion` trains its head alone, with the prior's decoder.
     """
 
@@ -41,7 +44,11 @@ class SeverityConfig:
     lambda_parameters: float = 0.02
     crop: int = 0
     vary: float = 0.0
+    window: int = 0
+    narrowest: float = 1.0
     widest: float = WINDOW_ZOOM
+    whole: float = WHOLE
+    grain: float = 0.0
     part: Literal["all", "fusion"] = "all"
 
 
@@ -69,8 +76,10 @@ class SeverityTask(Task):
 
     def forward(self, window_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         config = self.config
-        x = random_views(window_BCHW, config.crop or self.prior.sample_size, generator, config.widest)
+        side = config.crop or self.prior.sample_size
+        x = random_views(window_BCHW, side, generator, config.widest, config.narrowest, config.whole)
         x = vary(x, config.vary, generator) if config.vary else x
+        x = add_grain(x, config.grain, generator) if config.grain else x
         with torch.no_grad():
             y, parameters = degrade(x, self.degradation, self.noise, generator)
             e = self.prior.encode(y).float()

@@ -29,7 +29,7 @@ from flashray.training.latents import latent_statistics
 from flashray.training.launch import resolve_device, train
 from flashray.training.loop import LoopConfig, save_half
 from flashray.training.model_card import note_training, write_prior_card
-from flashray.training.photo_windows import list_photos, load_fitted
+from flashray.training.photo_windows import list_photos, load_fitted, window_side
 from flashray.training.photos import list_places
 from flashray.training.train_config import TrainConfig, with_absolute_paths
 from flashray.training.warm_start import copy_trunk
@@ -101,7 +101,7 @@ def train_autoencoder(config: TrainPriorConfig) -> None:
     autoencoder: Any = SpaceToDepth(factor=config.pixel_block, scaling_factor=1.0)
     if config.autoencoder != "none":
         build = partial(build_autoencoder_task, config)
-        task, state = train(build, loop, config.photos, config.size, "autoencoder", config.launch)
+        task, state, _ = train(build, loop, config.photos, window_side(config.size), "autoencoder", config.launch)
         autoencoder = task.model
         note_training(output, "autoencoder", state, loop)
     device = resolve_device(config.launch.device)
@@ -132,7 +132,7 @@ def train_denoiser(config: TrainPriorConfig) -> None:
         channels, factor = latent_geometry(autoencoder)
         save_half(make_denoiser(config.denoiser, channels, config.size // factor), output / "unet")
     build = partial(build_denoiser_task, config)
-    task, state = train(build, loop, config.photos, config.size, "denoiser", config.launch)
+    task, state, _ = train(build, loop, config.photos, window_side(config.size), "denoiser", config.launch)
     save_half(task.model, output / "unet")
     note_training(output, "denoiser", state, loop)
 

@@ -20,7 +20,7 @@ from flashray.tracking.model_registry import check_registry, register
 from flashray.training.launch import train
 from flashray.training.loop import LoopConfig, save_half
 from flashray.training.model_card import note_training, write_severity_card
-from flashray.training.photo_windows import list_photos, load_fitted
+from flashray.training.photo_windows import list_photos, load_fitted, window_side
 from flashray.training.severity_task import SeverityConfig, SeverityTask
 from flashray.training.train_config import TrainConfig, with_absolute_paths
 
@@ -32,7 +32,8 @@ class TrainSeverityConfig(TrainConfig):
     Attributes:
         prior: the prior whose encoder it starts from: `bundled`, a folder, a hub id such as hf://owner/name@revision,
             or a URI such as s3://bucket/folder.
-        init: a severity encoder whose weights training starts from instead; named in the same ways.
+        init: a severity encoder whose weights training starts from instead; named in the same ways. One of another
+            family gives its trunk and the heads that both have.
         register: the name under which it is registered in MLflow after training.
         alias: points to the registered version from then on.
         tracking_uri: the MLflow server or database of the registry; default MLFLOW_TRACKING_URI, else mlflow.db beside
@@ -60,10 +61,10 @@ def train_severity(config: TrainSeverityConfig) -> dict[str, float]:
     size = load_prior(config.prior).sample_size
     name = f"severity-{config.degradation.name}-{config.severity.crop or size}"
     build = partial(build_severity_task, config)
-    task, state = train(build, config.loop, config.photos, size, name, config.launch)
+    side = config.severity.window or window_side(size)
+    task, state, figures = train(build, config.loop, config.photos, side, name, config.launch)
     output = Path(config.output)
     save_half(task.model, output)
-    figures = task.validate()
     trained = note_training(output, name, state, config.loop)
     write_severity_card(output, figures, len(task.val), trained)
     if config.register:
@@ -85,9 +86,19 @@ def build_severity_task(config: TrainSeverityConfig) -> SeverityTask:
     known = {"parameter_ranges": ranges, "widths": list(config.severity.widths), "blocks": list(config.severity.blocks)}
     encoder = SeverityEncoder.from_prior(prior, family.name, family.settings, family.noise_std, **known)
     if config.init:
-        encoder.load_state_dict(load_severity_encoder(config.init).state_dict())
+        start_from(encoder, config.init)
     val = load_fitted(list_photos(config.val_photos), prior.sample_size)
     return SeverityTask(encoder, prior, degradation, family.noise_range, config.severity, val)
+
+
+def start_from(encoder: SeverityEncoder, source: str) -> None:
+    """Give an encoder the weights of another one, where both have them; ConfigError if their trunks differ."""
+    mine = encoder.state_dict()
+    given = load_severity_encoder(source).state_dict()
+    shared = {name: value for name, value in given.items() if name in mine and value.shape == mine[name].shape}
+    if any(name.startswith("net.trunk") and name not in shared for name in mine.keys() | given.keys()):
+        raise ConfigError(f"init {source}: its trunk differs from severity.widths and severity.blocks; name them alike")
+    encoder.load_state_dict(shared, strict=False)
 
 
 def parameter_ranges(degradation: Degradation, noise: tuple[float, float]) -> dict[str, list[float]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
 from flashray.degradations import make_degradation
-from flashray.degradations.photo import Photo, PhotoDamage, convolve, rescale
+from flashray.degradations.photo import Photo, PhotoDamage, convolve, rescale, spreading
 from flashray.metrics import psnr
 
 SEEDS = torch.arange(40.0)
@@ -115,6 +117,17 @@ def test_each_image_is_convolved_with_its_own_kernel_and_reflected():
     assert torch.equal(found[0], image[0])
     assert torch.equal(found[1, :, :, 2:], image[1, :, :, :-2])
     assert torch.equal(found[1, :, :, :2], image[1][:, :, [2, 1]])
+
+
+def test_spread_noise_keeps_its_variance_and_makes_neighbours_alike():
+    kernels = spreading(torch.tensor([0.0, 0.4, 0.8, 1.2]))
+    assert torch.equal(kernels[0], torch.zeros(5, 5).index_put((torch.tensor([2]), torch.tensor([2])), torch.ones(1)))
+    noise = convolve(torch.randn(4, 1, 200, 200, generator=torch.Generator().manual_seed(0)), kernels)
+    assert torch.allclose(noise.var(dim=(1, 2, 3)), torch.ones(4), atol=0.05)
+    alike = (noise[..., 1:] * noise[..., :-1]).mean(dim=(1, 2, 3))
+    assert (alike.diff() > 0.05).all()
+    assert alike[0].abs() < 0.03
+    assert alike[2].item() == pytest.approx(math.exp(-1 / (4 * 0.8**2)), abs=0.05)
 
 
 def test_each_image_is_scaled_by_its_own_scale():

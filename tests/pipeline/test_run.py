@@ -436,3 +436,25 @@ def test_a_run_without_a_recipe_is_for_unknown_damage(photo: torch.Tensor, tmp_p
     config = json.loads((record(output) / "run.json").read_text())["config"]
     assert config["recipe"]["degradation"]["name"] == "photo"
     assert config["recipe"]["fusion"]["name"] == "learned"
+
+
+def test_photos_that_nothing_would_change_are_given_back_for_nothing(
+    photo: torch.Tensor, tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No weight is above the threshold; of the same photos with references ẑ is scored, so they go the usual way."""
+    (tmp_path / "in").mkdir()
+    for n, name in enumerate(("a.png", "b.jpg")):
+        (tmp_path / "in" / name).write_bytes(encode_png(photo[:, 50 : 125 + n, 180:271]))
+    usual = ["--device", "cpu", "--tracking.enabled", "false", "--fusion.threshold", "0.999999", "--metrics", "[psnr]"]
+    for output, more, touched in (("kept", [], False), ("scored", ["--references", str(tmp_path / "in")], None)):
+        folder = tmp_path / output
+        assert main(["restore", str(tmp_path / "in"), str(folder), *usual, *more]) == 0
+        state = RunStatus.read(str(folder))
+        assert state.plan["touched"].to_pylist() == [touched] * 2
+        assert state.plan["sigma_hat"].to_numpy().min() > 0
+        rows = state.results.to_pylist()
+        assert [(row["status"], row["nfe"], row["unchanged"]) for row in rows] == [("ok", 0.0, True)] * 2
+        assert all((row["psnr"] is None) == (touched is False) for row in rows)
+        assert all((row["estimate_psnr"] is None) == (touched is False) for row in rows)
+        for name in ("a.png", "b.jpg"):
+            assert (folder / name).read_bytes() == (tmp_path / "in" / name).read_bytes()

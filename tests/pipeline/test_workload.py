@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -38,11 +40,13 @@ def test_histograms_hold_what_the_windows_say() -> None:
 
 def test_a_plan_gives_its_workload_back_from_any_slice() -> None:
     _, load = drawn(30)
-    plan = pa.table({"starts": load.as_maps(), "pixels": load.pixels})
+    touched = [None if n % 3 == 0 else n % 3 == 1 for n in range(30)]
+    load = dataclasses.replace(load, touched=np.array([one is not False for one in touched]))
+    plan = pa.table({"starts": load.as_maps(), "pixels": load.pixels, "touched": pa.array(touched, pa.bool_())})
     parts = pa.concat_tables([plan.slice(0, 7), plan.slice(7, 9), plan.slice(16)])
     for first, count in ((0, 30), (3, 20), (8, 1), (29, 1), (0, 0)):
         found, expected = workload_of(parts.slice(first, count)), load.take(np.arange(first, first + count))
-        for name in ("offsets", "steps", "counts", "pixels"):
+        for name in ("offsets", "steps", "counts", "pixels", "touched"):
             assert getattr(found, name).tolist() == getattr(expected, name).tolist()
 
 
@@ -89,6 +93,17 @@ def test_photos_that_fit_the_slots_share_batches_with_their_windows() -> None:
     apart, _ = in_flight(mixed, np.array([0, 1]), 4, seconds_S)
     assert both.sum() == pytest.approx(apart.sum())
     assert apart.tolist() == pytest.approx([2 * 2.2 + 1.0, 4 * 1.5])
+
+
+def test_images_that_are_given_back_cost_nothing() -> None:
+    cost = CostModel((1, 4), (1.0, 2.5), 0.1, 0.25, 0.0, decode_megapixel=3.0, other_megapixel=5.0)
+    starts, windows = np.array([2, 0, 0, 0]), np.array([1, 1, 2])
+    touched = np.array([True, True, False])
+    load = Workload.of_starts(starts, windows, 10_000 * windows, touched)
+    assert load.take(np.array([2, 0])).touched.tolist() == [False, True]
+    found = predict(load, np.array([0]), 4, 1, cost)
+    assert found.solver_seconds == pytest.approx(2 * 1.0 + 2 * (0.1 + 0.01 * 3))
+    assert found.wall_seconds == pytest.approx(found.solver_seconds + 2 * (0.25 + 0.01 * 5))
 
 
 def test_a_prediction_counts_windows_and_megapixels() -> None:

@@ -12,7 +12,7 @@ from flashray.degradations.base import AffineOperator
 from flashray.errors import ConfigError
 from flashray.recipe import DegradationConfig, FusionConfig, Recipe, SolverConfig
 from flashray.severity import Start
-from flashray.severity.fusion import GREY_LEVEL, agree_with_measurement, fuse
+from flashray.severity.fusion import GREY_LEVEL, agree_with_measurement, fuse, settled_weight
 from flashray.solvers.solver import Problem
 
 
@@ -41,6 +41,36 @@ def test_weights_belong_to_their_image_and_place():
     ramp = share[0, 0, 13:19]
     assert (ramp.diff() >= -1e-9).all()  # interpolated between positions
     assert ((share > -1e-9) & (share < 1 + 1e-9)).all()
+
+
+@pytest.mark.parametrize("valid", [(9, 14), (8, 11), (1, 14)])
+@pytest.mark.parametrize("radius", [0, 2, 40])
+def test_the_mean_of_its_neighbourhood_within_the_photo_decides_a_weight(radius: int, valid: tuple[int, int]):
+    weight = torch.rand(2, 9, 14, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = settled_weight(weight, radius, 0.4, valid)
+    assert found.shape == weight.shape
+    spoilt = weight.clone()
+    spoilt[:, valid[0] :], spoilt[:, :, valid[1] :] = torch.nan, torch.nan
+    assert torch.equal(settled_weight(spoilt, radius, 0.4, valid), found)
+    for row in range(9):
+        for column in range(14):
+            i, j = min(row, valid[0] - 1), min(column, valid[1] - 1)  # the padding repeats the border
+            near = weight[:, max(0, i - radius) : i + radius + 1, max(0, j - radius) : j + radius + 1]
+            inside = near[:, : valid[0] - max(0, i - radius), : valid[1] - max(0, j - radius)]
+            mean = inside.mean(dim=(1, 2))
+            expected = torch.maximum(weight[:, i, j], mean) * ((mean - 0.4) / 0.4).clamp(0, 1)
+            torch.testing.assert_close(found[:, row, column], expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_speck_is_left_alone_and_a_damaged_part_changes_everywhere():
+    weight = torch.zeros(2, 20, 20)
+    weight[0, 9:12, 9:12] = 1.0  # of 49 positions nine
+    weight[1] = 1.0
+    weight[1, 10, 10] = 0.0
+    speck, part = settled_weight(weight, 3, 0.25, (20, 20))
+    assert (speck == 0).all()
+    assert part[10, 10].item() == pytest.approx(48 / 49)
+    assert (part[weight[1] > 0] == 1).all()
 
 
 @dataclass(frozen=True)
@@ -125,6 +155,8 @@ def test_blurred_measurements_are_met_by_sharper_images():
     ("settings", "message"),
     [
         ({"name": "mean"}, "fusion.name is 'mean'; give none, operator or learned"),
+        ({"radius": -1}, "fusion.radius is -1"),
+        ({"threshold": 0.0}, "fusion.threshold is 0.0"),
         ({"threshold": -0.1}, "fusion.threshold is -0.1"),
         ({"threshold": 1.0}, "fusion.threshold is 1.0"),
         ({"threshold": float("nan")}, "fusion.threshold is nan"),

@@ -11,6 +11,7 @@ from flashray.severity.regions import (
     hold,
     mean_nfe,
     position_starts,
+    spared_windows,
     window_sigma,
 )
 from flashray.windows import Windows
@@ -63,6 +64,15 @@ def test_padding_says_nothing():
     assert torch.equal(window_sigma(sigma, windows, (3, 20)), window_sigma(spoilt, windows, (3, 20)))
     first = window_sigma(spoilt, windows, (3, 20))[0]
     assert first.item() == pytest.approx(sigma[:3, :16].double().square().mean().sqrt().item())
+
+
+def test_windows_without_a_fusion_weight_are_spared():
+    windows = Windows.of((16, 28), 16)
+    weight = torch.zeros(16, 28)
+    assert spared_windows(weight, windows).tolist() == [True, True]
+    weight[4, 27] = 1e-6
+    assert spared_windows(weight, windows).tolist() == [True, False]
+    assert spared_windows(torch.full((16, 28), math.nan), windows).tolist() == [False, False]
 
 
 def test_a_sharp_corner_costs_nothing():

@@ -110,31 +110,43 @@ def test_the_resampled_latent_is_the_product_of_two_gaussians():
         torch.testing.assert_close(z_next[n], mean + variance.sqrt() * noise(4)[0], rtol=1e-9, atol=1e-12)
 
 
-def agree(iterations: int) -> tuple[Tensor, Tensor]:
-    """Adam from residuals of 0.05, 0.3 and 5 under noise of σ = 0.1 on [-1, 1]: ([K, 3] iterates, [3] result)."""
+def agree(iterations: int) -> tuple[list[Tensor], Tensor]:
+    """Adam from residuals of 0.05, 0.3 and 5 under noise of σ = 0.1 on [-1, 1]: (its iterates, [3] result)."""
     start = torch.tensor([0.05, 0.3, 5.0], dtype=torch.float64)[:, None, None, None]
     iterates: list[Tensor] = []
 
-    def residual(z: Tensor) -> Tensor:
+    def image_of(z: Tensor) -> Tensor:
         iterates.append(z.detach().flatten().clone())
-        return -z
+        return z
 
     problem = Problem(torch.zeros_like(start), Identity(), torch.full((3,), 0.05).double(), lambda x: x, lambda z: z)
-    found = ReSample(proximal=0.0, iterations=iterations)._agree(start, residual, problem)
-    return torch.stack(iterates), found.flatten()
+    found = ReSample(proximal=0.0, iterations=iterations)._agree(start, image_of, problem)
+    return iterates, found.flatten()
 
 
-def test_adam_stops_each_image_once_its_residual_is_the_noise():
+def test_adam_stops_each_image_once_its_residual_is_the_noise_and_computes_it_no_more():
     iterates, found = agree(100)
     assert found[0] == 0.05  # near enough from the beginning
-    near = iterates[:, 1].abs() <= 0.1
-    first = int(near.int().argmax())
-    assert not near[0]
-    assert 0 < first < 5
-    assert (iterates[first:, 1] == iterates[first, 1]).all()
-    assert found[1] == iterates[first, 1]
+    computed = [len(values) for values in iterates]
+    assert computed[:2] == [3, 2]
+    assert computed == sorted(computed, reverse=True)
+    alone = computed.index(1)  # the second has stopped
+    second = [values[-2].item() for values in iterates[:alone]]
+    assert all(abs(value) > 0.1 for value in second[:-1])
+    assert second[-1] == found[1]
+    assert abs(second[-1]) <= 0.1
     assert 5 < len(iterates) <= 100  # the third went on after the others had stopped
     assert found[2].abs() <= 0.1
+
+
+def test_its_steps_are_torchs_adam():
+    iterates, _ = agree(20)
+    third = torch.tensor([5.0], dtype=torch.float64, requires_grad=True)
+    adam = torch.optim.Adam([third], lr=0.1)
+    for values in iterates:
+        torch.testing.assert_close(values[-1:], third.detach(), rtol=1e-12, atol=0)
+        third.grad = 2 * third.detach()
+        adam.step()
 
 
 def test_adam_takes_no_more_than_its_iterations():

@@ -132,7 +132,7 @@ def test_averaged_weights_are_validated_returned_and_loaded(tmp_path: Path):
     assert recorder.metrics[-1]["val/weight"] == returned["3.weight"].sum().item()
     assert torch.equal(returned["1.bias"], start["1.bias"])  # frozen
     fresh = Mean()
-    load_averaged(fresh, tmp_path / "6")
+    assert load_averaged(fresh, tmp_path / "6") == {"weight": returned["3.weight"].sum().item()}
     assert_equal(weights(fresh), returned)
     assert not task.training
     assert task.modes == [False] * 6

@@ -11,6 +11,7 @@ from flashray.errors import ConfigError, ImageError
 from flashray.images import encode_png, from_uint8, to_uint8
 from flashray.training.photo_windows import (
     WINDOW_ZOOM,
+    add_grain,
     list_photos,
     load_fitted,
     load_windows,
@@ -123,6 +124,45 @@ def test_views_are_crops_of_every_scale_place_and_both_hands():
     assert set(range(9)) <= lefts
     assert set(range(9)) <= tops
     assert 0.4 < sum(mirrored) / len(mirrored) < 0.6
+
+
+def test_narrow_crops_give_views_that_are_soft_at_the_scale_of_their_pixels():
+    stack = noise_windows(16, 64)
+
+    def contrast_of_neighbours(zoom: float) -> float:
+        x = random_views(stack, 32, torch.Generator().manual_seed(0), zoom, zoom, whole=0.0)
+        assert x.shape == (16, 3, 32, 32)
+        return ((x[..., 1:] - x[..., :-1]).square().mean() / x.var()).item()
+
+    soft, sharp = contrast_of_neighbours(0.5), contrast_of_neighbours(1.0)
+    assert sharp == pytest.approx(2.0, rel=0.1)  # white noise
+    assert soft < 0.6 * sharp
+
+
+@pytest.mark.parametrize("whole", [0.0, 1.0])
+def test_a_share_of_the_batches_has_the_usual_crop(whole: float):
+    red = (torch.arange(64) * 4)[None, :].expand(64, 64)
+    stack = torch.stack([red] * 3).to(torch.uint8).expand(4, -1, -1, -1)
+    generator = torch.Generator().manual_seed(0)
+    spans = set()
+    for _ in range(20):
+        x = (random_views(stack, 32, generator, 2.0, 1.0, whole) + 1) * 127.5 / 4
+        spans.add(round((x[0, 0, 5, 20] - x[0, 0, 5, 10]).abs().item()))
+    assert (spans == {15}) == (whole == 1.0)  # ten pixels of a view, WINDOW_ZOOM times as many of the window
+
+
+def test_half_of_the_images_get_grain_that_is_spread_over_neighbours():
+    x = torch.zeros(400, 3, 24, 24)
+    torch.manual_seed(0)
+    grainy = add_grain(x, 0.02, torch.Generator().manual_seed(0))
+    std = grainy.std(dim=(1, 2, 3)) / 2  # on [0, 1]
+    assert 0.4 < (std > 0).float().mean() < 0.6
+    assert std.max() < 0.025
+    assert std[std > 0].mean() == pytest.approx(0.01, rel=0.15)
+    grain = grainy[std > 0.01]
+    assert (grain[..., 1:] * grain[..., :-1]).mean() > 0.5 * grain.square().mean()
+    bright = add_grain(torch.ones_like(x), 0.02, torch.Generator().manual_seed(0))
+    assert bright.max() <= 1
 
 
 def test_an_unscaled_view_is_exactly_its_pixels():

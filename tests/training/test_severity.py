@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,7 +28,7 @@ from flashray.training.severity_task import (
     ordering_accuracy,
     severity_figures,
 )
-from flashray.training.train_severity import parameter_ranges
+from flashray.training.train_severity import parameter_ranges, start_from
 from tests.support.models import SIDE, dc, severity_encoder, unet
 
 BLUR = make_degradation("gaussian_blur")
@@ -256,6 +257,26 @@ def test_what_severity_decides_can_be_predicted(
     assert set(found) == set(expected)
     for key, (low, high) in expected.items():
         assert found[key] == pytest.approx([low, high], rel=1e-5)
+
+
+def test_an_encoder_of_another_family_gives_its_trunk_and_the_heads_that_both_have(tmp_path: Path):
+    prior = LatentPrior(dc(), unet(), NoiseSchedule.from_scheduler_config({}), SIDE)
+    small = {"widths": (8, 12), "blocks": (1, 1)}
+    given = severity_encoder(prior, parameter_ranges={}, **small)
+    with torch.no_grad():
+        for value in given.parameters():
+            value.normal_()
+    given.save_pretrained(tmp_path / "given")
+    taken = severity_encoder(prior, parameter_ranges={"blur_std": [0.3, 3.0]}, **small)
+    own = {name: value.clone() for name, value in taken.state_dict().items()}
+    start_from(taken, str(tmp_path / "given"))
+    shared = given.state_dict()
+    assert any(name not in shared for name in own)  # the head of the parameter
+    for name, value in taken.state_dict().items():
+        assert torch.equal(value, shared.get(name, own[name]))
+    other = severity_encoder(prior, parameter_ranges={}, widths=(8, 16), blocks=(1, 1))
+    with pytest.raises(ConfigError, match=r"given: its trunk differs from severity\.widths"):
+        start_from(other, str(tmp_path / "given"))
 
 
 @pytest.mark.parametrize("name", ["motion_blur", "nonlinear_blur", "box_inpainting", "random_inpainting"])
