@@ -66,11 +66,12 @@ def first_of(batches: Sequence[Observed], count: int) -> list[Observed]:
         if not len(rows):
             break
         count -= len(rows)
-        z_hat, said = one.estimate.z_hat_BCHW, one.estimate.severity
+        z_hat, said, spared = one.estimate.z_hat_BCHW, one.estimate.severity, one.estimate.spared_BK
         estimate = Estimate(
             None if z_hat is None else z_hat[rows],
             one.estimate.sigma_BK[rows],
             None if said is None else Severity(*(value[rows] for value in said)),
+            None if spared is None else spared[rows],
         )
         found.append(Observed(one.measured.select(rows), estimate, one.sigma_true_B[rows]))
     return found

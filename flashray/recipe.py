@@ -113,8 +113,8 @@ class FusionConfig:
             raise ConfigError(f"fusion.name is {self.name!r}; give none, operator or learned")
         if self.radius < 0:
             raise ConfigError(f"fusion.radius is {self.radius}; give a whole number of latent positions, 0 or more")
-        if not 0 < self.threshold < 1:
-            raise ConfigError(f"fusion.threshold is {self.threshold}; give a number between 0 and 1")
+        if not 0 < self.threshold <= 0.5:
+            raise ConfigError(f"fusion.threshold is {self.threshold}; give a number above 0, up to .5")
         if not (0 < self.decoder_std < math.inf and 0 < self.gain < math.inf):
             raise ConfigError(
                 f"fusion.decoder_std and fusion.gain are {self.decoder_std} and {self.gain}; give positive numbers"

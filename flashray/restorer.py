@@ -238,7 +238,8 @@ class Restorer:
         if fusion.name == "learned":
             weight_Bhw = settled_weight(severity.weight_Bhw, fusion.radius, fusion.threshold, valid)
             severity = severity._replace(weight_Bhw=weight_Bhw)
-            spared_BK = torch.stack([spared_windows(one, windows) for one in weight_Bhw.cpu()])
+            if self.start.mode == "flash":
+                spared_BK = torch.stack([spared_windows(one, windows) for one in weight_Bhw.cpu()])
         return Estimate(severity.z_hat_BCHW, sigma_BK, severity, spared_BK)
 
     def sigma_maps(self, severity: Severity, size: tuple[int, int]) -> Tensor:

@@ -78,7 +78,7 @@ def predict(load: Workload, first: Integers, slots: int, actors: int, cost: Cost
     decoded = cost.decode_seconds + beyond * cost.decode_megapixel
     other = cost.other_seconds + beyond * cost.other_megapixel
     solver_U = cost.samples * (evaluated_U + _sums((updates + decoded) * load.touched, first))
-    dispatched = (solver_U + _sums(other * load.touched, first))[dearest_first(unit_costs(load, first))]
+    dispatched = (solver_U + _sums(other, first))[dearest_first(unit_costs(load, first))]
     wall = makespan(dispatched, min(actors, max(len(first), 1)), cost.start_up_seconds)
     return Prediction(len(first), share, float(solver_U.sum()), wall, actors)
 

@@ -27,7 +27,7 @@ from flashray.pipeline.run_folder import run_uri
 from flashray.pipeline.run_tables import own_names, parquet, read_table
 from flashray.pipeline.units import Packing, unit_ids
 from flashray.pipeline.worker_settings import WorkerSettings
-from flashray.pipeline.workload import STARTS, Workload
+from flashray.pipeline.workload import STARTS, Workload, touched_of
 from flashray.schedule import NoiseSchedule
 from flashray.severity import Start
 
@@ -233,8 +233,7 @@ def workload(sound: pa.Table, schedule: NoiseSchedule, start: Start) -> tuple[Wo
     else:
         sigma = np.full(windows.sum(), np.nan)
     step, fallback = start.start_step(torch.from_numpy(sigma.copy()), schedule)
-    touched = pc.fill_null(sound["touched"], True).to_numpy()
-    load = Workload.of_starts(step.numpy(), windows, pixels, touched)
+    load = Workload.of_starts(step.numpy(), windows, pixels, touched_of(sound))
     first = np.cumsum(windows) - windows
     return load, np.logical_or.reduceat(fallback.numpy(), first) if len(first) else fallback.numpy()
 
@@ -287,7 +286,8 @@ def read_plans(output: str) -> list[pa.Table]:
     for attempt in range(len(names)):
         if (path := plan_path(output, attempt)) != run_uri(output, "plan", names[attempt]):
             raise ConfigError(f"{path} is gone, and {names[attempt]} is there; {lost}")
-    return [read_table(plan_path(output, attempt), PLAN, lost, PLAN.names) for attempt in range(len(names))]
+    needed = [name for name in PLAN.names if name != "touched"]  # plans of earlier versions have none
+    return [read_table(plan_path(output, attempt), PLAN, lost, needed) for attempt in range(len(names))]
 
 
 def latest_rows(plans: Sequence[pa.Table]) -> pa.Table:

@@ -190,7 +190,7 @@ def _full_chain_seconds(done: pa.Table, chain: int) -> float | None:
     if len(nfe) == 0 or nfe.min() == nfe.max():
         return None
     slope, besides = np.polyfit(nfe, seconds, 1)
-    return float(len(nfe) * (slope * chain + max(besides, 0.0))) if slope > 0 else None
+    return float(len(done) * (slope * chain + max(besides, 0.0))) if slope > 0 else None
 
 
 def _duration(seconds: float) -> str:

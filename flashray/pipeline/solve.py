@@ -181,16 +181,15 @@ class SolverActor:
         further: dict[int, dict[int, bytes]],
     ) -> None:
         """Images of one size in which the plan found nothing to restore: each is given back as it is."""
-        began = time.perf_counter()
         photos, indices = decode_photos(self.restorer, unit, rows, batch, "parameters", self.work.config.io)
         if not photos:
             return
         shown_BCHW = self.restorer.measure(photos).shown_BCHW.clamp(-1, 1).cpu()
-        seconds = (time.perf_counter() - began) / len(photos)
         for i, image in zip(indices, shown_BCHW, strict=True):
             images[i] = image
-            further[i] = {n: as_pixels(image)["pixels"] for n in range(1, self.samples)}
-            rows[i] |= {"nfe": 0.0, "seconds": seconds}
+            if self.samples > 1:
+                further[i] = dict.fromkeys(range(1, self.samples), as_pixels(image)["pixels"])
+            rows[i]["nfe"] = 0.0  # and no seconds, because the solver had nothing to do
 
     @torch.no_grad()
     def prepare(self, unit: dict[str, Any], rows: list[dict[str, Any]], batch: Sequence[int]) -> list[Prepared]:

@@ -24,7 +24,7 @@ class Workload:
     steps: Integers  # [m] start steps, those of an image descending
     counts: Integers  # [m] numbers of windows that start there
     pixels: Integers  # [n] of the padded images, as the networks see them
-    touched: Booleans  # [n] false for an image that is given back as it is, whose cost is nothing
+    touched: Booleans  # [n] false for an image that is given back as it is, without the solver
 
     @classmethod
     def of_windows(cls, steps: Integers, pixels: int = 0) -> Workload:
@@ -90,5 +90,13 @@ def workload_of(plan: pa.Table) -> Workload:
     offsets = maps.offsets.to_numpy().astype(np.int64) - first
     entries = slice(first, first + int(offsets[-1]))
     steps, counts = (values.to_numpy()[entries].astype(np.int64) for values in (maps.keys, maps.items))
-    touched = pc.fill_null(plan["touched"], True).to_numpy()
-    return Workload(offsets if len(plan) else np.zeros(1, np.int64), steps, counts, plan["pixels"].to_numpy(), touched)
+    offsets = offsets if len(plan) else np.zeros(1, np.int64)
+    return Workload(offsets, steps, counts, plan["pixels"].to_numpy(), touched_of(plan))
+
+
+def touched_of(rows: pa.Table) -> Booleans:
+    """Of rows of a plan; true where it is not known."""
+    if "touched" not in rows.column_names:
+        return np.ones(len(rows), bool)
+    touched: Booleans = pc.fill_null(rows["touched"], True).to_numpy().astype(bool)
+    return touched

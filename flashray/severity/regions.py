@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from flashray.windows import Windows
 
@@ -24,8 +25,9 @@ def window_sigma(sigma_hw: Tensor, windows: Windows, valid: tuple[int, int] | No
 
 
 def spared_windows(weight_hw: Tensor, windows: Windows) -> Tensor:
-    """[K] bool: all fusion weights of the window are 0, so nothing in it reaches the restored image."""
-    return windows.cut(weight_hw[None]).flatten(1).amax(dim=1) == 0
+    """[K] bool: all fusion weights of the window and beside it are 0, so nothing in it reaches the restored image."""
+    beside_1hw = F.max_pool2d(weight_hw[None], 3, stride=1, padding=1)  # weights are interpolated between positions
+    return windows.cut(beside_1hw).flatten(1).amax(dim=1) == 0
 
 
 def mean_nfe(start_K: Tensor) -> float:

@@ -45,7 +45,7 @@ def train(
     task = build()
     figures = load_averaged(task, state)
     task.to(resolve_device(config.device)).eval()
-    return task, state, figures
+    return task, state, task.validate() if figures is None else figures
 
 
 def launch_here(build: BuildTask, loop: LoopConfig, photos: str, side: int, name: str, config: LaunchConfig) -> Path:

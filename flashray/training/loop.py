@@ -265,15 +265,18 @@ def _load_state(
     return state
 
 
-def load_averaged(task: Task, folder: Path) -> dict[str, float]:
-    """Put the averaged weights of a saved training state into `task.model`; returns their validation's figures."""
+def load_averaged(task: Task, folder: Path) -> dict[str, float] | None:
+    """Put the averaged weights of a saved training state into `task.model`; returns their validation's figures.
+
+    States of earlier versions have none.
+    """
     state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
     task.model.load_state_dict(state["model"])
     trained = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
     ema = EMAModel(trained)
     ema.load_state_dict(state["ema"])
     ema.copy_to(trained)
-    figures: dict[str, float] = state["figures"]
+    figures: dict[str, float] | None = state.get("figures")
     return figures
 
 

@@ -11,6 +11,7 @@ from torchmetrics.functional import spearman_corrcoef
 
 from flashray.degradations import Degradation
 from flashray.degradations.simulate import degrade, degrade_at, spread_noise_std
+from flashray.errors import ConfigError
 from flashray.prior import LatentPrior
 from flashray.severity.encoder import Severity, SeverityEncoder, estimate
 from flashray.severity.fusion import fuse
@@ -50,6 +51,18 @@ class SeverityConfig:
     whole: float = WHOLE
     grain: float = 0.0
     part: Literal["all", "fusion"] = "all"
+
+    def __post_init__(self) -> None:
+        if not 0.1 <= self.narrowest <= self.widest:
+            raise ConfigError(
+                f"severity.narrowest and severity.widest are {self.narrowest} and {self.widest}; give two multiples of "
+                "the view's side from .1 on, the smaller one first"
+            )
+        if not 0 <= self.whole <= 1 or not self.grain >= 0:
+            raise ConfigError(
+                f"severity.whole and severity.grain are {self.whole} and {self.grain}; give a share from 0 to 1 and a "
+                "standard deviation ≥ 0"
+            )
 
 
 class SeverityTask(Task):

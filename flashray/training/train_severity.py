@@ -86,18 +86,24 @@ def build_severity_task(config: TrainSeverityConfig) -> SeverityTask:
     known = {"parameter_ranges": ranges, "widths": list(config.severity.widths), "blocks": list(config.severity.blocks)}
     encoder = SeverityEncoder.from_prior(prior, family.name, family.settings, family.noise_std, **known)
     if config.init:
-        start_from(encoder, config.init)
+        start_from(encoder, config.init, config.severity.part == "fusion")
     val = load_fitted(list_photos(config.val_photos), prior.sample_size)
     return SeverityTask(encoder, prior, degradation, family.noise_range, config.severity, val)
 
 
-def start_from(encoder: SeverityEncoder, source: str) -> None:
-    """Give an encoder the weights of another one, where both have them; ConfigError if their trunks differ."""
+def start_from(encoder: SeverityEncoder, source: str, whole: bool = False) -> None:
+    """Give an encoder the weights of another one, where both have them.
+
+    Raises:
+        ConfigError: if their trunks differ, or it lacks a head where `whole` asks for all.
+    """
     mine = encoder.state_dict()
     given = load_severity_encoder(source).state_dict()
     shared = {name: value for name, value in given.items() if name in mine and value.shape == mine[name].shape}
     if any(name.startswith("net.trunk") and name not in shared for name in mine.keys() | given.keys()):
         raise ConfigError(f"init {source}: its trunk differs from severity.widths and severity.blocks; name them alike")
+    if whole and len(shared) < len(mine):
+        raise ConfigError(f"init {source}: it lacks heads of this family, and part fusion trains one alone; train all")
     encoder.load_state_dict(shared, strict=False)
 
 

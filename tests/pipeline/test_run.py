@@ -445,7 +445,7 @@ def test_photos_that_nothing_would_change_are_given_back_for_nothing(
     (tmp_path / "in").mkdir()
     for n, name in enumerate(("a.png", "b.jpg")):
         (tmp_path / "in" / name).write_bytes(encode_png(photo[:, 50 : 125 + n, 180:271]))
-    usual = ["--device", "cpu", "--tracking.enabled", "false", "--fusion.threshold", "0.999999", "--metrics", "[psnr]"]
+    usual = ["--device", "cpu", "--tracking.enabled", "false", "--fusion.threshold", "0.5", "--metrics", "[psnr]"]
     for output, more, touched in (("kept", [], False), ("scored", ["--references", str(tmp_path / "in")], None)):
         folder = tmp_path / output
         assert main(["restore", str(tmp_path / "in"), str(folder), *usual, *more]) == 0

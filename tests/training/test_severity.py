@@ -221,6 +221,14 @@ def test_the_fusion_loss_is_the_fused_images_squared_error_over_that_of_y(photo:
     assert task.fusion_loss(x, y, kept).item() == pytest.approx(0.5 * 0.01 / (0.01 + 1e-4), rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    "settings", [{"narrowest": 0.0}, {"narrowest": 2.0}, {"widest": 0.5}, {"whole": 1.5}, {"grain": -0.1}]
+)
+def test_bad_views_are_config_errors(settings: dict[str, float]):
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        SeverityConfig(**settings)  # type: ignore[arg-type]
+
+
 def test_every_photo_of_a_batch_is_degraded_with_its_own_severity(photo: Tensor, monkeypatch: pytest.MonkeyPatch):
     task = tiny_task(photo, SMALL)
     seen: list[Tensor] = []
@@ -275,6 +283,10 @@ def test_an_encoder_of_another_family_gives_its_trunk_and_the_heads_that_both_ha
     for name, value in taken.state_dict().items():
         assert torch.equal(value, shared.get(name, own[name]))
     other = severity_encoder(prior, parameter_ranges={}, widths=(8, 16), blocks=(1, 1))
+    with pytest.raises(ConfigError, match="given: it lacks heads of this family"):
+        start_from(
+            severity_encoder(prior, parameter_ranges={"a": [0, 1]}, **small), str(tmp_path / "given"), whole=True
+        )
     with pytest.raises(ConfigError, match=r"given: its trunk differs from severity\.widths"):
         start_from(other, str(tmp_path / "given"))
 
