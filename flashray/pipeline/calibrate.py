@@ -91,7 +91,11 @@ def sample(plan: pa.Table, work: WorkerSettings) -> pa.Table:
         rows = rows.set_column(rows.column_names.index(name), name, values)
     counts = np.bincount(load.steps, weights=load.counts).astype(np.int64)
     visits = np.cumsum(counts[::-1])[::-1][1:]
-    return rows_of(rows, index(rows), work).append_column("visits", pa.array([visits.tolist()], pa.list_(pa.int64())))
+    unit = rows_of(rows, index(rows), work)
+    # an image may be there several times, and images of a unit are told apart by their keys
+    keys = [f"{n} {key}" for n, key in enumerate(unit["key"][0].as_py())]
+    unit = unit.set_column(unit.column_names.index("key"), "key", pa.array([keys], pa.list_(pa.string())))
+    return unit.append_column("visits", pa.array([visits.tolist()], pa.list_(pa.int64())))
 
 
 class TrialActor(SolverActor):

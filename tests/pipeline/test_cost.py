@@ -157,11 +157,14 @@ def test_the_measurement_flies_the_very_solver(
     assert max(steps for _, steps in flown) <= plan["nfe"].to_numpy().max()
 
 
+@pytest.mark.parametrize("images", [None, 1])
 def test_a_real_measurement_is_finite_and_positive(
-    plan: pa.Table, work: WorkerSettings, monkeypatch: pytest.MonkeyPatch
+    images: int | None, plan: pa.Table, work: WorkerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """One image alone fills all slots."""
     monkeypatch.setattr(calibrate, "SECONDS", 0.0)
-    cost = CostModel(**Calibrator(work, start_quarantine()).measure(sample(plan, work)), start_up_seconds=0.0)
+    some = plan.slice(0, images)
+    cost = CostModel(**Calibrator(work, start_quarantine()).measure(sample(some, work)), start_up_seconds=0.0)
     assert all(0 < seconds < math.inf for seconds in (*cost.step_seconds, cost.decode_seconds, cost.other_seconds))
 
 
