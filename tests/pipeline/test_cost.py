@@ -14,8 +14,9 @@ import torch
 
 from flashray.errors import ImageError
 from flashray.pipeline import calibrate
-from flashray.pipeline.calibrate import Calibrator, evenly, mean, numbers_filled, part, sample
+from flashray.pipeline.calibrate import Calibrator, TrialActor, evenly, mean, numbers_filled, part, sample
 from flashray.pipeline.cost import CostModel, Quoted, predict, predict_full, predict_plan, read_quoted, write_quoted
+from flashray.pipeline.load import load
 from flashray.pipeline.quarantine import start_quarantine
 from flashray.pipeline.run_folder import RUN_FOLDER
 from flashray.pipeline.units import unit_ids
@@ -124,7 +125,16 @@ def test_a_sample_fills_the_slots_and_knows_the_steps_that_are_visited(plan: pa.
     (visits,) = unit["visits"].to_pylist()
     assert visits == [int((nfe > step).sum()) for step in range(nfe.max())]
     few = sample(plan.slice(0, 1), work)  # an archive smaller than the slots fills them with its images again
-    assert few["key"].to_pylist() == [plan["key"].to_pylist()[:1] * 3]
+    key = plan["key"][0].as_py()
+    assert few["key"].to_pylist() == [[f"{n} {key}" for n in range(3)]]
+
+
+def test_an_image_that_fills_several_slots_is_solved_in_each(plan: pa.Table, work: WorkerSettings) -> None:
+    quarantine = start_quarantine()
+    loaded = load(sample(plan.slice(0, 1), work).drop_columns("visits"), work, quarantine)
+    (solved,) = TrialActor(work, quarantine)(loaded).to_pylist()
+    assert [row["error"] for row in solved["rows"]] == [None] * 3
+    assert all(image is not None for image in solved["images"])
 
 
 def test_the_measurement_flies_the_very_solver(
@@ -157,14 +167,11 @@ def test_the_measurement_flies_the_very_solver(
     assert max(steps for _, steps in flown) <= plan["nfe"].to_numpy().max()
 
 
-@pytest.mark.parametrize("images", [None, 1])
 def test_a_real_measurement_is_finite_and_positive(
-    images: int | None, plan: pa.Table, work: WorkerSettings, monkeypatch: pytest.MonkeyPatch
+    plan: pa.Table, work: WorkerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One image alone fills all slots."""
     monkeypatch.setattr(calibrate, "SECONDS", 0.0)
-    some = plan.slice(0, images)
-    cost = CostModel(**Calibrator(work, start_quarantine()).measure(sample(some, work)), start_up_seconds=0.0)
+    cost = CostModel(**Calibrator(work, start_quarantine()).measure(sample(plan, work)), start_up_seconds=0.0)
     assert all(0 < seconds < math.inf for seconds in (*cost.step_seconds, cost.decode_seconds, cost.other_seconds))
 
 
