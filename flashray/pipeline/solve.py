@@ -143,11 +143,11 @@ class SolverActor:
         sound = [i for i in indices if rows[i]["error"] is None]
         count = self.work.config.resources.severity_batch
         kept = [i for i in sound if unit["touched"][i] is False]
+        touched = [i for i in sound if unit["touched"][i] is not False]
         for batch in batches(restorer, unit, rows, kept, count, io, self.budget):
             self.keep(unit, rows, batch, images, further)
-        solved_ones = [i for i in sound if unit["touched"][i] is not False]
         prepared: list[Prepared] = []
-        for batch in batches(restorer, unit, rows, solved_ones, count, io, self.budget):
+        for batch in batches(restorer, unit, rows, touched, count, io, self.budget):
             prepared += self.prepare(unit, rows, batch)
         prepared.sort(key=lambda one: one.position)  # the plan's order: dearest first
         index_of = {one.jobs[0].key: one.position for one in prepared}
