@@ -12,6 +12,7 @@ from diffusers import UNet2DModel
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor, nn
 
+from flashray.errors import ConfigError
 from flashray.prior import LatentPrior
 from flashray.shards.place import Place
 from flashray.training.latent_cache import cached_latents, random_crops
@@ -47,6 +48,9 @@ class DenoiserConfig:
         cache_views: how many random views of each window are encoded once and kept on disk in half precision, to be
             trained on in every pass; 0 encodes new views in every pass. Only where training is local.
         flash_share: share of the draws whose timestep is uniform over FLASH_TIMESTEPS; the rest's over all.
+        encoders: severity encoders of this prior, named as in `start.severity_encoder`; a share `start_share` of the
+            batches are flash starts from their estimates (`start_task`).
+        lpips: weight of LPIPS between the decoded ẑ0 and the photo, a mean over the networks `lpips_nets`.
     """
 
     channels: tuple[int, ...] = (64, 128, 192)
@@ -58,6 +62,24 @@ class DenoiserConfig:
     crop: int = 0
     cache_views: int = 0
     flash_share: float = 0.0
+    encoders: tuple[str, ...] = ()
+    start_share: float = 0.7
+    lpips: float = 0.0
+    lpips_nets: tuple[Literal["vgg", "alex"], ...] = ("vgg",)
+
+    def __post_init__(self) -> None:
+        if self.cache_views and self.needs_photos:
+            raise ConfigError(
+                "denoiser.encoders and denoiser.lpips need the photos, and denoiser.cache_views keeps latents alone; "
+                "leave it out"
+            )
+        if self.lpips and not self.lpips_nets:
+            raise ConfigError("denoiser.lpips_nets is empty; give vgg, alex or both")
+
+    @property
+    def needs_photos(self) -> bool:
+        """Whether training sees more than latents."""
+        return bool(self.encoders or self.lpips)
 
 
 def make_denoiser(config: DenoiserConfig, latent_channels: int, latent_side: int) -> UNet2DModel:

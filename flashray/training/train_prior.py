@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,9 +15,11 @@ from diffusers import AutoencoderDC, UNet2DModel
 from flashray.errors import ConfigError
 from flashray.metrics import load_lpips
 from flashray.prior import LatentPrior, latent_geometry, load_autoencoder, load_prior
+from flashray.prior.folder import resolve
 from flashray.prior.pixel_space import SpaceToDepth
+from flashray.severity import load_severity_encoder
 from flashray.shards.place import Place
-from flashray.sources import local_folder, pinned
+from flashray.sources import pinned
 from flashray.training.autoencoder_task import AutoencoderConfig, AutoencoderTask, latent_scale, make_autoencoder
 from flashray.training.denoiser_task import (
     SCHEDULER_CONFIG,
@@ -31,7 +34,8 @@ from flashray.training.loop import LoopConfig, save_half
 from flashray.training.model_card import note_training, write_prior_card
 from flashray.training.photo_windows import list_photos, load_fitted, window_side
 from flashray.training.photos import list_places
-from flashray.training.train_config import TrainConfig, with_absolute_paths
+from flashray.training.start_task import StartTask
+from flashray.training.train_config import TrainConfig, absolute, with_absolute_paths
 from flashray.training.warm_start import copy_trunk
 
 MODEL_INDEX = {
@@ -48,7 +52,8 @@ class TrainPriorConfig(TrainConfig):
     Attributes:
         size: side of the square images in pixels.
         stages: stages to train; a stage that is left out is taken from `output`.
-        init: a prior whose weights training starts from, instead of random ones: a folder, a hub id or a URI.
+        init: a prior whose weights training starts from, instead of random ones: `bundled`, a folder, a hub id or a
+            URI. Where the output has no autoencoder, the stage denoiser takes the one from there.
         warm_start: a prior whose autoencoder gives a new one what the two have in common, see `copy_trunk`.
         card: what the photos are, in words, for the model card; empty writes none.
         lpips_weights: weights of LPIPS, a file or a folder; see the README. Empty: FLASHRAY_LPIPS_WEIGHTS or
@@ -82,7 +87,9 @@ class TrainPriorConfig(TrainConfig):
 def train_prior(config: TrainPriorConfig) -> None:
     """Train the stages in order; each can be resumed by running the same command again."""
     config = with_absolute_paths(config, "init", "warm_start", "lpips_weights")
+    encoders = tuple(pinned(absolute(source), "severity encoder") for source in config.denoiser.encoders)
     config = replace(config, init=pinned(config.init, "prior"), warm_start=pinned(config.warm_start, "prior"))
+    config = replace(config, denoiser=replace(config.denoiser, encoders=encoders))
     if "autoencoder" in config.stages:
         train_autoencoder(config)
     if "denoiser" in config.stages:
@@ -123,7 +130,9 @@ def train_denoiser(config: TrainPriorConfig) -> None:
     """The second stage: the denoiser of the latents of the output's autoencoder."""
     output, loop = Path(config.output), config.denoiser_loop
     if not (output / "vqvae" / "config.json").is_file():
-        raise ConfigError(f"stage denoiser: {output}/vqvae is missing; train the stage autoencoder first")
+        if not config.init:
+            raise ConfigError(f"stage denoiser: {output}/vqvae is missing; train the stage autoencoder first")
+        shutil.copytree(resolve(config.init), output, dirs_exist_ok=True)
     predicted = prediction_of(config.init) if config.init else config.denoiser.prediction
     write_scheduler(output, predicted)
     if not (output / "unet" / "config.json").is_file():  # a fresh one, so that the folder opens as a prior
@@ -142,12 +151,12 @@ def build_autoencoder_task(config: TrainPriorConfig) -> AutoencoderTask:
     assert config.autoencoder != "none"
     torch.manual_seed(config.autoencoder_loop.seed)
     if config.init:
-        model = AutoencoderDC.from_pretrained(_folder(config.init) / "vqvae", torch_dtype=torch.float32)
+        model = AutoencoderDC.from_pretrained(resolve(config.init) / "vqvae", torch_dtype=torch.float32)
     else:
         model = make_autoencoder(config.autoencoder)
         if config.warm_start:
             copy_trunk(
-                model, AutoencoderDC.from_pretrained(_folder(config.warm_start) / "vqvae", torch_dtype=torch.float32)
+                model, AutoencoderDC.from_pretrained(resolve(config.warm_start) / "vqvae", torch_dtype=torch.float32)
             )
     net = config.autoencoder.lpips_net
     lpips = load_lpips(net, config.lpips_weights or None) if config.autoencoder.lpips else None
@@ -160,12 +169,19 @@ def build_denoiser_task(config: TrainPriorConfig) -> DenoiserTask:
     torch.manual_seed(config.denoiser_loop.seed)
     prior: LatentPrior = load_prior(config.output)
     prior.denoiser = UNet2DModel.from_pretrained(
-        _folder(config.init or config.output) / "unet", torch_dtype=torch.float32
+        resolve(config.init or config.output) / "unet", torch_dtype=torch.float32
     )
     prior.denoiser.requires_grad_(True)
     if resolve_device(config.launch.device) == "cpu":
         use_plain_attention(prior.denoiser)
-    return DenoiserTask(prior, load_fitted(list_photos(config.val_photos), config.size), config.denoiser)
+    chosen, val = config.denoiser, load_fitted(list_photos(config.val_photos), config.size)
+    if not chosen.needs_photos:
+        return DenoiserTask(prior, val, chosen)
+    encoders = [load_severity_encoder(source) for source in chosen.encoders]
+    for source, encoder in zip(chosen.encoders, encoders, strict=True):
+        encoder.check_prior(prior, source)
+    nets = chosen.lpips_nets if chosen.lpips else ()
+    return StartTask(prior, val, chosen, encoders, [load_lpips(net, config.lpips_weights or None) for net in nets])
 
 
 def write_scheduler(output: Path, prediction: str) -> None:
@@ -177,11 +193,7 @@ def write_scheduler(output: Path, prediction: str) -> None:
 
 def prediction_of(source: str) -> str:
     """What the denoiser of a prior predicts."""
-    return str(json.loads((_folder(source) / "scheduler" / "scheduler_config.json").read_text())["prediction_type"])
-
-
-def _folder(source: str) -> Path:
-    return local_folder(source, "prior")
+    return str(json.loads((resolve(source) / "scheduler" / "scheduler_config.json").read_text())["prediction_type"])
 
 
 def spread(paths: list[Place], most: int) -> list[Place]:

@@ -234,7 +234,7 @@ def test_what_a_megapixel_costs_is_measured_on_a_cutting(config: RunConfig, ray_
     plan = planned(work, quarantine)
     plan = plan.filter(pa.compute.is_valid(plan["unit_id"]))
     unit = sample(plan, work)
-    assert unit["key"].to_pylist()[0][0] == "line.png"
+    assert unit["key"].to_pylist()[0][0] == "0 line.png"
     calibrator = Calibrator(work, quarantine)
     (loaded,) = load(unit.drop_columns("visits"), work, quarantine).to_pylist()
     small, large = calibrator.cut(loaded, slice(None), 1), calibrator.cut(loaded, slice(1), 3)

@@ -27,6 +27,7 @@ from flashray.training.severity_task import SeverityConfig
 from flashray.training.train_config import LaunchConfig
 from flashray.training.train_prior import TrainPriorConfig, train_prior
 from flashray.training.train_severity import TrainSeverityConfig, train_severity
+from tests.conftest import TinyModels
 
 LOOP = LoopConfig(epochs=2, batch_size=8, learning_rate=2e-3, warmup_steps=2, ema_decay=0.5)
 
@@ -145,6 +146,22 @@ def test_training_can_start_from_another_prior(trained: Path, photos: Callable[[
     t = torch.tensor([5] * len(x))
     z = theirs.encode(x)
     torch.testing.assert_close(ours.epsilon(z, t), theirs.epsilon(z, t), rtol=1e-3, atol=1e-3)
+
+
+def test_a_denoiser_is_trained_on_flash_starts_of_a_given_prior(
+    trained: Path, photos: Callable[[str], str], tiny_models: TinyModels, tmp_path: Path
+):
+    """The autoencoder comes from `init` where the output has none; an encoder of another prior is refused."""
+    starts = DenoiserConfig(encoders=(tiny_models.encoder,), draws=1)
+    config = dataclasses.replace(prior_config(photos, tmp_path, init=tiny_models.prior), stages=("denoiser",))
+    train_prior(dataclasses.replace(config, denoiser=starts))
+    ours, theirs = load_prior(config.output), load_prior(tiny_models.prior)
+    x = load_fitted(list_photos(photos("val")), 32)
+    torch.testing.assert_close(ours.encode(x), theirs.encode(x))
+    assert {"train/clean", "train/start"} & set(log_of(tmp_path, "denoiser")[-1])
+    other = dataclasses.replace(config, init=str(trained / "prior"), output=str(tmp_path / "other"), denoiser=starts)
+    with pytest.raises(ConfigError, match="was trained for another prior"):
+        train_prior(other)
 
 
 @pytest.mark.parametrize("stages", [(), ("decoder",), ("autoencoder", "unet")])
