@@ -53,7 +53,7 @@ class Cost:
     Attributes:
         kills: how often the fault struck.
         recomputed: images whose chain was begun again.
-        looked_again: images that the severity encoder saw again.
+        estimated_again: images that the severity encoder saw again.
     """
 
     images: int
@@ -61,7 +61,7 @@ class Cost:
     lost: int
     duplicated: int
     recomputed: int
-    looked_again: int
+    estimated_again: int
     seconds: float
 
 
