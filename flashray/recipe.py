@@ -66,6 +66,8 @@ class SolverConfig:
         eta: DDIM's η of the reverse steps; 1 is ancestral sampling.
         set_alpha_to_one: whether the last update of a respaced chain ends at the data (ᾱ = 1) or, as in LDM's and
             ReSample's samplers, at ᾱ_0.
+        spacing: of a respaced chain: leading has a step at timestep 1, where there is hardly any noise; trailing has
+            its last step N/steps higher, so that a start of one evaluation has noise to remove.
         settings: the solver's own settings, such as its step size.
     """
 
@@ -73,11 +75,12 @@ class SolverConfig:
     steps: int = 1000
     eta: float = 1.0
     set_alpha_to_one: bool = True
+    spacing: Literal["leading", "trailing"] = "leading"
     settings: dict[str, Any] = field(default_factory=dict)
 
     def chain(self, schedule: NoiseSchedule) -> NoiseSchedule:
         """The prior's schedule respaced for this solver; ConfigError where it has fewer steps."""
-        return schedule.respaced(self.steps, self.set_alpha_to_one)
+        return schedule.respaced(self.steps, self.set_alpha_to_one, self.spacing)
 
     def make(self) -> Solver:
         """The update rule with its settings; ConfigError names what is wrong with them."""
@@ -152,6 +155,8 @@ class Recipe:
             raise ConfigError(f"solver.steps is {self.solver.steps}; give at least 1")
         if not 0 <= self.solver.eta <= 1:
             raise ConfigError(f"solver.eta is {self.solver.eta}; give a number from 0 to 1")
+        if self.solver.spacing not in ("leading", "trailing"):
+            raise ConfigError(f"solver.spacing is {self.solver.spacing!r}; give leading or trailing")
         if solver.needs_adjoint and not degradation.linear:
             raise ConfigError(
                 f"solver {self.solver.name} needs an adjoint, and {degradation.name} is nonlinear and has none; "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from flashray.errors import ConfigError
 
 MOST_STEPS = 10_000  # of a whole chain
+Spacing = Literal["leading", "trailing"]  # of the steps that are kept
 _BETAS = {"beta_start", "beta_end", "beta_schedule", "trained_betas"}
 
 
@@ -80,19 +81,25 @@ class NoiseSchedule:
     def __len__(self) -> int:
         return len(self.timesteps)
 
-    def respaced(self, steps: int, set_alpha_to_one: bool = True) -> NoiseSchedule:
-        """Keep `steps` of the N steps, evenly spaced as in LDM's DDIM sampler (timesteps 1, 1 + N/steps, …).
+    def respaced(self, steps: int, set_alpha_to_one: bool = True, spacing: Spacing = "leading") -> NoiseSchedule:
+        """Keep `steps` of the N steps, evenly spaced.
 
         Args:
             steps: 1 … N; N returns the schedule itself.
             set_alpha_to_one: whether the last update ends at the data (ᾱ = 1) or, as in LDM's sampler, at ᾱ_0.
+            spacing: leading as in LDM's DDIM sampler, timesteps 1, 1 + N/steps, …; trailing ends at the noisiest one,
+                …, N-1 - N/steps, N-1, so that the last update is not spent on hardly any noise (Lin et al. 2024,
+                table 2).
         """
         total = len(self)
         if not 1 <= steps <= total:
             raise ConfigError(f"solver.steps is {steps}; the prior's schedule has {total} steps, so give 1 … {total}")
         if steps == total:
             return self
-        index = (torch.arange(steps) * total // steps + 1).clamp(max=total - 1)
+        if spacing == "trailing":
+            index = (torch.arange(1, steps + 1) * total / steps).round().long() - 1
+        else:
+            index = (torch.arange(steps) * total // steps + 1).clamp(max=total - 1)
         alphas = self.alphas_cumprod[index]
         last = torch.ones(1, dtype=torch.float64) if set_alpha_to_one else self.alphas_cumprod[:1]
         return NoiseSchedule(self.timesteps[index], alphas, torch.cat([last, alphas[:-1]]))
@@ -163,12 +170,13 @@ class FlowSchedule(NoiseSchedule):
         time = torch.arange(1, steps + 1, dtype=torch.float64) / steps
         return cls.from_times(_shifted(time, shift), shift, steps)
 
-    def respaced(self, steps: int, set_alpha_to_one: bool = True) -> FlowSchedule:
+    def respaced(self, steps: int, set_alpha_to_one: bool = True, spacing: Spacing = "leading") -> FlowSchedule:
         """Keep `steps` times, evenly spaced before the shift as in diffusers' Euler sampler.
 
         Args:
             steps: 1 … N; N returns the schedule itself.
             set_alpha_to_one: whether the last update leads to the data or to the whole chain's first ᾱ.
+            spacing: changes nothing; these times begin at pure noise and end at the least noise.
         """
         total = self.train_steps
         if not 1 <= steps <= total:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
@@ -60,11 +62,12 @@ def test_signal_falls_and_ends_are_the_data(name: str):
     assert torch.equal(schedule.alphas_cumprod_prev[1:], schedule.alphas_cumprod[:-1])
 
 
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
 @pytest.mark.parametrize("name", ["ldm", "short"])
-def test_every_respacing_has_its_length_ascending_unique_steps_and_consistent_alphas(name: str):
+def test_every_respacing_has_its_length_ascending_unique_steps_and_consistent_alphas(name: str, spacing: Any):
     schedule = NoiseSchedule.from_scheduler_config(CONFIGS[name])
     for steps in range(1, len(schedule) + 1):
-        respaced = schedule.respaced(steps)
+        respaced = schedule.respaced(steps, spacing=spacing)
         assert len(respaced) == steps == len(respaced.alphas_cumprod) == len(respaced.alphas_cumprod_prev)
         assert steps == 1 or (respaced.timesteps.diff() > 0).all()
         assert respaced.timesteps[0] >= 0
@@ -72,6 +75,14 @@ def test_every_respacing_has_its_length_ascending_unique_steps_and_consistent_al
         assert torch.equal(respaced.alphas_cumprod, schedule.alphas_cumprod[respaced.timesteps])
         assert respaced.alphas_cumprod_prev[0] == 1
         assert torch.equal(respaced.alphas_cumprod_prev[1:], respaced.alphas_cumprod[:-1])
+
+
+@pytest.mark.parametrize("steps", [1, 7, 20, 50, 97, 333, 999])
+def test_trailing_steps_are_those_of_diffusers(steps: int):
+    theirs = DDIMScheduler(**LDM, timestep_spacing="trailing")
+    theirs.set_timesteps(steps)
+    ours = SolverConfig(steps=steps, spacing="trailing").chain(ldm())
+    assert ours.timesteps.flip(0).tolist() == theirs.timesteps.tolist()
 
 
 def test_the_full_chain_is_the_schedule_itself():

@@ -285,6 +285,7 @@ def save_half(model: Any, folder: Path) -> None:
     weights = {name: value.detach().cpu().half() for name, value in model.state_dict().items()}
     twin = type(model).from_config(model.config).half()
     twin.load_state_dict(weights)
+    twin.register_to_config(_name_or_path="")  # diffusers notes the folder that the first weights came from
     twin.save_pretrained(folder, safe_serialization=True)
 
 

@@ -150,6 +150,7 @@ def test_what_does_not_fit_unknown_damage_is_refused(argv: list[str], words: lis
         (["--autoscale_seconds", "60", "--device", "cuda"], ["autoscale_seconds", "solver_actors"]),
         (["--autoscale_seconds", "60", "--solver_actors", "2"], ["autoscale_seconds", "--device"]),
         (["--solver.eta", "1.5"], ["eta"]),
+        (["--solver.spacing", "linspace"], ["spacing", "trailing"]),
         (["--start.c", "0"], ["start.c"]),
         (["--start.mode", "fixed"], ["start.step is missing"]),
         (["--start.step", "3"], ["start.step is 3", "mode fixed"]),

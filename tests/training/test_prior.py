@@ -158,6 +158,7 @@ def test_a_denoiser_is_trained_on_flash_starts_of_a_given_prior(
     ours, theirs = load_prior(config.output), load_prior(tiny_models.prior)
     x = load_fitted(list_photos(photos("val")), 32)
     torch.testing.assert_close(ours.encode(x), theirs.encode(x))
+    assert json.loads((tmp_path / "prior/unet/config.json").read_text())["_name_or_path"] == ""
     assert {"train/clean", "train/start"} & set(log_of(tmp_path, "denoiser")[-1])
     other = dataclasses.replace(config, init=str(trained / "prior"), output=str(tmp_path / "other"), denoiser=starts)
     with pytest.raises(ConfigError, match="was trained for another prior"):
