@@ -24,7 +24,7 @@ browser:
 	apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends chromium-headless-shell
 
 test: lint browser
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest
 
 # a seed to repeat it: make test-hostile SEED=N; the fuzzer's share of `make test` times TIMES is about an hour
 SEED ?= $(shell date +%s)

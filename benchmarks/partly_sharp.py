@@ -7,7 +7,7 @@ the same noise: with the start of each window at its own σ̂, and with all wind
 With --whole the photos are the twelve from inside packages, of 300 to 1411 pixels a side; else they have 256.
 
 photo:  the background's blur and noise are the damage, and recipe `photo` restores it.
-many:   the same with a chain of 1000 steps instead of 20, so that there are many evaluations to save.
+many:   the same with a chain of 1000 steps, so that there are many evaluations to save.
 known:  the background is out of focus in the clean photo itself, so it has little to restore; the whole is blurred and
         gets noise, and `gaussian_blur_flash_latent_dps`, a solver of several evaluations an image, restores it.
 
@@ -101,8 +101,8 @@ def case_of(name: str) -> Restorer:
     if name == "known":
         recipe = "gaussian_blur_flash_latent_dps"
         return flashray.load(recipe, device="cpu", precision="float32", measurement="simulated")
-    steps = 1000 if name == "many" else 20
-    return flashray.load("photo", device="cpu", precision="float32", solver={"steps": steps})
+    solver = {"steps": 1000} if name == "many" else {}
+    return flashray.load("photo", device="cpu", precision="float32", solver=solver)
 
 
 def main() -> None:

@@ -66,8 +66,8 @@ class SolverConfig:
         eta: DDIM's η of the reverse steps; 1 is ancestral sampling.
         set_alpha_to_one: whether the last update of a respaced chain ends at the data (ᾱ = 1) or, as in LDM's and
             ReSample's samplers, at ᾱ_0.
-        spacing: of a respaced chain: leading has a step at timestep 1, where there is hardly any noise; trailing has
-            its last step N/steps higher, so that a start of one evaluation has noise to remove.
+        spacing: of a respaced chain of N: the last step of leading is at timestep 1, where there is hardly any noise;
+            that of trailing is at N/steps - 1, so that a start of one evaluation has noise to remove.
         settings: the solver's own settings, such as its step size.
     """
 

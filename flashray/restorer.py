@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flashray.active_image import Job, Regions, Solved, grid_of, make_problem, photo_size
+from flashray.active_image import Job, Regions, Solved, grid_of, make_problem
 from flashray.engine import solve
 from flashray.errors import ConfigError, ImageError
 from flashray.images import Fit, ImageLike, as_image, as_list, name_of, sample_spread, to_pil
@@ -309,17 +309,10 @@ class Restorer:
         """Solve the images, `slots` windows at a time; yields each as it finishes. Give those with most steps first.
 
         Further samples come after all first ones and share no batch with them, so that an image's bytes do not depend
-        on the number of its samples. An image whose learned fusion weights are all 0 is given back as it is.
+        on the number of its samples.
         """
         chain = (self.prior, self.degradation, self.solver, self.schedule)
-        changed: list[Job] = []
-        for job in jobs:
-            if self.recipe.fusion.name != "learned" or job.weight is None or job.weight.any():
-                changed.append(job)
-                continue
-            nothing = torch.zeros(1, 3, *photo_size(self.degradation, job))
-            yield Solved(job.key, self.fuse(nothing, [job])[0], nfe=0.0, seconds=0.0, sample=job.sample)
-        first, further = [job for job in changed if not job.sample], [job for job in changed if job.sample]
+        first, further = [job for job in jobs if not job.sample], [job for job in jobs if job.sample]
         for some in filter(None, (first, further)):
             job_of = {(job.key, job.sample): job for job in some}
             for one in solve(*chain, some, self.slots, self.recipe.solver.eta, on_step):

@@ -87,9 +87,8 @@ class NoiseSchedule:
         Args:
             steps: 1 … N; N returns the schedule itself.
             set_alpha_to_one: whether the last update ends at the data (ᾱ = 1) or, as in LDM's sampler, at ᾱ_0.
-            spacing: leading as in LDM's DDIM sampler, timesteps 1, 1 + N/steps, …; trailing ends at the noisiest one,
-                …, N-1 - N/steps, N-1, so that the last update is not spent on hardly any noise (Lin et al. 2024,
-                table 2).
+            spacing: leading as in LDM's DDIM sampler, timesteps 1, 1 + N/steps, …; trailing is N/steps - 1,
+                2N/steps - 1, …, N-1 (Lin et al. 2024, table 2).
         """
         total = len(self)
         if not 1 <= steps <= total:
@@ -97,7 +96,7 @@ class NoiseSchedule:
         if steps == total:
             return self
         if spacing == "trailing":
-            index = (torch.arange(1, steps + 1) * total / steps).round().long() - 1
+            index = (torch.arange(1, steps + 1, dtype=torch.float64) * total / steps).round().long() - 1
         else:
             index = (torch.arange(steps) * total // steps + 1).clamp(max=total - 1)
         alphas = self.alphas_cumprod[index]

@@ -25,23 +25,6 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 torch.set_num_threads(1)  # the tests' networks are tiny: threads only get in each other's way
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Of two processes (`-n 2 --dist loadgroup`) one runs what needs Ray, which waits a lot, the other file by file."""
-    if item.config.pluginmanager.hasplugin("xdist"):
-        item.add_marker(pytest.mark.xdist_group("ray" if needs_ray(item) else item.path.stem))
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest first."""
-    items.sort(key=needs_ray, reverse=True)
-
-
-def needs_ray(item: pytest.Item) -> bool:
-    """Whether a test starts Ray."""
-    starts_it = item.path.parent.name in ("faults", "cluster") or item.path.name == "test_ray_train.py"
-    return starts_it or "ray_cluster" in getattr(item, "fixturenames", ())
-
-
 @dataclass(frozen=True)
 class TinyModels:
     """Folders of a prior and of severity encoders, random weights, in the layouts that users have."""

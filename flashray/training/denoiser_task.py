@@ -48,9 +48,11 @@ class DenoiserConfig:
         cache_views: how many random views of each window are encoded once and kept on disk in half precision, to be
             trained on in every pass; 0 encodes new views in every pass. Only where training is local.
         flash_share: share of the draws whose timestep is uniform over FLASH_TIMESTEPS; the rest's over all.
-        encoders: severity encoders of this prior, named as in `start.severity_encoder`; a share `start_share` of the
-            batches are flash starts from their estimates (`start_task`).
-        lpips: weight of LPIPS between the decoded ẑ0 and the photo, a mean over the networks `lpips_nets`.
+        encoders: severity encoders of this prior, each bundled:NAME, a folder, a hub id or a URI; flash starts from
+            their estimates are trained on too (`start_task`).
+        start_share: share of the batches that are flash starts, where there are encoders.
+        lpips: weight of LPIPS between the decoded ẑ0 and the photo.
+        lpips_nets: its networks; a mean over several.
     """
 
     channels: tuple[int, ...] = (64, 128, 192)
@@ -75,6 +77,11 @@ class DenoiserConfig:
             )
         if self.lpips and not self.lpips_nets:
             raise ConfigError("denoiser.lpips_nets is empty; give vgg, alex or both")
+        if not 0 <= self.start_share <= 1 or not self.lpips >= 0:
+            raise ConfigError(
+                f"denoiser.start_share and denoiser.lpips are {self.start_share} and {self.lpips}; give a share from 0 "
+                "to 1 and a weight ≥ 0"
+            )
 
     @property
     def needs_photos(self) -> bool:
@@ -148,7 +155,7 @@ class DenoiserTask(Task):
             low, high = FLASH_TIMESTEPS
             flash_DB = torch.rand(time_DB.shape, device=device) < self.config.flash_share
             timestep_DB = torch.where(flash_DB, low + time_DB * (high - low), timestep_DB)
-        return timestep_DB.long().flatten()
+        return timestep_DB.long().clamp(max=len(self.alphas_cumprod) - 1).flatten()
 
     def forward(self, window_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         z0 = self.latents(window_BCHW, generator)
@@ -167,13 +174,13 @@ class DenoiserTask(Task):
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Mean ‖ε - ε̂‖²/d at each of VALIDATION_TIMESTEPS, with noise that is the same at every call."""
+        """Mean ‖ε - ε̂‖²/d at each of VALIDATION_TIMESTEPS that the schedule has, with noise that is the same at every call."""
         device = self.alphas_cumprod.device
         generator = torch.Generator().manual_seed(0)
-        totals = dict.fromkeys(VALIDATION_TIMESTEPS, 0.0)
+        totals = {timestep: 0.0 for timestep in VALIDATION_TIMESTEPS if timestep < len(self.alphas_cumprod)}
         for x in self.val.split(64):
             z0 = self.prior.encode(x.to(device)).float()
-            for timestep in VALIDATION_TIMESTEPS:
+            for timestep in totals:
                 noise = torch.randn(z0.shape, generator=generator).to(device)
                 timestep_B = torch.full((len(z0),), timestep, device=device)
                 error = (self.prior.epsilon(self.noisy(z0, timestep_B, noise), timestep_B) - noise).square()

@@ -193,6 +193,7 @@ def fit(
         generator = torch.Generator().manual_seed(seed)
         torch.manual_seed(seed)
         sums: dict[str, Tensor] = {}
+        counts: dict[str, int] = {}  # a term may be in some batches only
         count, out_of_time, mark = 0, False, time.perf_counter()
         task.model.train()
         for window in itertools.islice(batches(epoch), config.epoch_steps or None):
@@ -219,6 +220,7 @@ def fit(
             ema.step(trained)
             for name, value in terms.items():
                 sums[name] = sums.get(name, torch.zeros((), device=device)) + value.detach().float()
+                counts[name] = counts.get(name, 0) + 1
             step, count = step + 1, count + 1
             due = rate.add(len(window))
             if due is not None and say is not None:
@@ -235,7 +237,7 @@ def fit(
         last = out_of_time or epoch == config.epochs or bool(config.seconds and spent >= config.seconds)
         if not last and epoch % config.validate_every:
             continue
-        metrics: dict[str, Any] = {f"train/{name}": (total / count).item() for name, total in sums.items()}
+        metrics: dict[str, Any] = {f"train/{name}": (total / counts[name]).item() for name, total in sums.items()}
         metrics |= progress_made() | {"seconds": round(spent, 1)}
         ema.store(trained)
         ema.copy_to(trained)

@@ -80,6 +80,10 @@ class TrainPriorConfig(TrainConfig):
         unknown = set(self.stages) - {"autoencoder", "denoiser"}
         if unknown or not self.stages:
             raise ConfigError(f"stages is {list(self.stages)}; give autoencoder, denoiser or both")
+        if self.denoiser.encoders and "autoencoder" in self.stages:
+            raise ConfigError(
+                "denoiser.encoders belong to the latents of a trained autoencoder; give --stages '[denoiser]'"
+            )
         if self.autoencoder == "none" and (self.pixel_block < 1 or self.size % self.pixel_block):
             raise ConfigError(f"pixel_block is {self.pixel_block}; give a divisor of the size, {self.size}")
 
@@ -90,6 +94,8 @@ def train_prior(config: TrainPriorConfig) -> None:
     encoders = tuple(pinned(absolute(source), "severity encoder") for source in config.denoiser.encoders)
     config = replace(config, init=pinned(config.init, "prior"), warm_start=pinned(config.warm_start, "prior"))
     config = replace(config, denoiser=replace(config.denoiser, encoders=encoders))
+    for source in encoders:  # before any work
+        load_severity_encoder(source)
     if "autoencoder" in config.stages:
         train_autoencoder(config)
     if "denoiser" in config.stages:
@@ -132,9 +138,11 @@ def train_denoiser(config: TrainPriorConfig) -> None:
     if not (output / "vqvae" / "config.json").is_file():
         if not config.init:
             raise ConfigError(f"stage denoiser: {output}/vqvae is missing; train the stage autoencoder first")
-        shutil.copytree(resolve(config.init), output, dirs_exist_ok=True)
-    predicted = prediction_of(config.init) if config.init else config.denoiser.prediction
-    write_scheduler(output, predicted)
+        take_autoencoder(resolve(config.init), output)
+    if config.init:  # with the noise that its denoiser was trained on
+        shutil.copytree(resolve(config.init) / "scheduler", output / "scheduler", dirs_exist_ok=True)
+    else:
+        write_scheduler(output, config.denoiser.prediction)
     if not (output / "unet" / "config.json").is_file():  # a fresh one, so that the folder opens as a prior
         torch.manual_seed(loop.seed)
         autoencoder, _, _ = load_autoencoder(output)
@@ -191,9 +199,15 @@ def write_scheduler(output: Path, prediction: str) -> None:
     (output / "scheduler" / "scheduler_config.json").write_text(text + "\n")
 
 
-def prediction_of(source: str) -> str:
-    """What the denoiser of a prior predicts."""
-    return str(json.loads((resolve(source) / "scheduler" / "scheduler_config.json").read_text())["prediction_type"])
+def take_autoencoder(source: Path, output: Path) -> None:
+    """Copy the autoencoder of another prior of this layout; ConfigError where there is none."""
+    if not (source / "vqvae" / "config.json").is_file():
+        raise ConfigError(f"init {source}: it has no folder vqvae to take the autoencoder from")
+    for name in ("model_index.json", "latent_statistics.json"):
+        if (source / name).is_file():
+            output.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, output / name)
+    shutil.copytree(source / "vqvae", output / "vqvae", dirs_exist_ok=True)
 
 
 def spread(paths: list[Place], most: int) -> list[Place]:

@@ -152,17 +152,20 @@ def test_a_denoiser_is_trained_on_flash_starts_of_a_given_prior(
     trained: Path, photos: Callable[[str], str], tiny_models: TinyModels, tmp_path: Path
 ):
     """The autoencoder comes from `init` where the output has none; an encoder of another prior is refused."""
-    starts = DenoiserConfig(encoders=(tiny_models.encoder,), draws=1)
+    starts = DenoiserConfig(encoders=(tiny_models.encoder,), start_share=1.0, draws=1)
     config = dataclasses.replace(prior_config(photos, tmp_path, init=tiny_models.prior), stages=("denoiser",))
     train_prior(dataclasses.replace(config, denoiser=starts))
     ours, theirs = load_prior(config.output), load_prior(tiny_models.prior)
     x = load_fitted(list_photos(photos("val")), 32)
     torch.testing.assert_close(ours.encode(x), theirs.encode(x))
     assert json.loads((tmp_path / "prior/unet/config.json").read_text())["_name_or_path"] == ""
-    assert {"train/clean", "train/start"} & set(log_of(tmp_path, "denoiser")[-1])
+    assert "train/start" in log_of(tmp_path, "denoiser")[-1]
+    assert ours.schedule.alphas_cumprod.equal(theirs.schedule.alphas_cumprod)
     other = dataclasses.replace(config, init=str(trained / "prior"), output=str(tmp_path / "other"), denoiser=starts)
     with pytest.raises(ConfigError, match="was trained for another prior"):
         train_prior(other)
+    with pytest.raises(ConfigError, match=r"give --stages '\[denoiser\]'"):
+        dataclasses.replace(config, denoiser=starts, stages=("autoencoder", "denoiser"))
 
 
 @pytest.mark.parametrize("stages", [(), ("decoder",), ("autoencoder", "unet")])

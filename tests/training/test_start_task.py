@@ -18,10 +18,10 @@ from tests.conftest import TinyModels
 
 
 class Squares(nn.Module):
-    """A distance in the form of LPIPS: [B, 1, 1, 1] mean squared differences."""
+    """A distance in the form of LPIPS: [B] mean squared differences."""
 
     def forward(self, y_BCHW: Tensor, x_BCHW: Tensor) -> Tensor:
-        return (y_BCHW - x_BCHW).square().mean(dim=(1, 2, 3), keepdim=True)
+        return (y_BCHW - x_BCHW).square().mean(dim=(1, 2, 3))
 
 
 @pytest.fixture
@@ -56,12 +56,12 @@ def test_a_start_has_a_share_of_the_noise_that_sigma_hat_says(
     task = task_of(prior, tiny_models, photo)
     noise_T = ((1 - task.alphas_cumprod) / task.alphas_cumprod).sqrt()
     sigma_B = torch.linspace(0.3, 3.0, 200)
-    found_B = noise_T[task.start_timesteps(sigma_B)]
-    nearest = (noise_T[1:] - noise_T[:-1]).max() / 2  # between two timesteps
-    low, high = REACH
-    assert (found_B >= (low * sigma_B).clamp(min=noise_T[0]) - nearest).all()
-    assert (found_B <= high * sigma_B + nearest).all()
-    assert found_B[100:].mean() > found_B[:100].mean()
+    found_B = task.start_timesteps(sigma_B)
+    least_B, most_B = ((noise_T - share * sigma_B[:, None]).abs().argmin(dim=1) for share in REACH)
+    assert (found_B >= least_B).all()
+    assert (found_B <= most_B).all()
+    assert (least_B < most_B).any()
+    assert len(set(found_B.tolist())) > 3
 
 
 def test_starts_alone_clean_latents_alone_or_both(
@@ -114,7 +114,20 @@ def test_training_brings_starts_nearer_to_the_photo(
         optimizer.step()
         losses.append(loss.item())
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
-    assert all(parameter.grad is None for encoder in task.encoders for parameter in encoder.parameters())
+
+
+def test_looks_alone_teach_the_denoiser(
+    prior: LatentPrior, tiny_models: TinyModels, photo: Tensor, windows: Tensor
+) -> None:
+    task = task_of(prior, tiny_models, photo, start_share=1.0, lpips=1.0)
+    task(windows, generator())["lpips"].backward()
+    assert max(parameter.grad.abs().max() for parameter in task.model.parameters() if parameter.grad is not None) > 0
+
+
+@pytest.mark.parametrize("settings", [{"start_share": 1.5}, {"lpips": -1.0}, {"lpips": float("nan")}])
+def test_shares_and_weights_are_checked(settings: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="give a share from 0 to 1 and a weight ≥ 0"):
+        DenoiserConfig(**settings)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("settings", [{"encoders": ("bundled:photo",)}, {"lpips": 1.0}])
