@@ -174,7 +174,7 @@ class DenoiserTask(Task):
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Mean ‖ε - ε̂‖²/d at each of VALIDATION_TIMESTEPS that the schedule has, with noise that is the same at every call."""
+        """Mean ‖ε - ε̂‖²/d at those of VALIDATION_TIMESTEPS that the schedule has, with the same noise at every call."""
         device = self.alphas_cumprod.device
         generator = torch.Generator().manual_seed(0)
         totals = {timestep: 0.0 for timestep in VALIDATION_TIMESTEPS if timestep < len(self.alphas_cumprod)}
