@@ -21,7 +21,7 @@ from tests.support.models import dc, edit_json, kl, save_pipeline, unet
 from tests.support.prior_layouts import LAYOUTS
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-BUNDLED_HASH = "44734a5a41bfff6497bc3b45bafba8033ee8e29e7b4cbd1b76438f2477675cfc"
+BUNDLED_HASH = "49f796daa1fae1d84e5c8d63639803687cfb31b431dcf302fb8a0120a58fe2d3"
 
 
 def change(path: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -> None:
