@@ -85,6 +85,11 @@ def test_trailing_steps_are_those_of_diffusers(steps: int):
     assert ours.timesteps.flip(0).tolist() == theirs.timesteps.tolist()
 
 
+def test_trailing_steps_of_a_long_chain_differ():
+    schedule = NoiseSchedule.from_scheduler_config(LDM | {"num_train_timesteps": 5000, "beta_end": 0.005})
+    assert (schedule.respaced(4999, spacing="trailing").timesteps.diff() > 0).all()
+
+
 def test_the_full_chain_is_the_schedule_itself():
     schedule = ldm()
     assert schedule.respaced(1000) is schedule

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from flashray.degradations import make_degradation
 from flashray.degradations.simulate import degrade
+from flashray.errors import ConfigError
 from flashray.metrics import LPIPS
 from flashray.prior import LatentPrior
 from flashray.severity import SeverityEncoder
@@ -26,6 +27,9 @@ class StartTask(DenoiserTask):
     LPIPS between D(ẑ0) and the photo favours one that looks like it (Lin & Yang 2024). A flash start is
     √ᾱ ẑ + √(1-ᾱ) ε, with the ẑ of a degraded view by one of the encoders: what ẑ lacks is not noise, and a denoiser
     that has only seen clean latents with noise takes it for a part of the image. Its loss is ‖ẑ0 - z0‖²/d.
+
+    Raises:
+        ConfigError: if the views are too small for LPIPS or an encoder.
     """
 
     def __init__(
@@ -40,6 +44,12 @@ class StartTask(DenoiserTask):
         self.encoders, self.lpips = nn.ModuleList(encoders), nn.ModuleList(lpips)
         self.families = [make_degradation(one.degradation, one.config.degradation_settings or {}) for one in encoders]
         side = config.crop or prior.sample_size
+        least = max((one.min_side for one in lpips), default=1)
+        if side < least or any(side % one.factor for one in encoders):
+            raise ConfigError(
+                f"denoiser.crop is {side} pixels; LPIPS needs {least} or more, and the encoders multiples of the "
+                "latent factor"
+            )
         for family in self.families:
             family.check_size((side, side))
 
@@ -67,10 +77,8 @@ class StartTask(DenoiserTask):
         visible_B = timestep_B < LOOKS_BELOW
         if self.config.lpips and visible_B.any():
             decoded = self.prior.decode(found[visible_B])
-            distance = sum(
-                (lpips(decoded, x[visible_B]).float().mean() for lpips in self.lpips), start=loss.new_zeros(())
-            )
-            terms["lpips"] = distance / len(self.lpips)
+            distances = [lpips(decoded, x[visible_B]).float().mean() for lpips in self.lpips]
+            terms["lpips"] = torch.stack(distances).mean()
             loss = loss + self.config.lpips * terms["lpips"] * visible_B.float().mean()
         return {"loss": loss, **terms}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -203,11 +204,12 @@ def take_autoencoder(source: Path, output: Path) -> None:
     """Copy the autoencoder of another prior of this layout; ConfigError where there is none."""
     if not (source / "vqvae" / "config.json").is_file():
         raise ConfigError(f"init {source}: it has no folder vqvae to take the autoencoder from")
+    output.mkdir(parents=True, exist_ok=True)
     for name in ("model_index.json", "latent_statistics.json"):
         if (source / name).is_file():
-            output.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, output / name)
-    shutil.copytree(source / "vqvae", output / "vqvae", dirs_exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output, prefix=".vqvae-") as fresh:  # so that a killed copy leaves no half
+        shutil.copytree(source / "vqvae", Path(fresh, "vqvae")).replace(output / "vqvae")
 
 
 def spread(paths: list[Place], most: int) -> list[Place]:

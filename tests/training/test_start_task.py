@@ -20,6 +20,8 @@ from tests.conftest import TinyModels
 class Squares(nn.Module):
     """A distance in the form of LPIPS: [B] mean squared differences."""
 
+    min_side = 16
+
     def forward(self, y_BCHW: Tensor, x_BCHW: Tensor) -> Tensor:
         return (y_BCHW - x_BCHW).square().mean(dim=(1, 2, 3))
 
@@ -75,9 +77,11 @@ def test_starts_alone_clean_latents_alone_or_both(
     assert kinds == {0.0: {"loss", "clean"}, 0.5: {"loss", "clean", "start"}, 1.0: {"loss", "start"}}
 
 
+@pytest.mark.parametrize("predicted", ["epsilon", "v_prediction"])
 def test_the_clean_loss_is_that_of_the_denoiser_task(
-    prior: LatentPrior, tiny_models: TinyModels, photo: Tensor, windows: Tensor
+    prior: LatentPrior, tiny_models: TinyModels, photo: Tensor, windows: Tensor, predicted: str
 ) -> None:
+    prior.prediction_type = predicted
     task = task_of(prior, tiny_models, photo, encoders=())
     draw = generator(3)
     found = task(windows, draw)["loss"]
@@ -86,7 +90,9 @@ def test_the_clean_loss_is_that_of_the_denoiser_task(
     z0 = prior.encode(x.contiguous(memory_format=torch.channels_last)).contiguous()
     timestep_B = task.timesteps(len(x), x.device)
     noise = torch.randn_like(z0)
-    expected = (prior.epsilon(task.noisy(z0, timestep_B, noise), timestep_B) - noise).square().mean()
+    alpha = task.alphas_cumprod[timestep_B][:, None, None, None]
+    wanted = noise if predicted == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * z0
+    expected = (prior.denoiser(task.noisy(z0, timestep_B, noise), timestep_B).sample - wanted).square().mean()
     torch.testing.assert_close(found, expected)
 
 
@@ -122,6 +128,14 @@ def test_looks_alone_teach_the_denoiser(
     task = task_of(prior, tiny_models, photo, start_share=1.0, lpips=1.0)
     task(windows, generator())["lpips"].backward()
     assert max(parameter.grad.abs().max() for parameter in task.model.parameters() if parameter.grad is not None) > 0
+
+
+@pytest.mark.parametrize("crop", [8, 30])
+def test_views_that_are_too_small_are_refused(
+    prior: LatentPrior, tiny_models: TinyModels, photo: Tensor, crop: int
+) -> None:
+    with pytest.raises(ConfigError, match=f"crop is {crop} pixels; LPIPS needs 16 or more, and the encoders multiples"):
+        task_of(prior, tiny_models, photo, lpips=1.0, crop=crop)
 
 
 @pytest.mark.parametrize("settings", [{"start_share": 1.5}, {"lpips": -1.0}, {"lpips": float("nan")}])
