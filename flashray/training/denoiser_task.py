@@ -44,7 +44,7 @@ class DenoiserConfig:
             the loop, that costs as much as denoising does.
         prediction: what a fresh denoiser predicts; one that training starts from stays with its own.
         crop: side in pixels of the squares that it is trained on, a multiple of the latent factor; 0 is the whole size.
-            Small ones show more photos in the same time.
+            Small ones show more photos in the same time. With `encoders`, of the flash starts alone.
         cache_views: how many random views of each window are encoded once and kept on disk in half precision, to be
             trained on in every pass; 0 encodes new views in every pass. Only where training is local.
         flash_share: share of the draws whose timestep is uniform over FLASH_TIMESTEPS; the rest's over all.
@@ -139,12 +139,16 @@ class DenoiserTask(Task):
 
     def latents(self, batch: Tensor, generator: torch.Generator) -> Tensor:
         """Clean latents, in float32, of a batch of uint8 windows or of cached latents [B, C, h, w]."""
-        side = self.config.crop or self.prior.sample_size
+        side = self.view_side()
         if batch.dtype == torch.uint8:
             with torch.no_grad():
                 return self.prior.encode(random_views(batch, side, generator)).float()
         factor = self.prior.sample_size // int(self.prior.denoiser.config.sample_size)
         return random_crops(batch, side // factor, generator).float()
+
+    def view_side(self) -> int:
+        """Side in pixels of the views of clean latents."""
+        return self.config.crop or self.prior.sample_size
 
     def timesteps(self, count: int, device: torch.device) -> Tensor:
         """[draws · count] timesteps; the draws of one photo are evenly spaced, so that together they vary less."""

@@ -21,12 +21,13 @@ LOOKS_BELOW = 450  # timestep; of noisier latents the denoiser cannot know what 
 
 
 class StartTask(DenoiserTask):
-    """Trains on batches of clean latents, as `DenoiserTask`, and on batches of flash starts; LPIPS counts in both.
+    """Trains on batches of clean latents of whole views, as `DenoiserTask`, and on batches of flash starts.
 
     The loss of ε has its minimum at the mean of all images that a latent could come from, and the decoded mean is soft.
     LPIPS between D(ẑ0) and the photo favours one that looks like it (Lin & Yang 2024). A flash start is
     √ᾱ ẑ + √(1-ᾱ) ε, with the ẑ of a degraded view by one of the encoders: what ẑ lacks is not noise, and a denoiser
-    that has only seen clean latents with noise takes it for a part of the image. Its loss is ‖ẑ0 - z0‖²/d.
+    that has only seen clean latents with noise takes it for a part of the image. Its loss is ‖ẑ0 - z0‖²/d. The clean
+    batches are of whole views, and without LPIPS where there are encoders: they keep the denoiser of the full chain.
 
     Raises:
         ConfigError: if the views are too small for LPIPS or an encoder.
@@ -54,8 +55,11 @@ class StartTask(DenoiserTask):
             family.check_size((side, side))
 
     def forward(self, window_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        x = random_views(window_BCHW, self.config.crop or self.prior.sample_size, generator)
         from_starts = bool(self.encoders) and bool(torch.rand((), generator=generator) < self.config.start_share)
+        if self.encoders and not from_starts:
+            loss = super().forward(window_BCHW, generator)["loss"]
+            return {"loss": loss, "clean": loss}
+        x = random_views(window_BCHW, self.config.crop or self.prior.sample_size, generator)
         with torch.no_grad():
             z0 = self.prior.encode(x.contiguous(memory_format=torch.channels_last)).float()
             if from_starts:
@@ -81,6 +85,9 @@ class StartTask(DenoiserTask):
             terms["lpips"] = torch.stack(distances).mean()
             loss = loss + self.config.lpips * terms["lpips"] * visible_B.float().mean()
         return {"loss": loss, **terms}
+
+    def view_side(self) -> int:
+        return self.prior.sample_size if self.encoders else super().view_side()
 
     def estimates(self, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """(ẑ, [B] σ̂ of whole views) of views degraded by the family of one encoder, drawn for the batch."""

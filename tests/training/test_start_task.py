@@ -96,6 +96,22 @@ def test_the_clean_loss_is_that_of_the_denoiser_task(
     torch.testing.assert_close(found, expected)
 
 
+def test_clean_batches_beside_starts_are_of_whole_views_and_without_looks(
+    prior: LatentPrior, tiny_models: TinyModels, photo: Tensor, windows: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, ...]] = []
+    encode = prior.encode
+    monkeypatch.setattr(prior, "encode", lambda x: seen.append(tuple(x.shape[2:])) or encode(x))  # type: ignore[func-returns-value]
+    assert set(task_of(prior, tiny_models, photo, start_share=0.0, crop=16, lpips=1.0)(windows, generator())) == {
+        "loss",
+        "clean",
+    }
+    assert set(seen) == {(prior.sample_size, prior.sample_size)}
+    seen.clear()
+    task_of(prior, tiny_models, photo, start_share=1.0, crop=16, lpips=1.0)(windows, generator())
+    assert set(seen) == {(16, 16)}
+
+
 def test_looks_count_where_noise_is_weak(
     prior: LatentPrior, tiny_models: TinyModels, photo: Tensor, windows: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
