@@ -21,7 +21,7 @@ from tests.support.models import dc, edit_json, kl, save_pipeline, unet
 from tests.support.prior_layouts import LAYOUTS
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-BUNDLED_HASH = "49f796daa1fae1d84e5c8d63639803687cfb31b431dcf302fb8a0120a58fe2d3"
+BUNDLED_HASH = "87e84ac9333bec1c6dd5e3ce6c6fd6f6efc2e30e069ae186e2c5cf1de034560e"
 
 
 def change(path: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -> None:
