@@ -51,7 +51,7 @@ class DenoiserConfig:
         encoders: severity encoders of this prior, each bundled:NAME, a folder, a hub id or a URI; flash starts from
             their estimates are trained on too (`start_task`).
         start_share: share of the batches that are flash starts, where there are encoders.
-        lpips: weight of LPIPS between the decoded ẑ0 and the photo.
+        lpips: weight of LPIPS between the decoded ẑ0 and the photo; with `encoders`, of flash starts alone.
         lpips_nets: its networks; a mean over several.
     """
 
