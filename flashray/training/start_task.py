@@ -55,8 +55,8 @@ class StartTask(DenoiserTask):
             family.check_size((side, side))
 
     def forward(self, window_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        from_starts = bool(self.encoders) and bool(torch.rand((), generator=generator) < self.config.start_share)
-        if self.encoders and not from_starts:
+        from_starts = bool(self.encoders)  # without encoders all batches are clean, and LPIPS counts in them
+        if from_starts and torch.rand((), generator=generator) >= self.config.start_share:
             loss = super().forward(window_BCHW, generator)["loss"]
             return {"loss": loss, "clean": loss}
         x = random_views(window_BCHW, self.config.crop or self.prior.sample_size, generator)
