@@ -33,7 +33,7 @@ class TrainSeverityConfig(TrainConfig):
         prior: the prior whose encoder it starts from: `bundled`, a folder, a hub id such as hf://owner/name@revision,
             or a URI such as s3://bucket/folder.
         init: a severity encoder whose weights training starts from instead; named in the same ways. One of another
-            family gives its trunk and the heads that both have.
+            family gives its trunk and the heads that both have; one with fewer blocks gives those that it has.
         register: the name under which it is registered in MLflow after training.
         alias: points to the registered version from then on.
         tracking_uri: the MLflow server or database of the registry; default MLFLOW_TRACKING_URI, else mlflow.db beside
@@ -94,15 +94,25 @@ def build_severity_task(config: TrainSeverityConfig) -> SeverityTask:
 def start_from(encoder: SeverityEncoder, source: str, whole: bool = False) -> None:
     """Give an encoder the weights of another one, where both have them.
 
+    Its trunk may have more blocks than the other one's: a new block begins as the identity.
+
     Raises:
-        ConfigError: if their trunks differ, or it lacks a head where `whole` asks for all.
+        ConfigError: if their trunks have other widths, the other one's has more blocks, or it lacks a head where
+            `whole` asks for all.
     """
+    other = load_severity_encoder(source)
+    widths, blocks = list(other.config.widths), list(other.config.blocks)
+    more = any(theirs > ours for theirs, ours in zip(blocks, encoder.config.blocks, strict=False))
+    if widths != list(encoder.config.widths) or more:
+        raise ConfigError(
+            f"init {source}: its trunk has widths {widths} and blocks {blocks}; give severity.widths the same values, "
+            "and severity.blocks the same or larger ones"
+        )
     mine = encoder.state_dict()
-    given = load_severity_encoder(source).state_dict()
-    shared = {name: value for name, value in given.items() if name in mine and value.shape == mine[name].shape}
-    if any(name.startswith("net.trunk") and name not in shared for name in mine.keys() | given.keys()):
-        raise ConfigError(f"init {source}: its trunk differs from severity.widths and severity.blocks; name them alike")
-    if whole and len(shared) < len(mine):
+    shared = {
+        name: value for name, value in other.state_dict().items() if name in mine and value.shape == mine[name].shape
+    }
+    if whole and any(name.startswith("net.heads") and name not in shared for name in mine):
         raise ConfigError(f"init {source}: it lacks heads of this family, and part fusion trains one alone; train all")
     encoder.load_state_dict(shared, strict=False)
 

@@ -17,7 +17,7 @@ from flashray.degradations.simulate import degrade, spread_noise_std
 from flashray.errors import ConfigError
 from flashray.prior import LatentPrior
 from flashray.schedule import NoiseSchedule
-from flashray.severity import Severity
+from flashray.severity import Severity, SeverityEncoder, estimate
 from flashray.severity.fusion import fuse
 from flashray.severity.loss import FLOOR, position_error
 from flashray.training.photo_windows import random_views
@@ -287,8 +287,26 @@ def test_an_encoder_of_another_family_gives_its_trunk_and_the_heads_that_both_ha
         start_from(
             severity_encoder(prior, parameter_ranges={"a": [0, 1]}, **small), str(tmp_path / "given"), whole=True
         )
-    with pytest.raises(ConfigError, match=r"given: its trunk differs from severity\.widths"):
+    with pytest.raises(ConfigError, match=r"given: its trunk has widths \[8, 12\] and blocks \[1, 1\]; give"):
         start_from(other, str(tmp_path / "given"))
+
+
+def test_a_deeper_trunk_starts_as_the_shallower_one(tmp_path: Path):
+    """New blocks begin as the identity, so it says the same; a shallower trunk than the given one is refused."""
+    prior = LatentPrior(dc(), unet(), NoiseSchedule.from_scheduler_config({}), SIDE)
+    given = severity_encoder(prior, parameter_ranges={}, widths=(8, 12), blocks=(1, 1))
+    given.save_pretrained(tmp_path / "given")
+    settings = {"degradation_settings": {}, "noise_std": 0.05, "parameter_ranges": {}}
+    deeper = SeverityEncoder.from_prior(prior, "gaussian_blur", **settings, widths=(8, 12), blocks=(2, 3))
+    start_from(deeper, str(tmp_path / "given"))
+    y = torch.rand(2, 3, SIDE, SIDE) * 2 - 1
+    expected, found = (estimate(encoder, prior, y) for encoder in (given, deeper.eval()))
+    assert (expected.z_hat_BCHW - prior.encode(y)).std() > 0.01
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one, other)
+    deeper.save_pretrained(tmp_path / "deeper")
+    with pytest.raises(ConfigError, match=r"deeper: its trunk has widths \[8, 12\] and blocks \[2, 3\]; give"):
+        start_from(given, str(tmp_path / "deeper"))
 
 
 @pytest.mark.parametrize("name", ["motion_blur", "nonlinear_blur", "box_inpainting", "random_inpainting"])
