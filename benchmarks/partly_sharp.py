@@ -2,8 +2,10 @@
 
     python -m benchmarks.partly_sharp FOLDER [--count 32] [--cases photo many known] [--whole] [--share .25]
 
-Each photo has a sharp subject, an ellipse with soft edges, and a blurred background. Every photo is restored twice with
-the same noise: with the start of each window at its own σ̂, and with all windows at the start of the image's σ̂.
+Each photo has a sharp subject, an ellipse with soft edges, and a blurred background. Every photo is restored with the
+start of each window at its own σ̂, and, with the same noise, with all windows at one start: that of the image's σ̂ times
+each of --factors. The image's σ̂ is a root mean square, so sharp parts make it smaller than that of the damaged windows;
+a factor above 1 brings these the start that the map gives them. Compare at equal quality.
 With --whole the photos are the twelve from inside packages, of 300 to 1411 pixels a side; else they have 256.
 
 photo:  the background's blur and noise are the damage, and recipe `photo` restores it.
@@ -30,7 +32,7 @@ from benchmarks.pages.tables import paired_interval
 from benchmarks.sample_photos import whole_photos
 from flashray.degradations.photo import convolve
 from flashray.measurement import Photo
-from flashray.metrics import LPIPS, load_lpips, mean_interval, psnr
+from flashray.metrics import LPIPS, load_lpips, psnr
 from flashray.restorer import Restorer
 from flashray.training.photo_windows import list_photos, load_fitted
 
@@ -63,14 +65,14 @@ def partly_sharp(x_CHW: Tensor, noise: float, seed: int, share: float = 0.25) ->
 
 
 @torch.no_grad()
-def restored(restorer: Restorer, photo: Photo, x_CHW: Tensor, lpips: LPIPS) -> tuple[Row, Row]:
-    """(with a start for each window, with one for the whole photo)."""
+def restored(restorer: Restorer, photo: Photo, x_CHW: Tensor, lpips: LPIPS, factors: Sequence[float]) -> list[Row]:
+    """With a start for each window, and with one for the whole photo at each factor."""
     measured = restorer.measure([photo])
     estimate = restorer.estimate(measured)
     whole_BK = estimate.sigma_hat_B[:, None].expand_as(estimate.sigma_BK)
-    alike = dataclasses.replace(estimate, sigma_BK=whole_BK, spared_BK=None)
+    alike = [dataclasses.replace(estimate, sigma_BK=factor * whole_BK, spared_BK=None) for factor in factors]
     rows = []
-    for one in (estimate, alike):
+    for one in (estimate, *alike):
         began = time.process_time()
         found = restorer.restore_measured([(measured, one)])
         seconds = time.process_time() - began
@@ -78,22 +80,21 @@ def restored(restorer: Restorer, photo: Photo, x_CHW: Tensor, lpips: LPIPS) -> t
         assert image is not None, found.errors
         pair = (image[None], x_CHW[None])
         rows.append((found.nfe[0], seconds, psnr(*pair).item(), lpips(*pair).item()))
-    return rows[0], rows[1]
+    return rows
 
 
-def line(name: str, regions: Sequence[Row], one: Sequence[Row]) -> str:
-    """A row of the table: from one start for the whole photo to a start for each window."""
-    cells = [name, f"{len(one)}"]
-    for before, after in zip(zip(*one, strict=True), zip(*regions, strict=True), strict=True):
-        many, few = sum(before) / len(before), sum(after) / len(after)
-        if len(cells) < 4:  # NFE and seconds
-            _, low, high = mean_interval([1 - a / b for a, b in zip(after, before, strict=True) if b])
-            cells.append(f"{many:.2f} → {few:.2f}, {1 - few / many:.0%} saved (each {low:.0%} … {high:.0%})")
-        else:
-            digits = 2 if len(cells) == 4 else 4
-            mean, low, high = paired_interval(after, before)
-            change = f"{mean:+.{digits}f} ({low:+.{digits}f} … {high:+.{digits}f})"
-            cells.append(f"{many:.{digits}f} → {few:.{digits}f}, {change}")
+def line(case: str, start: str, rows: Sequence[Row], regions: Sequence[Row]) -> str:
+    """A row of the table: one way to start, and what a start for each window changes about it."""
+    nfe, seconds, psnr_dB, distance = (sum(values) / len(rows) for values in zip(*rows, strict=True))
+    cells = [case, start, f"{nfe:.2f}", f"{seconds:.2f}", f"{psnr_dB:.2f}", f"{distance:.4f}"]
+    if rows is regions:
+        return "| " + " | ".join(cells) + " | | | | |"
+    for column in (0, 1):
+        before, after = (sum(row[column] for row in some) for some in (rows, regions))
+        cells.append(f"{1 - after / before:.0%}" if before else "")
+    for column, digits in ((2, 2), (3, 4)):
+        mean, low, high = paired_interval([row[column] for row in regions], [row[column] for row in rows])
+        cells.append(f"{mean:+.{digits}f} ({low:+.{digits}f} … {high:+.{digits}f})")
     return "| " + " | ".join(cells) + " |"
 
 
@@ -112,12 +113,16 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=CASES, choices=CASES)
     parser.add_argument("--whole", action="store_true")
     parser.add_argument("--share", type=float, default=0.25, help="of the photo that is the sharp subject")
+    parser.add_argument("--factors", type=float, nargs="+", default=(1.0, 1.5, 2.0), help="of the image's σ̂")
     given = parser.parse_args()
     paths = list_photos(given.folder)
     chosen = paths[:: max(1, len(paths) // given.count)][: given.count]
     photos = list(whole_photos().values()) if given.whole else list(load_fitted(chosen, 256))
     lpips = load_lpips("vgg")
-    print("| case | photos | NFE | seconds a photo | PSNR | LPIPS |\n|---|---:|---|---|---|---|", flush=True)
+    starts = ["each window", *(f"one, {factor:g} σ̂" for factor in given.factors)]
+    print(f"{len(photos)} photos; the last four columns: each window against this start\n")
+    print("| case | start | NFE | s / photo | PSNR | LPIPS | NFE saved | seconds saved | PSNR | LPIPS |")
+    print("|---|---|---:|---:|---:|---:|---:|---:|---|---|", flush=True)
     for name in given.cases:
         restorer, rows = case_of(name), []
         for n, x in enumerate(photos):
@@ -126,8 +131,10 @@ def main() -> None:
                 photo = restorer.measurer.photo(f"{n}", clean, {"blur_std": 1.5})
             else:
                 clean, photo = x, restorer.photo(f"{n}", partly_sharp(x, NOISE, n, given.share))
-            rows.append(restored(restorer, photo, clean, lpips))
-        print(line(name, *zip(*rows, strict=True)), flush=True)
+            rows.append(restored(restorer, photo, clean, lpips, given.factors))
+        regions, *others = zip(*rows, strict=True)
+        for start, found in zip(starts, (regions, *others), strict=True):
+            print(line(name, start, found, regions), flush=True)
 
 
 if __name__ == "__main__":

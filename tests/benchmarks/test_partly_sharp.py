@@ -20,9 +20,10 @@ def test_the_subject_is_sharp_and_the_background_is_not():
         assert (noisy - mixed)[:, mask == 0].std() == pytest.approx(0.2, abs=0.04)
 
 
-def test_a_line_says_what_is_saved():
-    said = line("photo", [(1.0, 2.0, 30.0, 0.1), (2.0, 2.0, 30.0, 0.1)], [(4.0, 4.0, 29.0, 0.2), (4.0, 4.0, 29.0, 0.2)])
-    assert "| 4.00 → 1.50, 62% saved" in said
-    assert "| 4.00 → 2.00, 50% saved" in said
-    assert "29.00 → 30.00, +1.00" in said
-    assert "0.2000 → 0.1000, -0.1000" in said
+def test_a_line_says_what_the_starts_of_windows_change():
+    regions = [(1.0, 2.0, 30.0, 0.1), (2.0, 2.0, 30.0, 0.1)]
+    one = [(4.0, 4.0, 29.0, 0.2), (4.0, 4.0, 29.0, 0.2)]
+    said = line("photo", "one, 1 σ̂", one, regions)
+    assert said.startswith("| photo | one, 1 σ̂ | 4.00 | 4.00 | 29.00 | 0.2000 | 62% | 50% | +1.00 (")
+    assert "| -0.1000 (" in said
+    assert line("photo", "each window", regions, regions).endswith("| 1.50 | 2.00 | 30.00 | 0.1000 | | | | |")
