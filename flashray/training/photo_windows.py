@@ -20,7 +20,8 @@ WHOLE = 0.5  # share of the batches with views at the scale of whole photos, the
 GAIN = 1.6  # `vary` multiplies contrast by 1 / GAIN … GAIN
 SHIFT = 0.25  # and moves brightness by as much, on [-1, 1]
 GRAINY = 0.5  # share of the images that get grain, where grain is asked for
-GRAIN_WIDTH = 0.8  # pixels, of the Gaussian that spreads it
+GREY_GRAIN = 0.5  # share of the grainy images whose grain is the same in all channels, as that of film and of grey photos
+GRAIN_WIDTH = (0.3, 1.2)  # pixels, of the Gaussian that spreads it
 
 
 def window_side(size: int) -> int:
@@ -131,11 +132,15 @@ def vary(x_BCHW: Tensor, share: float, generator: torch.Generator) -> Tensor:
 def add_grain(x_BCHW: Tensor, most: float, generator: torch.Generator) -> Tensor:
     """Images in [-1, 1] of which a share GRAINY gets fine grain with a std of up to `most` on the [0, 1] scale.
 
-    Photos have grain of their own, which is no damage: noise that demosaicing and scaling spread over neighbours.
+    Photos have grain of their own, which is no damage: of film, or noise that demosaicing and scaling spread over
+    neighbours. In a share GREY_GRAIN of the grainy images all channels have the same.
     """
-    draws_2B = torch.rand(2, len(x_BCHW), generator=generator).to(x_BCHW.device)
-    std_B = torch.where(draws_2B[0] < GRAINY, 2 * most * draws_2B[1], 0.0)
-    grain = convolve(torch.randn_like(x_BCHW), spreading(torch.full_like(std_B, GRAIN_WIDTH)))
+    draws_4B = torch.rand(4, len(x_BCHW), generator=generator).to(x_BCHW.device)
+    std_B = torch.where(draws_4B[0] < GRAINY, 2 * most * draws_4B[1], 0.0)
+    noise = torch.randn_like(x_BCHW)
+    noise = torch.where((draws_4B[2] < GREY_GRAIN)[:, None, None, None], noise[:, :1], noise)
+    narrow, wide = GRAIN_WIDTH
+    grain = convolve(noise, spreading(narrow + (wide - narrow) * draws_4B[3]))
     return (x_BCHW + std_B[:, None, None, None] * grain).clamp(-1, 1)
 
 
