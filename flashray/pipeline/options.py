@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from flashray.errors import ConfigError
@@ -12,6 +14,7 @@ from flashray.pipeline.run_config import IoConfig, PolicyConfig, ResourcesConfig
 from flashray.recipe import DegradationConfig, FusionConfig, Recipe, SolverConfig, read_recipe
 from flashray.severity.start import Start
 from flashray.tracking.tracking_config import TrackingConfig
+from flashray.yaml_text import read_yaml
 
 _RECIPE = {"degradation": DegradationConfig, "start": Start, "solver": SolverConfig, "fusion": FusionConfig}
 _RUN = {"io": IoConfig, "resources": ResourcesConfig, "policy": PolicyConfig, "tracking": TrackingConfig}
@@ -76,13 +79,19 @@ def _run_config(argv: Sequence[str], prog: str) -> RunConfig:
         for name, what in (("io.archive", "the archive (IN)"), ("io.output", "the output (OUT)")):
             if name not in given:
                 raise ConfigError(f"{what} is missing: {prog} IN OUT")
-        given.setdefault("recipe", DEFAULT_RECIPE)
     parser = parser_of(prog)
-    if "recipe" in given:
-        parser.set_defaults(dict(_leaves(read_recipe(given["recipe"]))))
+    recipe = given.get("recipe") or _configured_recipe(given.get("config", "")) or DEFAULT_RECIPE
+    parser.set_defaults(dict(_leaves(read_recipe(recipe))))
     values = parse(parser, argv)
     recipe = Recipe(**{name: getattr(values, name) for name in (*_RECIPE, "prior", "seed")})
     return check(RunConfig(recipe=recipe, **{name: getattr(values, name) for name in _RUN}))
+
+
+def _configured_recipe(path: str) -> str | None:
+    """The recipe that a configuration file names; what is wrong with the file is said when it is parsed."""
+    values = read_yaml(Path(path).read_bytes(), f"config {path}") if os.path.isfile(path) else None
+    named = values.get("recipe") if isinstance(values, dict) else None
+    return named if isinstance(named, str) else None
 
 
 def _leaves(values: Mapping[str, Any]) -> list[tuple[str, Any]]:

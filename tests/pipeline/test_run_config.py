@@ -196,6 +196,24 @@ def test_print_config_can_be_read_again(tmp_path: Path, capsys: pytest.CaptureFi
     assert parse_run(["--config", str(printed)]) == parse_run(argv)
 
 
+def test_a_configuration_file_changes_the_recipe_that_it_names_or_the_default(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("policy: {limit: 3}\nsolver: {steps: 50}\n")
+    plain = ["/data/photos", "/data/run"]
+    found, photo = parse_run([*plain, "--config", str(file)]), parse_run(plain)
+    assert photo.recipe.degradation.name == "photo"
+    assert found.recipe == dataclasses.replace(photo.recipe, solver=dataclasses.replace(photo.recipe.solver, steps=50))
+    assert found.policy.limit == 3
+    file.write_text(f"recipe: {RECIPE}\nio: {{archive: /data/photos, output: /data/run}}\n")
+    assert parse_run(["--config", str(file)]).recipe == parse_run([*plain, "--recipe", RECIPE]).recipe
+    assert parse_run(["--config", str(file), "--recipe", "photo"]).recipe == photo.recipe
+    with pytest.raises(SystemExit):
+        parse_run([*plain, "--print_config"])
+    assert "name: unguided" in capsys.readouterr().out
+
+
 def test_the_resolved_configuration_can_be_written_down() -> None:
     original = check(
         config_of(
