@@ -42,11 +42,11 @@ FORMATS: dict[str, Holds] = {
 # format to write → its name, and the suffixes of its files; a new file gets the first
 WRITTEN: dict[str, tuple[str, tuple[str, ...]]] = {
     "png": ("PNG", (".png",)),
-    "jpeg": ("JPEG", (".jpg", ".jpeg")),
+    "jpeg": ("JPEG", (".jpg", ".jpeg", ".jpe", ".jfif")),
     "webp": ("WEBP", (".webp",)),
     "tiff": ("TIFF", (".tif", ".tiff")),
 }
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm")
 # These need a decoder that Pillow may lack. An archive lists them all the same, so that each has a row that says so.
 PLUGIN_SUFFIXES = (".avif", ".heic", ".heif")
 

@@ -87,9 +87,14 @@ def read_archive(config: RunConfig, predicted: Collection[str] = ()) -> Archive:
     known = {entry.key for entry in (*images, *shards)}
     others = [entry for entry in entries if entry.key not in known]
     if others:
+        kinds = Counter(
+            "hidden" if _is_hidden(entry.key) else posixpath.splitext(entry.key)[1].lower() or "without suffix"
+            for entry in others
+        )
         log.warning(
-            "%d files of the archive do not have an image's name and are %s",
-            *(len(others), "copied as they are" if io.copy_others else "left out"),
+            "%d files of the archive do not have an image's name (%s) and are %s",
+            *(len(others), ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))),
+            "copied as they are" if io.copy_others else "left out; --copy-others copies them",
         )
     index = _index(config, [(storage.join(root, one.key), one.size) for one in shards]) if shards else None
     table = (_loose(root, images) if index is None else _sharded(index.table)).slice(0, config.policy.limit)

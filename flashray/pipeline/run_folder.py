@@ -11,7 +11,7 @@ RUN_FOLDER = "_flashray"
 SAMPLES = f"{RUN_FOLDER}/samples"  # a folder below it for each image that has several
 PAGE = "report.html"  # the one file of a run that lies beside the restored images
 _RECORD = f"{RUN_FOLDER}/run.json"
-_OLD_LAYOUT = ("run.json", "archive.parquet")  # what a run of version 0.1 has at the top of its output
+_OLD_LAYOUT = ("run.json", "archive.parquet")  # at the top of the output of a run in the older layout
 
 
 def run_uri(output: str, *parts: str) -> str:
@@ -34,9 +34,9 @@ def run_files(keys: Iterable[str]) -> set[str]:
 
 
 def refuse_old_layout(output: str) -> None:
-    """Raise ConfigError where the output holds a run of version 0.1, which kept its files elsewhere."""
+    """Raise ConfigError where the output holds a run in the older layout, which kept its files elsewhere."""
     if all(storage.exists(storage.join(output, name)) for name in _OLD_LAYOUT):
         raise ConfigError(
-            f"output {output} holds a run in the layout of version 0.1 (reconstructions/ and run.json at the top), "
+            f"output {output} holds a run in an older layout (reconstructions/ and run.json at the top), "
             "which this version does not read or continue; choose another output"
         )

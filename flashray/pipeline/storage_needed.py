@@ -12,7 +12,7 @@ from flashray.images import OutputFormat
 LOSSY = {"jpeg": 0.55, "webp": 0.4}
 LOSSLESS = {"png": 1.6, "tiff": 3.0}
 SPREAD = 0.5  # of a map of the spread
-_SUFFIXES = {"jpeg": (".jpg", ".jpeg", ".jpe", ".mpo"), "webp": (".webp", ".avif", ".heic", ".heif")}
+_SUFFIXES = {"jpeg": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"), "webp": (".webp", ".avif", ".heic", ".heif")}
 
 
 def storage_needed(listing: pa.Table, planned: pa.Table, format: OutputFormat, samples: int = 1) -> int:

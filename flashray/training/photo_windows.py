@@ -20,9 +20,7 @@ WHOLE = 0.5  # share of the batches with views at the scale of whole photos, the
 GAIN = 1.6  # `vary` multiplies contrast by 1 / GAIN … GAIN
 SHIFT = 0.25  # and moves brightness by as much, on [-1, 1]
 GRAINY = 0.5  # share of the images that get grain, where grain is asked for
-GREY_GRAIN = 0.5  # share of the grainy images whose grain is the same in all channels, as film and grey photos have it
-    0.5  # share of the grainy images whose grain is the same in all channels, as that of film and of grey photos
-)
+GREY_GRAIN = 0.5  # share of the grainy images whose channels all have the same, as those of film and of grey photos
 GRAIN_WIDTH = (0.3, 1.2)  # pixels, of the Gaussian that spreads it
 
 

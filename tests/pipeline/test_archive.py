@@ -55,7 +55,7 @@ def test_other_files_are_left_out_and_counted(folder: Path, caplog: pytest.LogCa
         (folder / name).write_bytes(b"")
     with caplog.at_level(logging.WARNING):
         assert len(read_archive(config(folder)).images) == 4
-    assert "3 files" in caplog.text
+    assert "3 files of the archive do not have an image's name (2 hidden, 1 .txt) and are left out" in caplog.text
 
 
 def test_a_name_that_is_not_utf8_keeps_its_row(folder: Path) -> None:
