@@ -80,8 +80,8 @@ def _run_config(argv: Sequence[str], prog: str) -> RunConfig:
             if name not in given:
                 raise ConfigError(f"{what} is missing: {prog} IN OUT")
     parser = parser_of(prog)
-    recipe = given.get("recipe") or _configured_recipe(given.get("config", "")) or DEFAULT_RECIPE
-    parser.set_defaults(dict(_leaves(read_recipe(recipe))))
+    named = given.get("recipe") or _configured_recipe(given.get("config", "")) or DEFAULT_RECIPE
+    parser.set_defaults(dict(_leaves(read_recipe(named))))
     values = parse(parser, argv)
     recipe = Recipe(**{name: getattr(values, name) for name in (*_RECIPE, "prior", "seed")})
     return check(RunConfig(recipe=recipe, **{name: getattr(values, name) for name in _RUN}))
