@@ -315,7 +315,7 @@ class Restorer:
         first, further = [job for job in jobs if not job.sample], [job for job in jobs if job.sample]
         for some in filter(None, (first, further)):
             job_of = {(job.key, job.sample): job for job in some}
-            for one in solve(*chain, some, self.slots, self.recipe.solver.eta, on_step):
+            for one in solve(*chain, some, self.slots, self.recipe.solver.eta, on_step, self.grid):
                 if one.image is None or self.recipe.fusion.name == "none":
                     yield one
                     continue

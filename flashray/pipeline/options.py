@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def parser_of(prog: str = "flashray restore") -> Any:
 
 
 def _run_config(argv: Sequence[str], prog: str) -> RunConfig:
-    given = {argv[n].removeprefix("--"): argv[n + 1] for n in range(len(argv) - 1)}
+    given = {name[2:]: value for name, value in pairwise(argv) if name.startswith("--")}
     if "--print_config" not in argv and "config" not in given:
         for name, what in (("io.archive", "the archive (IN)"), ("io.output", "the output (OUT)")):
             if name not in given:

@@ -214,6 +214,13 @@ def test_a_configuration_file_changes_the_recipe_that_it_names_or_the_default(
     assert "name: unguided" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["recipe", "config", "print_config"])
+def test_folders_may_be_called_as_options_are(name: str) -> None:
+    found = parse_run([f"/data/{name}", "/data/run"]).recipe
+    assert parse_run([name, "run"]).recipe == found
+    assert parse_run(["photos", name, "--limit", "3"]).recipe == found
+
+
 def test_the_resolved_configuration_can_be_written_down() -> None:
     original = check(
         config_of(
