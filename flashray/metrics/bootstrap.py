@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from statistics import NormalDist
 
 import numpy as np
 
+_MANY = 100_000  # values of which the interval is not resampled
 _DRAWS_AT_ONCE = 2_000_000  # bounds the memory of the resampling, not its result
 
 
@@ -15,7 +17,10 @@ def mean_interval(
     """Mean of the values and its percentile bootstrap interval: (mean, low, high).
 
     Missing values (None, NaN) are left out; with none left the answer is three NaN. The same values in the same order
-    with the same seed give the same interval. ValueError for a confidence outside (0, 1) or less than one resample.
+    with the same seed give the same interval. Of more than 100,000 values it is the normal distribution's, which means
+    of resampled values then have (central limit theorem): resampling millions takes minutes.
+
+    ValueError for a confidence outside (0, 1) or less than one resample.
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie between 0 and 1, not {confidence}")
@@ -25,6 +30,11 @@ def mean_interval(
     sample = sample[~np.isnan(sample)]
     if not len(sample):
         return np.nan, np.nan, np.nan
+    if len(sample) > _MANY:
+        mean = float(sample.mean())
+        error = float(sample.std()) / len(sample) ** 0.5 if np.isfinite(mean) else 0.0
+        half = NormalDist().inv_cdf((1 + confidence) / 2) * error
+        return mean, mean - half, mean + half
     generator = np.random.default_rng(seed)
     means = np.empty(resamples)
     rows = max(1, _DRAWS_AT_ONCE // len(sample))

@@ -41,6 +41,17 @@ def test_depends_on_the_seed_alone(sample: list[float], monkeypatch: pytest.Monk
     assert mean_interval(sample) == interval
 
 
+def test_an_interval_of_many_values_is_the_resampled_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = np.random.default_rng(3).exponential(5.0, size=20_000)
+    resampled = mean_interval(sample)
+    monkeypatch.setattr(bootstrap, "_MANY", 10_000)
+    normal = mean_interval(sample)
+    assert normal != resampled
+    width = resampled[2] - resampled[1]
+    assert normal == pytest.approx(resampled, abs=0.05 * width)
+    assert mean_interval([*sample, math.inf]) == (math.inf, math.inf, math.inf)
+
+
 def test_missing_values_are_left_out(sample: list[float]) -> None:
     assert mean_interval([None, *sample, math.nan]) == mean_interval(sample)
     assert all(math.isnan(value) for value in mean_interval([None, math.nan]))
