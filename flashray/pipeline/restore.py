@@ -6,18 +6,18 @@ import json
 from typing import Any
 
 from flashray import storage
-from flashray.pipeline.options import run_config
+from flashray.pipeline.options import DEFAULT_RECIPE, run_config
 from flashray.pipeline.run import restore_archive
 from flashray.pipeline.run_folder import run_uri
 
 
-def restore(archive: str, output: str, recipe: str, **options: Any) -> dict[str, Any]:
+def restore(archive: str, output: str, recipe: str = DEFAULT_RECIPE, **options: Any) -> dict[str, Any]:
     """Restore an archive, or what is missing of it; the same as `flashray restore ARCHIVE OUTPUT --recipe RECIPE`.
 
     Args:
         archive: folder or s3:// prefix of images, or one image.
         output: a new folder or s3:// prefix; a restored image is written to its key below it.
-        recipe: a shipped recipe's name, or the path of a recipe file.
+        recipe: a shipped recipe's name, or the path of a recipe file; photo, for unknown damage, by default.
         options: options of the command line, with underscores: `manifest="blur.csv"`, `limit=10`, `device="cpu"`; keys
             of the recipe as nested values or with dots: `**{"solver.steps": 50}`.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,13 @@ def test_a_configuration_file_changes_the_recipe_that_it_names_or_the_default(
     with pytest.raises(SystemExit):
         parse_run([*plain, "--print_config"])
     assert "name: unguided" in capsys.readouterr().out
+
+
+def test_the_job_in_python_has_the_same_default_recipe() -> None:
+    import flashray
+
+    assert inspect.signature(flashray.restore).parameters["recipe"].default == "photo"
+    assert run_config({"archive": "/data/photos", "output": "/data/run"}).recipe == parse_run(ARGUMENTS[:2]).recipe
 
 
 @pytest.mark.parametrize("name", ["recipe", "config", "print_config"])
