@@ -138,7 +138,7 @@ def test_mistakes_in_a_file_are_named(tmp_path: Path, changed: dict[str, Any], m
 def test_an_unknown_experiment_lists_those_there_are(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"comparison.*severity"):
         load_experiment("comparisson", EXPERIMENTS)
-    assert load_experiment("robustness-noise", EXPERIMENTS).name == "robustness_noise"
+    assert load_experiment("ablation-lambda", EXPERIMENTS).name == "ablation_lambda"
     broken = tmp_path / "broken.yaml"
     broken.write_text("tasks: [")
     with pytest.raises(ConfigError, match="not a YAML file"):
