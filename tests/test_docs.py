@@ -138,6 +138,12 @@ def test_the_page_of_the_command_line_is_up_to_date() -> None:
     assert text == rendered(text), "run python -m tests.support.cli_page"
 
 
+def test_every_option_says_what_it_means() -> None:
+    rows = re.findall(r"^\| `(--[^`]+)` \|[^|]*\| *(.*?) *\|$", PAGE.read_text(), re.MULTILINE)
+    assert len(rows) > 100
+    assert [option for option, meaning in rows if not meaning] == []
+
+
 def test_the_diffs_of_contributing_apply() -> None:
     if shutil.which("git") is None:
         pytest.skip("git is not installed")

@@ -37,7 +37,7 @@ class AutoencoderConfig:
         encoder_layers, decoder_layers: residual blocks at each resolution.
         shortcut: add means of pixel-unshuffled features to the latents and their copies to the decoder's first
             features. It reconstructs well and hands blocks of pixels through, which no denoiser can learn.
-        unit: weight of `unit_penalty`, which holds each latent channel at zero mean and unit variance. What is left of
+        unit: weight of the penalty that holds each latent channel at zero mean and unit variance. What is left of
             both is measured when training ends and taken out by the prior's `latent_statistics.json`.
         crop: side of the training crops; smaller ones see more photos in the same time.
         lpips: weight of LPIPS beside L1 + MSE.

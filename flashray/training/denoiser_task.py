@@ -37,9 +37,13 @@ VALIDATION_TIMESTEPS = (10, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 990
 
 @dataclass(frozen=True)
 class DenoiserConfig:
-    """A UNet on the latents: widths and attention of each resolution, residual layers a resolution.
+    """A UNet on the latents.
 
     Attributes:
+        channels: of each resolution, from the latents' down.
+        attention: whether each resolution has it.
+        layers: residual layers at each resolution.
+        dropout: in the residual layers, while it trains.
         draws: how many (timestep, noise) pairs each encoded photo is trained on at once; where photos are encoded in
             the loop, that costs as much as denoising does.
         prediction: what a fresh denoiser predicts; one that training starts from stays with its own.
@@ -47,9 +51,9 @@ class DenoiserConfig:
             Small ones show more photos in the same time. With `encoders`, of the flash starts alone.
         cache_views: how many random views of each window are encoded once and kept on disk in half precision, to be
             trained on in every pass; 0 encodes new views in every pass. Only where training is local.
-        flash_share: share of the draws whose timestep is uniform over FLASH_TIMESTEPS; the rest's over all.
+        flash_share: share of the draws with a timestep of 10 … 400, where flash starts lie; the rest take all.
         encoders: severity encoders of this prior, each bundled:NAME, a folder, a hub id or a URI; flash starts from
-            their estimates are trained on too (`start_task`).
+            their estimates are trained on too.
         start_share: share of the batches that are flash starts, where there are encoders.
         lpips: weight of LPIPS between the decoded ẑ0 and the photo; with `encoders`, of flash starts alone.
         lpips_nets: its networks; a mean over several.

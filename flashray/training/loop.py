@@ -32,11 +32,16 @@ class LoopConfig:
             more often; 0 is a whole pass.
         seconds: stop at this much training time (0: no limit); the learning rate decays towards whichever end is
             nearer.
-        batch_size: per worker.
+        batch_size: views in a step of one worker.
+        learning_rate: AdamW's, at its highest.
+        warmup_steps: steps in which the rate rises from 0 to it.
         decay: `cosine` lowers the learning rate from the first step to the last. `cooldown` keeps it constant, then
             lowers it in a straight line over the last share `cooldown`; the state before that is kept, for `go_on`.
         cooldown: share of the training, 0 … 1.
         go_on: folder with a state of another training, whose weights, optimizer and average this one starts from.
+        weight_decay: AdamW's.
+        clip: largest norm of the gradients; beyond it they are made smaller.
+        ema_decay: of the average of the weights over the steps, which is what is saved.
         precision: `bf16` autocasts the forward pass.
         validate_every: epochs between validations, each followed by a checkpoint.
         compile: with torch.compile.

@@ -28,14 +28,17 @@ class SeverityConfig:
     """The network, and the objective's weights.
 
     Attributes:
-        widths, blocks: of the trunk's levels (`SeverityEncoder`).
-        lambda_sigma, lambda_parameters: weights of the terms of σ̂ and of the degradation's parameters.
+        widths: channels of the trunk at each level, from the latents' resolution down.
+        blocks: its residual blocks at each level.
+        lambda_sigma: weight of the term of σ̂ beside that of ẑ.
+        lambda_parameters: weight of the term of the degradation's parameters.
         crop: side of the training views in pixels; 0 is the prior's size.
-        vary: share of the views that are turned and get other colours and contrast (`photo_windows.vary`).
-        window: side of the photos' windows that views are cut from; 0 is WINDOW_ZOOM times the prior's size.
-        narrowest, widest: side of the narrowest and of the widest crop, as a multiple of the view's.
-        whole: share of the batches whose crops are WINDOW_ZOOM times the view's (`photo_windows.random_views`).
-        grain: std of the strongest grain that is part of a clean view, on the [0, 1] scale (`photo_windows.add_grain`).
+        vary: share of the views that are turned and get other colours and contrast.
+        window: side of the photos' windows that views are cut from; 0 is 1.5 times the prior's size.
+        narrowest: side of the narrowest crop, as a multiple of the view's.
+        widest: side of the widest crop.
+        whole: share of the batches whose crops are 1.5 times the view's, so that views have the scale of whole photos.
+        grain: std of the strongest grain that is part of a clean view, on the [0, 1] scale.
         part: `all` trains everything but the fusion weight; `fusion` trains its head alone, with the prior's decoder.
     """
 

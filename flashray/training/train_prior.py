@@ -55,10 +55,10 @@ class TrainPriorConfig(TrainConfig):
         stages: stages to train; a stage that is left out is taken from `output`.
         init: a prior whose weights training starts from, instead of random ones: `bundled`, a folder, a hub id or a
             URI. Where the output has no autoencoder, the stage denoiser takes the one from there.
-        warm_start: a prior whose autoencoder gives a new one what the two have in common, see `copy_trunk`.
+        warm_start: a prior whose autoencoder gives a new one, of another depth or other latents, the weights that fit.
         card: what the photos are, in words, for the model card; empty writes none.
-        lpips_weights: weights of LPIPS, a file or a folder; see the README. Empty: FLASHRAY_LPIPS_WEIGHTS or
-            torch.hub's cache.
+        lpips_weights: weights of LPIPS, a file or a folder (docs/outputs.md, LPIPS). Empty: FLASHRAY_LPIPS_WEIGHTS
+            or torch.hub's cache.
         autoencoder: its sizes and objective, or `none` for a prior in pixel space.
         pixel_block: in pixel space, the side of the blocks of pixels that are one position for the denoiser; 1 uses the
             pixels themselves, at pixel_block² times the cost.
