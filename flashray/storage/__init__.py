@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from flashray.storage.local_walk import Entry
 from flashray.storage.node_cache import cached_folder
 from flashray.storage.redaction import redact
 from flashray.storage.uri import (
-    Entry,
     Listing,
     Unavailable,
     asked,

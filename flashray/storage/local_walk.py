@@ -11,11 +11,11 @@ Identity = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Found:
-    """A directory entry that is no folder.
+class Entry:
+    """A file below a listed folder or prefix; below a local folder whatever is no folder.
 
     Attributes:
-        key: its path relative to the root.
+        key: its path relative to the folder or prefix.
         size: in bytes; 0 where it is no ordinary file, or cannot be asked.
         regular: whether it is a file that can be opened without waiting: no pipe, socket, device or dead link.
         hides: a link behind which files may be that are not found: it leads back to a folder above it, to the folder
@@ -25,7 +25,7 @@ class Found:
 
     key: str
     size: int
-    regular: bool
+    regular: bool = True
     hides: bool = False
     apart: bool = False
 
@@ -38,7 +38,7 @@ class Unreadable:
     why: str
 
 
-def walk_folder(root: str, apart: str | None = None) -> Iterator[Found | Unreadable]:
+def walk_folder(root: str, apart: str | None = None) -> Iterator[Entry | Unreadable]:
     """Everything below a folder, in no particular order; nothing where there is no such folder.
 
     A link to a folder is followed unless it leads back to a folder that contains it.
@@ -67,7 +67,7 @@ def walk_folder(root: str, apart: str | None = None) -> Iterator[Found | Unreada
         for entry in listed:
             key = f"{folder}/{entry.name}" if folder else entry.name
             if apart and entry.is_symlink() and _related(os.path.realpath(entry.path), apart):
-                yield Found(key, 0, regular=False, hides=True, apart=True)
+                yield Entry(key, 0, regular=False, hides=True, apart=True)
                 continue
             try:
                 status = entry.stat()
@@ -75,12 +75,12 @@ def walk_folder(root: str, apart: str | None = None) -> Iterator[Found | Unreada
                 if entry.is_dir(follow_symlinks=False):
                     yield Unreadable(key, str(error.strerror))
                 else:
-                    yield Found(key, 0, regular=False, hides=entry.is_symlink() and "." not in entry.name)
+                    yield Entry(key, 0, regular=False, hides=entry.is_symlink() and "." not in entry.name)
                 continue
             if not entry.is_dir():
-                yield Found(key, status.st_size if entry.is_file() else 0, regular=entry.is_file())
+                yield Entry(key, status.st_size if entry.is_file() else 0, regular=entry.is_file())
             elif entry.is_symlink() and _identity(status) in above:
-                yield Found(key, 0, regular=False, hides=True)
+                yield Entry(key, 0, regular=False, hides=True)
             else:
                 folders.append((key, (*above, _identity(status))))
 

@@ -16,7 +16,7 @@ import re
 import shutil
 import stat
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,7 +29,7 @@ from pyarrow import fs as pafs
 
 from flashray.errors import ConfigError
 from flashray.storage import s3
-from flashray.storage.local_walk import Found, Unreadable, walk_folder
+from flashray.storage.local_walk import Entry, Unreadable, walk_folder
 from flashray.storage.redaction import redact
 
 T = TypeVar("T")
@@ -40,20 +40,6 @@ _SPECIAL = "it is no file but a pipe, a socket or a device"
 
 class Unavailable(OSError):
     """The store itself does not answer, or not to these credentials: no word about the file that was asked for."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A file below a listed prefix: its path relative to the prefix, and its size in bytes.
-
-    Attributes:
-        hides, apart: of local links (`local_walk.Found`).
-    """
-
-    key: str
-    size: int
-    hides: bool = False
-    apart: bool = False
 
 
 @dataclass(frozen=True, order=True)
@@ -353,7 +339,7 @@ def list_files(uri: str) -> list[Entry]:
 
     Files that a killed writer left half-written are not listed.
     """
-    return sorted(walk(uri), key=lambda entry: entry.key)
+    return [entry for entry in list_everything(uri).entries if entry.regular]
 
 
 def list_everything(uri: str, apart: str | None = None) -> Listing:
@@ -363,15 +349,21 @@ def list_everything(uri: str, apart: str | None = None) -> Listing:
         apart: a place that links below the folder must not lead to.
     """
     if not is_local(uri):
-        return Listing(list_files(uri), [])
+        return Listing(_objects(uri), [])
     found = list(walk_folder(normalise(uri), normalise(apart) if apart and is_local(apart) else None))
-    entries = [
-        Entry(one.key, one.size, one.hides, one.apart)
-        for one in found
-        if isinstance(one, Found) and not _is_temporary_key(one.key)
-    ]
+    entries = [one for one in found if isinstance(one, Entry) and not _is_temporary(one.key)]
     unreadable = [f"{one.key or '.'} ({one.why})" for one in found if isinstance(one, Unreadable)]
     return Listing(sorted(entries, key=lambda entry: entry.key), sorted(unreadable))
+
+
+def _objects(uri: str) -> list[Entry]:
+    """Every object below a prefix, sorted by key."""
+    files, root = filesystem(uri)
+    found = files.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
+    # not a relative path: a key may have parts like `..`, which mean nothing in a store
+    prefix = root.rstrip("/") + "/"
+    objects = [Entry(info.path.removeprefix(prefix), info.size) for info in found if info.type == pafs.FileType.File]
+    return sorted(objects, key=lambda entry: entry.key)
 
 
 def versions(uri: str) -> list[Version]:
@@ -419,25 +411,8 @@ def delete(uri: str) -> None:
         files.delete_dir(path)
 
 
-def walk(uri: str) -> Iterator[Entry]:
-    files, root = filesystem(uri)
-    if not is_local(uri):
-        for info in files.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True)):
-            if info.type == pafs.FileType.File:
-                # not a relative path: a key may have parts like `..`, which mean nothing in a store
-                yield Entry(info.path.removeprefix(root.rstrip("/") + "/"), info.size)
-        return
-    for one in walk_folder(root):
-        if isinstance(one, Found) and one.regular and not _is_temporary_key(one.key):
-            yield Entry(one.key, one.size)
-
-
-def _is_temporary_key(key: str) -> bool:
-    return _is_temporary(key.rpartition("/")[2])
-
-
-def _is_temporary(name: str) -> bool:
-    return name.startswith(_TEMPORARY)
+def _is_temporary(key: str) -> bool:
+    return posixpath.basename(key).startswith(_TEMPORARY)
 
 
 def _split(uri: str) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flashray import storage
-from flashray.storage.local_walk import Found, Unreadable, walk_folder
+from flashray.storage.local_walk import Entry, Unreadable, walk_folder
 
 
 @pytest.fixture
@@ -21,8 +21,8 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
-def keys(root: Path) -> dict[str, Found]:
-    return {one.key: one for one in walk_folder(str(root)) if isinstance(one, Found)}
+def keys(root: Path) -> dict[str, Entry]:
+    return {one.key: one for one in walk_folder(str(root)) if isinstance(one, Entry)}
 
 
 def test_links_are_followed_and_loops_are_named(folder: Path) -> None:
