@@ -10,7 +10,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,13 +17,11 @@ from torch import Tensor
 from flashray.active_image import (
     ActiveImage,
     Job,
-    Regions,
     SizeGroup,
     Solved,
     activate,
     grid_of,
     group,
-    make_problem,
     photo_size,
 )
 from flashray.degradations.base import Degradation
@@ -38,24 +35,6 @@ from flashray.windows import LatentGrid, View, crop, vote, windowed_epsilon
 log = logging.getLogger(__name__)
 
 Epsilon = Callable[[Tensor, Tensor], Tensor]  # (z_BCHW, timestep_B) → ε_BCHW
-__all__ = ["Job", "Regions", "SlotUtilization", "Solved", "advance", "make_problem", "solve"]
-
-
-@dataclass
-class SlotUtilization:
-    """The share of slots that did useful work; give it to `solve` as `on_step`."""
-
-    slots: int
-    useful: int = 0
-    steps: int = 0
-
-    def __call__(self, count: int) -> None:
-        self.useful, self.steps = self.useful + count, self.steps + 1
-
-    @property
-    def share(self) -> float:
-        """Useful slot-steps over all slot-steps."""
-        return self.useful / (self.slots * self.steps) if self.steps else 1.0
 
 
 class Lookahead:

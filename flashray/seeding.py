@@ -19,8 +19,7 @@ STREAM_RESAMPLE = 4  # a solver's second draw of a step
 STREAM_MEASUREMENT = 3  # the noise of a simulated measurement
 STREAM_OPERATOR = 5  # what is random in an operator: a mask, a camera's path
 
-STREAMS = 2**8  # a stream's number is below this
-STEPS = 2**24  # and a step's below this
+STREAMS = 2**8  # a stream's number is below this, and a step's below 2**24
 _MASK = 0xFFFFFFFF
 _AT_ONCE = 2**16  # counters: their words stay in a processor's cache
 _AT_ONCE_ON_GPU = 2**24  # a GPU spends its time on calls and not on words

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -111,11 +111,6 @@ class Windows:
     def size(self) -> tuple[int, int]:
         """(h, w) of the latents."""
         return self.rows.source_ML.shape[1], self.columns.source_ML.shape[1]
-
-    @cached_property
-    def corners(self) -> list[tuple[int, int]]:
-        """[K] (row, column) of the windows' first positions."""
-        return [(row, column) for row in self.rows.starts_K.tolist() for column in self.columns.starts_K.tolist()]
 
     def cut(self, z_CHW: Tensor) -> Tensor:
         """[K, C, side, side] windows of a latent [C, h, w]."""

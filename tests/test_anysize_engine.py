@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.speed.timing import SlotUtilization
 from flashray import engine
 from flashray.active_image import Job, Regions, Solved, grid_of, make_problem, start_noise
 from flashray.degradations import make_degradation
-from flashray.engine import SlotUtilization, advance, solve
+from flashray.engine import advance, solve
 from flashray.errors import ConfigError
 from flashray.prior import LatentPrior, SpaceToDepth
 from flashray.schedule import NoiseSchedule
@@ -26,6 +27,7 @@ from flashray.solvers.solver import Problem, Step, reverse_step
 from flashray.windows import LatentGrid, Windows
 from tests.support.golden import toy_prior
 from tests.support.models import SIDE, dc, unet
+from tests.support.windows import corners
 
 SCHEDULE = NoiseSchedule.from_scheduler_config({"beta_schedule": "scaled_linear"})
 CHAIN = SCHEDULE.respaced(30)
@@ -317,11 +319,11 @@ def test_regions_do_not_depend_on_the_slots(name: str):
 def test_positions_that_never_join_stay_the_estimate():
     prior, job = prior_of(Local()), job_of((24, 36), 0)
     windows = Windows.of((12, 18), WINDOW)
-    start_K = torch.tensor([0 if column < 9 else 6 for _, column in windows.corners])
+    start_K = torch.tensor([0 if column < 9 else 6 for _, column in corners(windows)])
     z_hat = estimate_of(job)
     image = run(prior, [regional(job, start_K, z_hat)])[job.key].image
-    quiet = max(column + WINDOW for (_, column), start in zip(windows.corners, start_K, strict=True) if start == 0)
-    never = min(column for (_, column), start in zip(windows.corners, start_K, strict=True) if start)
+    quiet = max(column + WINDOW for (_, column), start in zip(corners(windows), start_K, strict=True) if start == 0)
+    never = min(column for (_, column), start in zip(corners(windows), start_K, strict=True) if start)
     assert never < quiet  # windows overlap
     expected = prior.decode(z_hat[None])[0].clamp(-1, 1)
     assert torch.equal(image[..., : never * FACTOR], expected[..., : never * FACTOR])
@@ -333,12 +335,12 @@ def test_windows_that_wait_change_nothing_for_those_that_run_apart_from_the_over
 
     job = job_of((24, 36), 0)
     windows = Windows.of((12, 18), WINDOW)
-    start_K = torch.tensor([2 if column < 9 else 6 for _, column in windows.corners])
+    start_K = torch.tensor([2 if column < 9 else 6 for _, column in corners(windows)])
     z_hat = estimate_of(job)
     whole = regional(job, torch.full_like(start_K, 6), z_hat)
     some = run(prior_of(), [regional(job, start_K, z_hat)], solver=Plain())[job.key].image
     all_of_it = run(prior_of(), [whole], solver=Plain())[job.key].image
-    alone = max(column + WINDOW for (_, column), start in zip(windows.corners, start_K, strict=True) if start == 2)
+    alone = max(column + WINDOW for (_, column), start in zip(corners(windows), start_K, strict=True) if start == 2)
     torch.testing.assert_close(some[..., alone * FACTOR :], all_of_it[..., alone * FACTOR :], rtol=1e-12, atol=1e-12)
 
 

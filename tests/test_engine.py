@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.speed.timing import SlotUtilization
 from flashray import engine
 from flashray.active_image import Job, Solved
 from flashray.degradations import make_degradation
-from flashray.engine import SlotUtilization, solve
+from flashray.engine import solve
 from flashray.prior import LatentPrior
 from flashray.schedule import NoiseSchedule
 from flashray.solvers import SOLVERS, make_solver

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flashray import engine
+from flashray.active_image import Job
 from flashray.degradations import Degradation, Operator, Parameters, make_degradation
 from flashray.seeding import STREAM_RESAMPLE, STREAM_SOLVER
 from flashray.severity import error_std, severity_loss
@@ -138,7 +139,7 @@ def test_trajectories_in_one_batch_with_their_own_steps(name: str, operator: str
     monkeypatch.setattr(engine, "normal", recorded_noise)
     degradation, parameters = family_of(operator)
     jobs = [
-        engine.Job(
+        Job(
             key=str(b),
             seed=b,
             y=measured.y_BCHW[b],

@@ -15,6 +15,7 @@ from flashray.restorer import Restorer
 from flashray.severity import estimate, load_severity_encoder
 from tests.conftest import TinyModels
 from tests.support.models import SIDE
+from tests.support.windows import corners
 
 SIZES = [(SIDE, SIDE), (SIDE + 19, SIDE + 10), (SIDE - 12, 2 * SIDE + 6)]  # one, four and three windows
 
@@ -64,13 +65,13 @@ def test_a_window_has_the_root_mean_square_of_the_photos_map(restorer: Restorer,
     x = list(photos.values())[1]
     measured = restorer.measure([restorer.measurer.photo("a", x)])
     found = restorer.estimate(measured)
-    corners = restorer.grid.windows(measured.image_size).corners
-    assert found.sigma_BK.shape == (1, len(corners)) == (1, 4)
+    corners_K = corners(restorer.grid.windows(measured.image_size))
+    assert found.sigma_BK.shape == (1, len(corners_K)) == (1, 4)
     assert restorer.encoder is not None
     sigma_hw = estimate(restorer.encoder, restorer.prior, restorer.grid.pad(measured.seen_BCHW)).sigma_Bhw[0].double()
     height, width = restorer.grid.valid_size(measured.image_size)
     side = SIDE // restorer.grid.factor
-    for k, (row, column) in enumerate(corners):
+    for k, (row, column) in enumerate(corners_K):
         seen = sigma_hw[row : min(row + side, height), column : min(column + side, width)]
         torch.testing.assert_close(found.sigma_BK[0, k], seen.square().mean().sqrt(), rtol=1e-6, atol=0)
     torch.testing.assert_close(found.sigma_hat_B[0], found.sigma_BK[0].square().mean().sqrt())

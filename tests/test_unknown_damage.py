@@ -17,6 +17,7 @@ from flashray.schedule import NoiseSchedule
 from flashray.severity import Severity, Start, load_severity_encoder
 from tests.conftest import TinyModels
 from tests.support.models import SIDE
+from tests.support.windows import corners
 
 SIZE = (SIDE + 13, SIDE + 6)
 
@@ -123,7 +124,7 @@ def test_windows_that_the_image_takes_nothing_from_are_spared(tiny: Restorer, ph
     windows = tiny.grid.windows(size)
     side = windows.rows.side
     # weights are interpolated, so that a window beside the position holds a part of it
-    holds = [row - 1 <= 3 <= row + side and column - 1 <= 5 <= column + side for row, column in windows.corners]
+    holds = [row - 1 <= 3 <= row + side and column - 1 <= 5 <= column + side for row, column in corners(windows)]
     assert 0 < sum(holds) < len(windows)
     assert found.start_sigma_BK[0].tolist() == [pytest.approx(0.5) if held else 0.0 for held in holds]
     step = tiny.start_steps(torch.tensor([0.5]))[0].item()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flashray.errors import ConfigError
 from flashray.windows import Axis, LatentGrid, View, Windows, bump, crop, pad_to, starts_of, vote, windowed_epsilon
+from tests.support.windows import corners
 
 SIZES = [(16, 16), (16, 17), (17, 16), (28, 28), (29, 40), (64, 96), (16, 250)]
 SIDES = [1, 2, 3, 8, 16]
@@ -52,7 +53,7 @@ def test_shares_are_the_normalised_weights(size: tuple[int, int], side: int):
     epsilon = random(len(windows), 2, side, side)
     weight = torch.outer(bump(side), bump(side))
     total, weights = torch.zeros(2, *size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
-    for (row, column), one in zip(windows.corners, epsilon, strict=True):
+    for (row, column), one in zip(corners(windows), epsilon, strict=True):
         total[:, row : row + side, column : column + side] += weight * one
         weights[row : row + side, column : column + side] += weight
     torch.testing.assert_close(windows.fuse(epsilon), total / weights, rtol=1e-12, atol=1e-13)
@@ -63,7 +64,7 @@ def test_shares_are_the_normalised_weights(size: tuple[int, int], side: int):
 @pytest.mark.parametrize("size", SIZES)
 def test_cut_gives_the_slices(size: tuple[int, int]):
     windows, z = Windows.of(size, 16), random(3, *size)
-    for (row, column), window in zip(windows.corners, windows.cut(z), strict=True):
+    for (row, column), window in zip(corners(windows), windows.cut(z), strict=True):
         assert torch.equal(window, z[:, row : row + 16, column : column + 16])
 
 
@@ -91,7 +92,7 @@ def test_the_greatest_of_the_windows_that_cover_a_position(size: tuple[int, int]
     windows = Windows.of(size, 16)
     value = torch.randint(0, 100, (len(windows),), generator=torch.Generator().manual_seed(0))
     expected = torch.zeros(size, dtype=torch.long)
-    for (row, column), one in zip(windows.corners, value, strict=True):
+    for (row, column), one in zip(corners(windows), value, strict=True):
         patch = expected[row : row + 16, column : column + 16]
         patch.copy_(patch.clamp(min=int(one)))
     assert torch.equal(windows.greatest(value), expected)

@@ -18,7 +18,7 @@ from benchmarks.speed.reference_loop import latent_dps_loop
 from benchmarks.stopwatch import seconds_of, synchronise
 from flashray.active_image import Job, make_problem
 from flashray.degradations import Degradation
-from flashray.engine import SlotUtilization, advance, solve
+from flashray.engine import advance, solve
 from flashray.prior import LatentPrior
 from flashray.schedule import NoiseSchedule
 from flashray.solvers import Solver, make_solver
@@ -97,6 +97,23 @@ def engine_over_loop(
 def _filled(jobs: Sequence[Job], count: int) -> list[Job]:
     """The first `count` of the jobs, over and over."""
     return [dataclasses.replace(jobs[n % len(jobs)], key=str(n)) for n in range(count)]
+
+
+@dataclass
+class SlotUtilization:
+    """The share of slots that did useful work; give it to `solve` as `on_step`."""
+
+    slots: int
+    useful: int = 0
+    steps: int = 0
+
+    def __call__(self, count: int) -> None:
+        self.useful, self.steps = self.useful + count, self.steps + 1
+
+    @property
+    def share(self) -> float:
+        """Useful slot-steps over all slot-steps."""
+        return self.useful / (self.slots * self.steps) if self.steps else 1.0
 
 
 class _Nothing:

@@ -103,7 +103,7 @@ class Run:
     ) -> None:
         self.models, self.archive, self.status, self.started = models, archive, status, started
         self.listing = archive.images
-        self._found_record, self.record = record, record or {}
+        self.record = record or {}
         self.output = requested.io.output
         self.requested = requested
         self.take_choices()

@@ -15,6 +15,7 @@ from flashray.severity.regions import (
     window_sigma,
 )
 from flashray.windows import Windows
+from tests.support.windows import corners
 
 SCHEDULE = NoiseSchedule.from_scheduler_config({"beta_schedule": "scaled_linear"}).respaced(100)
 SIZES = [(16, 16), (28, 28), (29, 41), (64, 96)]
@@ -50,7 +51,7 @@ def test_one_window_is_the_papers_method_with_the_images_sigma():
 def test_windows_take_the_root_mean_square_of_their_own_positions():
     windows, sigma = Windows.of((29, 41), 16), sigma_map((29, 41))
     expected = [
-        sigma[row : row + 16, column : column + 16].double().square().mean().sqrt() for row, column in windows.corners
+        sigma[row : row + 16, column : column + 16].double().square().mean().sqrt() for row, column in corners(windows)
     ]
     torch.testing.assert_close(window_sigma(sigma, windows), torch.stack(expected), rtol=1e-12, atol=0)
 
@@ -94,7 +95,7 @@ def test_positions_are_active_where_one_of_their_windows_is():
     position = position_starts(start, windows)
     for i in range(8):
         expected = torch.zeros(28, 40, dtype=torch.bool)
-        for (row, column), one in zip(windows.corners, start.tolist(), strict=True):
+        for (row, column), one in zip(corners(windows), start.tolist(), strict=True):
             if one > i:
                 expected[row : row + 16, column : column + 16] = True
         assert torch.equal(position > i, expected)
