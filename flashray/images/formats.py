@@ -18,7 +18,6 @@ OutputFormat = Literal["same", "png", "jpeg", "webp", "tiff"]
 class Holds:
     """What a file format can hold."""
 
-    suffix: str  # of its files, with the dot
     depths: tuple[int, ...] = (8,)  # bits a sample; 32 stands for floating-point numbers
     kinds: tuple[str, ...] = ("grey", "rgb")  # of colour samples, as in `SourceImage.kind`
     alpha: bool = True  # whether it has a place for it, and for the next three
@@ -29,14 +28,14 @@ class Holds:
 
 
 FORMATS: dict[str, Holds] = {
-    "PNG": Holds(".png", depths=(8, 16)),
-    "JPEG": Holds(".jpg", kinds=("grey", "rgb", "cmyk"), alpha=False, max_side=65_500),
-    "WEBP": Holds(".webp", kinds=("rgb",), max_side=16_383),
-    "TIFF": Holds(".tif", depths=(8, 16, 32), kinds=("grey", "rgb", "cmyk")),
-    "BMP": Holds(".bmp", icc=False, exif=False, xmp=False, alpha=False, max_side=2**31 - 1),
-    "PPM": Holds(".ppm", depths=(8, 16), icc=False, exif=False, xmp=False, alpha=False),
-    "AVIF": Holds(".avif", kinds=("rgb",), max_side=65_535),
-    "HEIF": Holds(".heic", kinds=("rgb",), max_side=65_535),
+    "PNG": Holds(depths=(8, 16)),
+    "JPEG": Holds(kinds=("grey", "rgb", "cmyk"), alpha=False, max_side=65_500),
+    "WEBP": Holds(kinds=("rgb",), max_side=16_383),
+    "TIFF": Holds(depths=(8, 16, 32), kinds=("grey", "rgb", "cmyk")),
+    "BMP": Holds(icc=False, exif=False, xmp=False, alpha=False, max_side=2**31 - 1),
+    "PPM": Holds(depths=(8, 16), icc=False, exif=False, xmp=False, alpha=False),
+    "AVIF": Holds(kinds=("rgb",), max_side=65_535),
+    "HEIF": Holds(kinds=("rgb",), max_side=65_535),
 }
 
 # format to write → its name, and the suffixes of its files; a new file gets the first

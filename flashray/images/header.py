@@ -89,11 +89,6 @@ def quarter_turn_of_tiff(image: Image.Image) -> bool:
         return False
 
 
-def has_previews(main: ifd.Directory) -> bool:
-    """Whether a TIFF file of one page holds further pictures, which are smaller versions or masks of it."""
-    return main.next != 0
-
-
 def _check_size(width: int, height: int, max_megapixels: float) -> None:
     if width * height > max_megapixels * 1e6:
         raise ImageError(

@@ -15,7 +15,7 @@ from torch import Tensor
 from flashray.errors import ImageError
 from flashray.images import ifd, metadata, png
 from flashray.images.colour import ColourSpace, colour_space
-from flashray.images.header import MAX_MEGAPIXELS, exif_of, has_previews, opened, quarter_turn_of_tiff
+from flashray.images.header import MAX_MEGAPIXELS, exif_of, opened, quarter_turn_of_tiff
 from flashray.images.icc import Floats
 from flashray.images.samples import Samples, read_samples
 from flashray.images.tiff import ICC, XMP
@@ -83,8 +83,9 @@ def open_image(data: bytes, max_megapixels: float = MAX_MEGAPIXELS) -> SourceIma
         turn = 1 if format == "TIFF" else metadata.orientation(exif)  # Pillow turns TIFF itself
         info, has_more = dict(image.info), image.format == "MPO"
         private = _private(data, image, format)
-        xmp, icc = _xmp(data, image, format), _icc(data, image, format)
         main = ifd.read_first(data) if format == "TIFF" else None
+        icc = _embedded(image, main, "icc_profile", ICC)
+        xmp = _png_xmp(data) if format == "PNG" else _embedded(image, main, "xmp", XMP)
         turned = turn >= 5 if main is None else quarter_turn_of_tiff(image)
         try:
             read = read_samples(image, data)
@@ -186,23 +187,17 @@ def _dpi(info: dict[Any, Any], format: str, main: ifd.Directory | None, turned: 
     return (down, across) if turned else (across, down)
 
 
-def _icc(data: bytes, image: Image.Image, format: str) -> bytes | None:
-    if format == "TIFF":
-        entry = ifd.read_first(data).entries.get(ICC)
-        return entry.data if entry else None
-    icc = image.info.get("icc_profile")
-    return icc if isinstance(icc, bytes) and icc else None
+def _embedded(image: Image.Image, main: ifd.Directory | None, name: str, tag: int) -> bytes | None:
+    """A block of metadata: the entry of a TIFF's first directory, in other formats what Pillow calls so."""
+    if main is not None:
+        return main.entries[tag].data if tag in main.entries else None
+    block = image.info.get(name)
+    return block if isinstance(block, bytes) and block else None
 
 
-def _xmp(data: bytes, image: Image.Image, format: str) -> bytes | None:
-    if format == "TIFF":
-        entry = ifd.read_first(data).entries.get(XMP)
-        return entry.data if entry else None
-    if format == "PNG":
-        texts = (body for kind, body in png.chunks(data) if kind == b"iTXt" and body.startswith(_PNG_XMP))
-        return png.international_text(next(texts, b"")) or None
-    xmp = image.info.get("xmp")
-    return xmp if isinstance(xmp, bytes) and xmp else None
+def _png_xmp(data: bytes) -> bytes | None:
+    texts = (body for kind, body in png.chunks(data) if kind == b"iTXt" and body.startswith(_PNG_XMP))
+    return png.international_text(next(texts, b"")) or None
 
 
 def _private(data: bytes, image: Image.Image, format: str) -> tuple[tuple[str, bytes], ...]:
@@ -246,7 +241,7 @@ def _dropped(data: bytes, format: str, has_more: bool, main: ifd.Directory | Non
     if has_more:
         dropped.append("the further pictures of the file (MPO)")
     if main is not None:
-        if has_previews(main):
+        if main.next != 0:  # smaller versions or masks: several pages are refused
             dropped.append("the smaller versions of the picture inside the TIFF")
         if metadata.PHOTOSHOP_LAYERS in main.entries:
             dropped.append("Photoshop's layers")

@@ -34,7 +34,6 @@ class Encoded:
     """A file's bytes."""
 
     data: bytes  # the same image and arguments give the same bytes
-    suffix: str  # that files of this format usually have, with the dot
     lost: tuple[str, ...]  # what the photo had and this file does not hold, one phrase each
 
 
@@ -86,7 +85,7 @@ def encode_like(
     kept = _kept(source, name)
     contents, more = _with_provenance(_contents(x, source, kept, holds), name, holds, provenance)
     data, too_long = _write(contents, name, quality, source.lossless)
-    return Encoded(data, holds.suffix, tuple(dict.fromkeys([*source.dropped, *kept.lost, *more, *too_long])))
+    return Encoded(data, tuple(dict.fromkeys([*source.dropped, *kept.lost, *more, *too_long])))
 
 
 def check_side(size: tuple[int, int], source: str, format: OutputFormat) -> None:

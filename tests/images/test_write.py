@@ -199,7 +199,7 @@ def test_jpeg_of_a_phone() -> None:
     source = open_image(data)
     assert source.size == (64, 96)
     encoded = encode_like(source.pixels, source)
-    assert (encoded.suffix, encoded.lost) == (".jpg", ())
+    assert encoded.lost == ()
     again = open_image(encoded.data)
     same_kind(again, source)
     assert again.dpi == (300, 300)
@@ -258,7 +258,7 @@ def test_avif() -> None:
     source = open_image(saved(rgba(), "AVIF", quality=95, exif=phone_exif(), icc_profile=profiles.display_p3()))
     encoded = encode_like(source.pixels, source, provenance=NOTE)
     again = open_image(encoded.data)
-    assert (encoded.suffix, encoded.lost, again.icc, again.exif) == (".avif", (), source.icc, source.exif)
+    assert (encoded.lost, again.icc, again.exif) == ((), source.icc, source.exif)
     np.testing.assert_array_equal(again.alpha, source.alpha)
     assert np.abs(again.samples.astype(int) - source.samples)[source.alpha == 255].mean() < 3
 
