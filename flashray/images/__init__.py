@@ -6,17 +6,17 @@ any kind and write the same kind of photo again; `fit_image` and `encode_png` se
 
 from flashray.images.formats import IMAGE_SUFFIXES, OutputFormat, is_image_name, is_photo_name, output_name
 from flashray.images.given import ImageLike, as_image, as_list, name_of
-from flashray.images.header import MAX_MEGAPIXELS, ImageHeader, read_header
+from flashray.images.header import MAX_MEGAPIXELS, read_header
 from flashray.images.levels import from_uint8, from_uint16, to_pil, to_uint8, to_uint16
 from flashray.images.reframed import reframed
 from flashray.images.sheet import contact_sheet
 from flashray.images.sizes import Fit, fit_image, resize
 from flashray.images.source import SourceImage, open_image, unchanged
 from flashray.images.spread import decode_spread, encode_spread, sample_spread
-from flashray.images.write_photo import NO_PLACE_FOR_NOTE, Encoded, check_side, encode_like, encode_png, losses
+from flashray.images.write_photo import NO_PLACE_FOR_NOTE, check_side, encode_like, encode_png, losses
 
-__all__ = ["SourceImage", "open_image", "unchanged", "reframed", "Encoded", "encode_like", "NO_PLACE_FOR_NOTE"]
-__all__ += ["ImageHeader", "read_header", "MAX_MEGAPIXELS", "ImageLike", "as_image", "as_list", "name_of"]
+__all__ = ["SourceImage", "open_image", "unchanged", "reframed", "encode_like", "NO_PLACE_FOR_NOTE"]
+__all__ += ["read_header", "MAX_MEGAPIXELS", "ImageLike", "as_image", "as_list", "name_of"]
 __all__ += ["OutputFormat", "output_name", "is_image_name", "is_photo_name", "IMAGE_SUFFIXES", "check_side", "losses"]
 __all__ += ["Fit", "fit_image", "resize", "encode_png", "contact_sheet", "sample_spread"]
 __all__ += ["to_uint8", "from_uint8", "to_uint16", "from_uint16", "to_pil", "encode_spread", "decode_spread"]

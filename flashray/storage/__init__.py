@@ -6,7 +6,6 @@ from flashray.storage.local_walk import Entry
 from flashray.storage.node_cache import cached_folder
 from flashray.storage.redaction import redact
 from flashray.storage.uri import (
-    Listing,
     Unavailable,
     asked,
     check,
@@ -16,7 +15,6 @@ from flashray.storage.uri import (
     delete,
     exists,
     file_size,
-    filesystem,
     given,
     half_written,
     is_absolute,
@@ -36,7 +34,6 @@ from flashray.storage.uri import (
 
 __all__ = [
     "Entry",
-    "Listing",
     "Unavailable",
     "asked",
     "cached_folder",
@@ -47,7 +44,6 @@ __all__ = [
     "delete",
     "exists",
     "file_size",
-    "filesystem",
     "given",
     "half_written",
     "is_absolute",
