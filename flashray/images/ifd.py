@@ -138,6 +138,6 @@ def longs(order: str, *values: int) -> Entry:
     return Entry(4, len(values), struct.pack(f"{order}{len(values)}I", *values))
 
 
-def header(order: str, start: int = 8) -> bytes:
-    """The eight bytes in front of everything; the first directory begins at `start`."""
-    return (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, start)
+def header(order: str) -> bytes:
+    """The eight bytes in front of everything; the first directory begins behind them."""
+    return (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8)

@@ -51,14 +51,14 @@ SECTIONS: dict[str, type[Any]] = {"": _Top, **_RUN, **_RECIPE}
 OPTIONS = Options.of(SECTIONS, _SHORT)
 
 
-def parse_run(argv: Sequence[str], prog: str = "flashray restore") -> RunConfig:
+def parse_run(argv: Sequence[str]) -> RunConfig:
     """The checked configuration of a command line `IN OUT [--option value …]`.
 
     Raises:
         ConfigError: for an unknown option or recipe (with the nearest names), a value of the wrong type, or a
             configuration that cannot be carried out.
     """
-    return _run_config(OPTIONS.normalise(argv, ("io.archive", "io.output")), prog)
+    return _run_config(OPTIONS.normalise(argv, ("io.archive", "io.output")), "flashray restore")
 
 
 def run_config(values: Mapping[str, Any]) -> RunConfig:

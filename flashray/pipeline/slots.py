@@ -29,7 +29,7 @@ def choose_slots(work: WorkerSettings, pools: Pools) -> int:
         ray.kill(actor)
 
 
-def slots_that_fit(peak: Callable[[int], int], free: int, most: int = MOST) -> int:
+def slots_that_fit(peak: Callable[[int], int], free: int) -> int:
     """The largest power of two of images whose update stays within `_MARGIN` of the free bytes; at least 1.
 
     `peak` tells the additional bytes of an update of 1 and of 2 images; larger numbers are extrapolated linearly.
@@ -38,7 +38,7 @@ def slots_that_fit(peak: Callable[[int], int], free: int, most: int = MOST) -> i
     each = max(two - one, 1)
     fitting = (free * _MARGIN - (one - each)) / each
     slots = 1
-    while slots * 2 <= min(fitting, most):
+    while slots * 2 <= min(fitting, MOST):
         slots *= 2
     return slots
 

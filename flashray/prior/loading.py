@@ -31,12 +31,7 @@ FAMILIES: tuple[Family, ...] = (LDM(), StableDiffusion(), SDXL(), DiT(), SD3(), 
 AUTOENCODERS = ("AutoencoderDC", "AutoencoderKL", "VQModel")
 
 
-def load_prior(
-    source: str = "bundled",
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-    check: bool = False,
-) -> LatentPrior:
+def load_prior(source: str = "bundled", device: str | torch.device = "cpu", check: bool = False) -> LatentPrior:
     """Load a diffusion prior for inference (weights frozen).
 
     Args:
@@ -58,7 +53,7 @@ def load_prior(
     files = _files(pipeline, family)
     schedule, prediction = _schedule(pipeline)
     side = _size(pipeline, "sample_size", 8192)
-    autoencoder, scale, shift = load_autoencoder(pipeline.root, dtype)
+    autoencoder, scale, shift = load_autoencoder(pipeline.root)
     channels, factor = latent_geometry(autoencoder)
     taken, given = (_size(pipeline, key, 65536) for key in ("in_channels", "out_channels"))
     if taken != channels:
@@ -66,10 +61,10 @@ def load_prior(
     if given not in (channels, 2 * channels):  # twice, where it also predicts variances
         raise ConfigError(f"prior {source}: the denoiser gives {given} channels, and the latents have {channels}")
     constants = {
-        name: value.to(dtype) if value.is_floating_point() else value
+        name: value.float() if value.is_floating_point() else value
         for name, value in family.condition(pipeline).items()
     }
-    denoiser = family.wrap(load_model(_class(pipeline.denoiser_class), pipeline.denoiser, dtype), constants)
+    denoiser = family.wrap(load_model(_class(pipeline.denoiser_class), pipeline.denoiser), constants)
     dry_run(autoencoder, denoiser, schedule, channels, factor, side, source)
     prior = LatentPrior(
         autoencoder,
@@ -104,7 +99,7 @@ def open_family(source: str) -> tuple[PipelineFolder, Family]:
     raise _unknown_class(pipeline.denoiser, pipeline.config.get("_class_name"))
 
 
-def load_autoencoder(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Tensor | float, Tensor | float]:
+def load_autoencoder(folder: Path) -> tuple[Any, Tensor | float, Tensor | float]:
     """(autoencoder, scale, shift) of a pipeline; the pixels as they are where it says that it has none.
 
     Raises:
@@ -121,7 +116,7 @@ def load_autoencoder(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[
         for key in ("in_channels", "out_channels"):
             if config.get(key, 3) != 3:
                 raise ConfigError(f"prior {path}: {key} is {config[key]!r}; images have 3 channels")
-        autoencoder = in_levels(load_model(_class(kind), path, dtype))
+        autoencoder = in_levels(load_model(_class(kind), path))
     else:
         raise _unknown_class(path, kind)
     return autoencoder, *_latent_scaling(folder, path, config, latent_geometry(autoencoder)[0])

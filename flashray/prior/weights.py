@@ -17,6 +17,7 @@ from flashray.errors import ConfigError
 
 WEIGHTS = "diffusion_pytorch_model"  # diffusers' name of the weights, without its ending
 _LARGEST, _LARGEST_SIDE, _MOST_LAYERS = 2**20, 8192, 1000
+_NAMED = 5  # tensors in a message
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -130,8 +131,8 @@ def tensor_names(path: Path) -> list[str]:
         raise ConfigError(f"{path}: not a readable safetensors file: {error}") from error
 
 
-def load_model(cls: type, folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """A model of diffusers' kind with exactly the weights of its folder, in evaluation mode, on the CPU.
+def load_model(cls: type, folder: Path) -> Any:
+    """A model of diffusers' kind with exactly the weights of its folder, in float32 and evaluation mode, on the CPU.
 
     The global random generator is left as it is.
 
@@ -153,12 +154,12 @@ def load_model(cls: type, folder: Path, dtype: torch.dtype = torch.float32) -> A
     check_tensors(skeleton.state_dict(), tensors, folder)
     # copies, so that nothing depends on the file any more
     tensors = {
-        name: value.to(dtype if value.is_floating_point() else value.dtype, copy=True)
+        name: value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
         for name, value in tensors.items()
     }
     if set(dict(skeleton.named_buffers())) - set(skeleton.state_dict()):  # some values are not in the file
         with torch.random.fork_rng(devices=[]):
-            model = nn.Module.to(_build(cls, config, path, "cpu"), dtype)
+            model = nn.Module.to(_build(cls, config, path, "cpu"), torch.float32)
         model.load_state_dict(tensors)
     else:
         model = skeleton
@@ -210,9 +211,9 @@ def _finite(value: Tensor) -> bool:
     return bool(value.sum(dtype=torch.float32).isfinite()) or bool(torch.isfinite(value).all())
 
 
-def _some(names: list[str], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{len(names)} tensor{'s' if len(names) > 1 else ''} ({', '.join(names[:most])}{more})"
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{len(names)} tensor{'s' if len(names) > 1 else ''} ({', '.join(names[:_NAMED])}{more})"
 
 
 def hash_files(folder: Path, files: Iterable[Path]) -> str:

@@ -22,21 +22,14 @@ def test_interval_holds_the_mean_and_is_as_wide_as_theory_says(sample: list[floa
 
 def test_covers_the_true_mean_about_as_often_as_promised() -> None:
     generator = np.random.default_rng(0)
-    intervals = [mean_interval(generator.exponential(1.0, size=60), confidence=0.9, resamples=300) for _ in range(200)]
+    intervals = [mean_interval(generator.exponential(1.0, size=60)) for _ in range(200)]
     covered = np.mean([low <= 1.0 <= high for _, low, high in intervals])
-    assert 0.82 <= covered <= 0.95
+    assert 0.88 <= covered <= 0.99
 
 
-def test_more_confidence_is_wider(sample: list[float]) -> None:
-    _, low, high = mean_interval(sample, confidence=0.5)
-    _, wider_low, wider_high = mean_interval(sample, confidence=0.99)
-    assert wider_low < low < high < wider_high
-
-
-def test_depends_on_the_seed_alone(sample: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_depends_on_the_values_alone(sample: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     interval = mean_interval(sample)
     assert mean_interval(sample) == interval
-    assert mean_interval(sample, seed=1) != interval
     monkeypatch.setattr(bootstrap, "_DRAWS_AT_ONCE", 1000)  # how much memory it may take changes nothing
     assert mean_interval(sample) == interval
 
@@ -62,9 +55,3 @@ def test_one_value_and_infinite_values() -> None:
     assert mean_interval([5.0]) == (5.0, 5.0, 5.0)
     mean, low, high = mean_interval([30.0] * 50 + [math.inf])
     assert (mean, low, high) == (math.inf, 30.0, math.inf)
-
-
-@pytest.mark.parametrize("arguments", [{"confidence": 0.0}, {"confidence": 1.0}, {"resamples": 0}])
-def test_senseless_arguments_are_refused(arguments: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=next(iter(arguments))):
-        mean_interval([1.0], **arguments)  # type: ignore[arg-type]
