@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
-from flashray import storage
 from flashray.build import strict
 from flashray.pipeline import budget
 from flashray.pipeline.run_config import RunConfig
 from flashray.pipeline.run_folder import page_uri, run_uri
-from flashray.pipeline.run_page import make_page
+from flashray.pipeline.run_page import write_pages
 from flashray.pipeline.run_record import with_choices
-from flashray.pipeline.sample_sheet import make_sheet, to_png
 from flashray.pipeline.summary import read_summary, summarise, table
 from flashray.pipeline.verify import read_run
 from flashray.pipeline.worker_settings import WorkerSettings
@@ -38,10 +36,7 @@ def report_output(output: str) -> str:
     work = WorkerSettings.of(config, "cpu", record.get("threads", 1), lpips=False, weights=weights)
     restorer = work.restorer()
     found = read_summary(output) or summarise(status, config.recipe.solver.steps, {})
-    sheet = make_sheet(restorer, config.io, status)
-    if sheet is not None:
-        storage.put_bytes(run_uri(output, "contact_sheet.png"), to_png(sheet))
-    storage.put_bytes(page_uri(output), make_page(restorer, config, status, found))
+    write_pages(restorer, config, status, found)
     lines = [
         f"{found['restored']:,} of {found['images']:,} images restored, {found['failed']:,} failed, "
         f"{found['mean_nfe'] or 0:.1f} NFE an image",

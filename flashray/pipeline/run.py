@@ -27,8 +27,7 @@ from flashray.pipeline.quarantine import nfe_under_way
 from flashray.pipeline.ray_session import STOPPED, RaySession, ray_session
 from flashray.pipeline.run_config import RunConfig
 from flashray.pipeline.run_folder import page_uri, run_uri
-from flashray.pipeline.run_page import make_page
-from flashray.pipeline.sample_sheet import make_sheet, to_png
+from flashray.pipeline.run_page import write_pages
 from flashray.pipeline.solve import solve_units
 from flashray.pipeline.storage_needed import storage_needed
 from flashray.pipeline.units import index
@@ -135,11 +134,7 @@ def finish(run: Run) -> None:
     speed = run.images_solved / run.seconds_solving if run.images_solved else None
     found["images_per_second"] = speed and round(speed, 4)  # of this start's solve pass
     found["wall_seconds"] = round(time.monotonic() - run.started, 3)
-    restorer = run.local_restorer()
-    sheet = make_sheet(restorer, run.config.io, status)
-    if sheet is not None:
-        storage.put_bytes(run_uri(run.output, "contact_sheet.png"), to_png(sheet))
-    storage.put_bytes(page_uri(run.output), make_page(restorer, run.config, status, found))
+    write_pages(run.local_restorer(), run.config, status, found)
     run.tracker.metrics(summary.numbers(found))  # first, because a run with a summary counts as tracked
     storage.put_bytes(run_uri(run.output, "summary.json"), run_record.dump(found))
     run.settle_tracking()
