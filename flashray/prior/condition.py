@@ -52,6 +52,7 @@ class Family:
 
     name: ClassVar[str]  # what the documentation calls it
     classes: ClassVar[tuple[str, ...]]  # the denoiser classes of diffusers that may belong to it
+    wrapper: ClassVar[type[NullCondition] | None] = None  # of the denoiser; None where (z, t) is all that it asks for
 
     def fits(self, pipeline: PipelineFolder) -> bool:
         """Whether a pipeline whose denoiser is of one of the classes is of this kind."""
@@ -70,4 +71,4 @@ class Family:
 
     def wrap(self, denoiser: nn.Module, constants: dict[str, Tensor]) -> nn.Module:
         """(z, t) ↦ the denoiser's answer."""
-        return denoiser
+        return denoiser if self.wrapper is None else self.wrapper(denoiser, **constants)

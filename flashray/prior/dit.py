@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flashray.errors import ConfigError
 from flashray.prior.condition import Family, NullCondition
@@ -17,6 +17,7 @@ class DiT(Family):
 
     name: ClassVar[str] = "DiT"
     classes: ClassVar[tuple[str, ...]] = ("DiTTransformer2DModel",)
+    wrapper = NullCondition
 
     def refuse(self, pipeline: PipelineFolder) -> None:
         classes = pipeline.config.get("num_embeds_ada_norm", 1000)
@@ -27,6 +28,3 @@ class DiT(Family):
 
     def condition(self, pipeline: PipelineFolder) -> dict[str, Tensor]:
         return {"class_labels": torch.tensor([pipeline.config.get("num_embeds_ada_norm", 1000)])}
-
-    def wrap(self, denoiser: nn.Module, constants: dict[str, Tensor]) -> nn.Module:
-        return NullCondition(denoiser, **constants)

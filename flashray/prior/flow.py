@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from flashray.errors import ConfigError
 from flashray.prior.condition import Family, NullCondition
@@ -60,14 +60,12 @@ class SD3(_Flow):
 
     name: ClassVar[str] = "SD3"
     classes: ClassVar[tuple[str, ...]] = ("SD3Transformer2DModel",)
+    wrapper = EmptyPromptAndPooled
 
     def condition(self, pipeline: PipelineFolder) -> dict[str, Tensor]:
         prompt = _width(pipeline, "joint_attention_dim", 4096)
         pooled = _width(pipeline, "pooled_projection_dim", 2048)
         return null_prompt(pipeline, {PROMPT: prompt, POOLED: pooled})
-
-    def wrap(self, denoiser: nn.Module, constants: dict[str, Tensor]) -> nn.Module:
-        return EmptyPromptAndPooled(denoiser, **constants)
 
 
 class Sana(_Flow):
@@ -75,9 +73,7 @@ class Sana(_Flow):
 
     name: ClassVar[str] = "SANA"
     classes: ClassVar[tuple[str, ...]] = ("SanaTransformer2DModel",)
+    wrapper = EmptyPromptOfSana
 
     def condition(self, pipeline: PipelineFolder) -> dict[str, Tensor]:
         return null_prompt(pipeline, {PROMPT: _width(pipeline, "caption_channels", 2304)})
-
-    def wrap(self, denoiser: nn.Module, constants: dict[str, Tensor]) -> nn.Module:
-        return EmptyPromptOfSana(denoiser, **constants)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flashray.errors import ConfigError
 from flashray.prior.condition import Family, NullCondition
@@ -57,6 +57,7 @@ class SDXL(Family):
 
     name: ClassVar[str] = "Stable Diffusion XL"
     classes: ClassVar[tuple[str, ...]] = ("UNet2DConditionModel",)
+    wrapper = EmptyPromptAndSizes
 
     def fits(self, pipeline: PipelineFolder) -> bool:
         return pipeline.config.get("addition_embed_type") == "text_time"
@@ -80,6 +81,3 @@ class SDXL(Family):
 
     def files(self, pipeline: PipelineFolder) -> list[Path]:
         return [] if _zeros(pipeline) else condition_files(pipeline)
-
-    def wrap(self, denoiser: nn.Module, constants: dict[str, Tensor]) -> nn.Module:
-        return EmptyPromptAndSizes(denoiser, **constants)

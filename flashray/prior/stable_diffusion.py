@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from flashray.errors import ConfigError
 from flashray.prior.condition import Family, NullCondition
@@ -51,6 +51,7 @@ class StableDiffusion(Family):
 
     name: ClassVar[str] = "Stable Diffusion"
     classes: ClassVar[tuple[str, ...]] = ("UNet2DConditionModel",)
+    wrapper = EmptyPrompt
 
     def fits(self, pipeline: PipelineFolder) -> bool:
         return pipeline.config.get("addition_embed_type") != "text_time"
@@ -63,6 +64,3 @@ class StableDiffusion(Family):
 
     def files(self, pipeline: PipelineFolder) -> list[Path]:
         return condition_files(pipeline)
-
-    def wrap(self, denoiser: nn.Module, constants: dict[str, Tensor]) -> nn.Module:
-        return EmptyPrompt(denoiser, **constants)
