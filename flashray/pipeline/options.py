@@ -11,7 +11,7 @@ from typing import Any
 
 from flashray.errors import ConfigError
 from flashray.option_parser import Options, make_parser, parse
-from flashray.pipeline.run_config import IoConfig, PolicyConfig, ResourcesConfig, RunConfig, check
+from flashray.pipeline.run_config import IoConfig, PolicyConfig, ResourcesConfig, RunConfig, check, flatten
 from flashray.recipe import DegradationConfig, FusionConfig, Recipe, SolverConfig, read_recipe
 from flashray.severity.start import Start
 from flashray.tracking.tracking_config import TrackingConfig
@@ -64,7 +64,7 @@ def parse_run(argv: Sequence[str]) -> RunConfig:
 def run_config(values: Mapping[str, Any]) -> RunConfig:
     """The checked configuration of keyword arguments: short names, dotted names, or nested mappings."""
     argv: list[str] = []
-    for name, value in _flat(values):
+    for name, value in flatten(values).items():
         argv += [f"--{OPTIONS.resolve(name)}", _text(value)]
     return _run_config(argv, "flashray.restore")
 
@@ -103,16 +103,6 @@ def _leaves(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
             found += [(f"{name}.{key}", one) for key, one in value.items()]
         else:
             found.append((name, value))
-    return found
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            found += _flat(value, f"{prefix}{name}.")
-        else:
-            found.append((prefix + name, value))
     return found
 
 
