@@ -24,7 +24,7 @@ from flashray.pipeline.progress import Progress
 from flashray.pipeline.quarantine import reason, watched
 from flashray.pipeline.run_config import RunConfig, images_per_shard
 from flashray.pipeline.run_folder import run_uri
-from flashray.pipeline.run_tables import own_names, parquet, read_table
+from flashray.pipeline.run_tables import conformed, own_names, parquet, read_table
 from flashray.pipeline.units import Packing, unit_ids
 from flashray.pipeline.worker_settings import WorkerSettings
 from flashray.pipeline.workload import STARTS, Workload, touched_of
@@ -222,7 +222,7 @@ def finish_plan(found: pa.Table, schedule: NoiseSchedule, config: RunConfig, att
     for name, values in columns.items():
         sound = sound.append_column(name, values)
     planned = sound.take(pa.array(order)).append_column("unit_id", unit_ids(attempt, unit))
-    return pa.concat_tables([_as_plan(planned), _as_plan(broken)])
+    return pa.concat_tables([conformed(planned, PLAN), conformed(broken, PLAN)])
 
 
 def workload(sound: pa.Table, schedule: NoiseSchedule, start: Start) -> tuple[Workload, npt.NDArray[np.bool_]]:
@@ -248,17 +248,6 @@ def found_again(plan: pa.Table, listing: pa.Table) -> pa.Table:
     """The severity pass's results, taken from a plan that was made from them: rows of `SEVERITY` in listing order."""
     rows = plan.append_column("index", pc.index_in(plan["key"], listing["key"].combine_chunks()).cast(pa.int64()))
     return rows.select(SEVERITY.names).cast(SEVERITY).sort_by("index")
-
-
-def _as_plan(table: pa.Table) -> pa.Table:
-    count = len(table)
-    columns = []
-    for field in PLAN:
-        if field.name in table.column_names:
-            columns.append(table[field.name].cast(field.type))
-        else:
-            columns.append(pa.nulls(count, field.type))
-    return pa.table(columns, schema=PLAN)
 
 
 def plan_path(output: str, attempt: int) -> str:

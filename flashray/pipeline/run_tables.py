@@ -37,13 +37,18 @@ def read_table(uri: str, schema: pa.Schema, remedy: str, needed: Sequence[str] =
         lacking += ["key"] if "key" in found.column_names and found["key"].null_count else []
         if lacking:
             raise pa.ArrowInvalid(f"column {', '.join(lacking)} is missing or has gaps")
-        columns = [
-            found[field.name].cast(field.type) if field.name in found.column_names else pa.nulls(len(found), field.type)
-            for field in schema
-        ]
+        return conformed(found, schema)
     except (pa.ArrowException, OSError, KeyError, UnicodeError) as error:
         brief = " ".join(str(error).split())[:200]
         raise ConfigError(f"{uri} is damaged, or of another version of flashray ({brief}); {remedy}") from error
+
+
+def conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table with the columns of a schema and their types: those that it lacks are null, others are left out."""
+    columns = [
+        table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
+        for field in schema
+    ]
     return pa.table(columns, schema=schema)
 
 
