@@ -27,18 +27,10 @@ class Fit:
     decoded: int  # images that take no step because of the budget, so that ẑ alone is decoded
 
 
-def requested(config: RunConfig) -> dict[str, float]:
-    """The requested budget by its name; empty without one."""
-    named = {name: getattr(config.policy, name) for name in ("budget_seconds", "budget_gpu_hours")}
-    return {name: value for name, value in named.items() if value is not None}
-
-
-def entry(config: RunConfig, found: Fit | None) -> dict[str, Any]:
+def entry(config: RunConfig, found: Fit) -> dict[str, Any]:
     """The entry of a budget in run.json, from which `effective` makes the same starts again."""
-    if found is None:
-        return {}
     return {
-        "requested": requested(config),
+        "requested": config.policy.budget,
         "scale": found.scale,
         "sigma_scale": config.recipe.start.sigma_scale * found.scale,
         "mean_nfe": found.mean_nfe[1],
@@ -58,8 +50,8 @@ def scaled(config: RunConfig, scale: float) -> RunConfig:
     return config.replaced("recipe", start=start)
 
 
-def fit(workload: Callable[[float], Workload], cost: CostModel, packing: Packing, config: RunConfig) -> Fit | None:
-    """The largest factor on σ̂ with which the run fits its budget; None without a budget.
+def fit(workload: Callable[[float], Workload], cost: CostModel, packing: Packing, config: RunConfig) -> Fit:
+    """The largest factor on σ̂ with which the run fits its budget.
 
     The start step of a window is a monotone function of its σ̂, so any factor keeps the order of difficulty, and the
     result is exactly that of the recipe with this `start.sigma_scale`. A chain respaced to fewer steps would keep the
@@ -69,9 +61,7 @@ def fit(workload: Callable[[float], Workload], cost: CostModel, packing: Packing
     A larger budget never gives a smaller factor, because the bisections for two budgets agree until the larger one goes
     up and the other one down. ConfigError, with the least possible one, when decoding ẑ alone exceeds the budget.
     """
-    if not requested(config):
-        return None
-    ((name, budget),) = requested(config).items()
+    ((name, budget),) = config.policy.budget.items()
 
     def spent(prediction: Prediction) -> float:
         return prediction.wall_seconds if name == "budget_seconds" else prediction.device_hours

@@ -253,7 +253,7 @@ class Run:
 
     def _rebudgeted(self) -> bool:
         """Whether the budget has changed since the plan; ConfigError if a unit of that plan is committed already."""
-        here, there = budget.requested(self.requested), (self.record.get("budget") or {}).get("requested", {})
+        here, there = self.requested.policy.budget, (self.record.get("budget") or {}).get("requested", {})
         if not self.status.attempts or here == there:
             return False
         if set(pc.unique(self.status.planned["unit_id"]).to_pylist()) & self.status.units:

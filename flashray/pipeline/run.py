@@ -187,7 +187,7 @@ def _write_plan(run: Run, session: RaySession, found: pa.Table, attempt: int) ->
 
     rows = planned()
     units = rows.filter(pc.is_valid(rows["unit_id"]))
-    wanted = budget.requested(run.requested) and "budget" not in run.record
+    wanted = run.requested.policy.budget and "budget" not in run.record
     if len(units) and (run.requested.policy.plan_only or wanted):
         price(run, session, units)
     if len(units) and wanted and run.quoted:

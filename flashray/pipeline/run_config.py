@@ -128,6 +128,12 @@ class PolicyConfig:
     verify: bool = False
     overwrite: str | None = None
 
+    @property
+    def budget(self) -> dict[str, float]:
+        """The budget by its name; empty without one, and more than one is refused."""
+        named = {"budget_seconds": self.budget_seconds, "budget_gpu_hours": self.budget_gpu_hours}
+        return {name: value for name, value in named.items() if value is not None}
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -164,10 +170,8 @@ def check(config: RunConfig) -> RunConfig:
     ):
         value = getattr(section_values, name)
         _require(value is None or value >= 1, f"{name} is {value}; give at least 1, or leave it out")
-    budgets = {name: getattr(policy, name) for name in ("budget_seconds", "budget_gpu_hours")}
-    budgets = {name: value for name, value in budgets.items() if value is not None}
-    _require(len(budgets) <= 1, f"{' and '.join(budgets)} are given; give one budget")
-    for name, value in budgets.items():
+    _require(len(policy.budget) <= 1, f"{' and '.join(policy.budget)} are given; give one budget")
+    for name, value in policy.budget.items():
         _require(value > 0, f"{name} is {value}; give a positive number")
         _require(
             config.recipe.start.mode == "flash",

@@ -31,14 +31,11 @@ def lengths(scale: float) -> Integers:
 
 
 def fit(**values: float) -> budget.Fit:
-    found = budget.fit(lambda scale: Workload.of_windows(lengths(scale)), COST, PACKING, config(**values))
-    assert found is not None
-    return found
+    return budget.fit(lambda scale: Workload.of_windows(lengths(scale)), COST, PACKING, config(**values))
 
 
-def test_without_a_budget_there_is_nothing_to_fit() -> None:
-    assert budget.fit(lambda scale: Workload.of_windows(lengths(scale)), COST, PACKING, config()) is None
-    assert budget.entry(config(), None) == {}
+def test_without_a_budget_the_configuration_stays() -> None:
+    assert config().policy.budget == {}
     assert budget.effective(config(), None) == budget.effective(config(), {}) == config()
 
 
