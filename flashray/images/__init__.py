@@ -7,7 +7,7 @@ any kind and write the same kind of photo again; `fit_image` and `encode_png` se
 from flashray.images.formats import IMAGE_SUFFIXES, OutputFormat, is_image_name, is_photo_name, output_name
 from flashray.images.given import ImageLike, as_image, as_list, name_of
 from flashray.images.header import MAX_MEGAPIXELS, read_header
-from flashray.images.levels import from_uint8, from_uint16, to_pil, to_uint8, to_uint16
+from flashray.images.levels import from_uint8, from_uint16, saved, to_pil, to_uint8, to_uint16
 from flashray.images.reframed import reframed
 from flashray.images.sheet import contact_sheet
 from flashray.images.sizes import Fit, fit_image, resize
@@ -19,4 +19,4 @@ __all__ = ["SourceImage", "open_image", "unchanged", "reframed", "encode_like", 
 __all__ += ["read_header", "MAX_MEGAPIXELS", "ImageLike", "as_image", "as_list", "name_of"]
 __all__ += ["OutputFormat", "output_name", "is_image_name", "is_photo_name", "IMAGE_SUFFIXES", "check_side", "losses"]
 __all__ += ["Fit", "fit_image", "resize", "encode_png", "contact_sheet", "sample_spread"]
-__all__ += ["to_uint8", "from_uint8", "to_uint16", "from_uint16", "to_pil", "encode_spread", "decode_spread"]
+__all__ += ["to_uint8", "from_uint8", "to_uint16", "from_uint16", "to_pil", "saved", "encode_spread", "decode_spread"]

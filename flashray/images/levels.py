@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from io import BytesIO
+from typing import Any
+
 import torch
 from PIL import Image
 from torch import Tensor
@@ -37,3 +40,10 @@ def from_uint16(x: Tensor) -> Tensor:
 def to_pil(x_CHW: Tensor) -> Image.Image:
     """[3, H, W] in [-1, 1] to an 8-bit RGB picture."""
     return Image.fromarray(to_uint8(x_CHW).permute(1, 2, 0).contiguous().cpu().numpy())
+
+
+def saved(picture: Image.Image, format: str, **options: Any) -> bytes:
+    """A picture as a file of Pillow's format of this name, with its options."""
+    buffer = BytesIO()
+    picture.save(buffer, format=format, **options)
+    return buffer.getvalue()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
+from flashray.images.levels import saved
 from flashray.images.source import ROWS_AT_ONCE, open_image
 
 SPREAD_SCALE = 8  # values of the map to a grey level; its white, 255, is a standard deviation of 31.9 levels or more
@@ -34,9 +34,7 @@ def encode_spread(spread_HW: Tensor) -> bytes:
     note = PngImagePlugin.PngInfo()
     note.add_text("Description", f"standard deviation over samples: {SPREAD_SCALE} is one grey level of 8 bits")
     values = (spread_HW * SPREAD_SCALE).round().clamp(0, 255).numpy().astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(values).save(buffer, format="PNG", pnginfo=note)
-    return buffer.getvalue()
+    return saved(Image.fromarray(values), "PNG", pnginfo=note)
 
 
 def decode_spread(data: bytes) -> Tensor:

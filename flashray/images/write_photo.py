@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from flashray.images import ifd, metadata, png, tiff
 from flashray.images.colour import ColourSpace, colour_space
 from flashray.images.formats import FORMATS, WRITTEN, Holds, OutputFormat
 from flashray.images.icc import Floats
-from flashray.images.levels import to_pil
+from flashray.images.levels import saved, to_pil
 from flashray.images.source import ROWS_AT_ONCE, SourceImage, half_level, scaled
 
 QUALITY = 95
@@ -275,21 +274,17 @@ def _write(contents: _Contents, name: str, quality: int | None, lossless: bool) 
         elif name not in Image.SAVE:
             raise ImageError(f"Pillow cannot write {name} here; choose another format")
         options |= _given(icc_profile=contents.icc, exif=contents.exif, xmp=contents.xmp)
-    buffer = io.BytesIO()
     try:
-        _picture(contents).save(buffer, format=name, **options)
+        return saved(_picture(contents), name, **options), lost
     except Exception as error:  # encoders raise whatever they stumble on
         raise ImageError(f"the image cannot be written as {name}: {error}") from error
-    return buffer.getvalue(), lost
 
 
 def _png(contents: _Contents) -> bytes:
     if contents.samples.dtype == np.uint16:
         data = png.encode_16_bit(contents.samples)  # type: ignore[arg-type]
     else:
-        buffer = io.BytesIO()
-        _picture(contents).save(buffer, format="PNG", compress_level=6)
-        data = buffer.getvalue()
+        data = saved(_picture(contents), "PNG", compress_level=6)
     chunks: list[png.Chunk] = []
     if contents.icc:
         chunks.append(png.icc_chunk(contents.icc))
@@ -364,6 +359,4 @@ def encode_png(x_CHW: Tensor) -> bytes:
     """
     if not torch.isfinite(x_CHW).all():
         raise ImageError("the image holds values that are not finite")
-    buffer = io.BytesIO()
-    to_pil(x_CHW).save(buffer, format="PNG", compress_level=6)
-    return buffer.getvalue()
+    return saved(to_pil(x_CHW), "PNG", compress_level=6)

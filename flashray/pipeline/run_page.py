@@ -13,11 +13,11 @@ import torch
 
 from flashray import storage
 from flashray.errors import ImageError
-from flashray.images import decode_spread
+from flashray.images import decode_spread, saved
 from flashray.pipeline.run_config import METRICS, RunConfig, flatten, to_dict
 from flashray.pipeline.run_folder import page_uri, run_uri
 from flashray.pipeline.run_status import RunStatus
-from flashray.pipeline.sample_sheet import ESTIMATED, make_sheet, read_sample, spread, to_png
+from flashray.pipeline.sample_sheet import ESTIMATED, make_sheet, read_sample, spread
 from flashray.pipeline.summary import remarks
 from flashray.report.page import Card, Column, Gallery, Histogram, Page, Picture, Table, render
 from flashray.report.pictures import Map, views
@@ -52,7 +52,7 @@ def write_pages(restorer: Restorer, config: RunConfig, status: RunStatus, found:
     """Write the contact sheet, where there is anything to show, and the page; arguments as `make_page`."""
     sheet = make_sheet(restorer, config.io, status)
     if sheet is not None:
-        storage.put_bytes(run_uri(config.io.output, "contact_sheet.png"), to_png(sheet))
+        storage.put_bytes(run_uri(config.io.output, "contact_sheet.png"), saved(sheet, "PNG"))
     storage.put_bytes(page_uri(config.io.output), make_page(restorer, config, status, found))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -45,12 +44,6 @@ def make_sheet(restorer: Restorer, io: IoConfig, status: RunStatus) -> Image.Ima
         [titles[column] for column in used],
         [title for title, _ in rows],
     )
-
-
-def to_png(image: Image.Image) -> bytes:
-    buffer = BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def spread(status: RunStatus, most: int, without: Collection[str] = ()) -> list[tuple[dict[str, Any], dict[str, Any]]]:

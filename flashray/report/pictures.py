@@ -5,7 +5,6 @@ Every picture has a limit of bytes, so that the size of a page does not depend o
 
 from __future__ import annotations
 
-import io
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image, ImageChops
 from torch import Tensor
 
-from flashray.images import to_pil
+from flashray.images import saved, to_pil
 
 WHOLE = (720, 560, 440, 340, 256)  # pixels of the longer side of a photo that is shown whole, the first that fits
 CROP = (400, 320, 256)  # pixels a side of a crop, the first that fits
@@ -141,11 +140,10 @@ def _view(candidates: Iterable[Candidate], photo: Sizes, maps: Sequence[npt.NDAr
 def _jpeg(picture: Image.Image) -> bytes:
     """At the highest quality that keeps the limit of bytes, else at the lowest."""
     for quality in _QUALITIES:
-        buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=quality, subsampling=0 if quality >= _FULL_COLOUR else 2)
-        if buffer.tell() <= BYTES:
+        data = saved(picture, "JPEG", quality=quality, subsampling=0 if quality >= _FULL_COLOUR else 2)
+        if len(data) <= BYTES:
             break
-    return buffer.getvalue()
+    return data
 
 
 def _map_uri(values_hw: npt.NDArray[np.float64], part: tuple[float, ...]) -> str:
@@ -161,6 +159,4 @@ def _map_uri(values_hw: npt.NDArray[np.float64], part: tuple[float, ...]) -> str
     coloured[..., 3] = np.nan_to_num(shown * 150 + 40) * np.isfinite(shown)  # the photo is seen where values are low
     picture = Image.fromarray(coloured)
     picture.thumbnail((_MAP_SIDE, _MAP_SIDE), Image.Resampling.BOX)
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return f"data:image/png;base64,{b64encode(buffer.getvalue()).decode()}"
+    return f"data:image/png;base64,{b64encode(saved(picture, 'PNG')).decode()}"
