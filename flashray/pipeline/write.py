@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from threading import Lock
@@ -13,7 +14,6 @@ import pyarrow as pa
 
 from flashray.errors import ImageError
 from flashray.pipeline.commit import write_commit
-from flashray.pipeline.provenance import note_of
 from flashray.pipeline.worker_settings import WorkerSettings
 
 WRITTEN = pa.schema([("unit_id", pa.string()), ("images", pa.int64()), ("failed", pa.int64())])
@@ -36,7 +36,7 @@ def write(table: pa.Table, work: WorkerSettings) -> pa.Table:
         large = max(image["height"] * image["width"], len(image["data"])) > _LARGE
         try:
             with one_at_a_time if large else nullcontext():
-                encoded = encode_output(image, io, note_of(row, work))
+                encoded = encode_output(image, io, _provenance(row, work))
             writer.add(row, image, encoded)
         except ImageError as error:
             row |= {"status": "error", "error": f"it cannot be written: {error}"}
@@ -55,3 +55,18 @@ def write(table: pa.Table, work: WorkerSettings) -> pa.Table:
     failed = sum(row["status"] != "ok" for row in unit["rows"])
     written = {"unit_id": unit["unit_id"], "images": len(unit["rows"]), "failed": failed}
     return pa.Table.from_pylist([written], schema=WRITTEN)
+
+
+def _provenance(row: Mapping[str, Any], work: WorkerSettings) -> dict[str, str] | None:
+    """The note in its metadata of how the image of a commit row was made; None where the run writes no notes.
+
+    The recipe is named by its parts as the shipped ones are: degradation, start, solver. The note holds no date, so
+    that the same image gets the same bytes again.
+    """
+    if not work.config.io.provenance:
+        return None
+    recipe = work.config.recipe
+    note = {"recipe": f"{recipe.degradation.name}_{recipe.start.mode}_{recipe.solver.name}", "nfe": f"{row['nfe']:g}"}
+    if row["sigma_hat"] is not None:
+        note["sigma_hat"] = f"{row['sigma_hat']:.4f}"
+    return note | ({"run": work.run_id} if work.run_id else {})
