@@ -13,7 +13,6 @@ from flashray.degradations.base import Degradation, Parameters
 from flashray.errors import ConfigError
 from flashray.prior import LatentPrior
 from flashray.seeding import STREAM_START, normal
-from flashray.severity.regions import mean_nfe, position_starts
 from flashray.solvers.solver import Problem
 from flashray.windows import LatentGrid, Windows, crop
 
@@ -75,8 +74,9 @@ class ActiveImage:
 
     @property
     def nfe(self) -> float:
-        """Denoiser evaluations over windows."""
-        return float(self.job.start_step) if self.job.regions is None else mean_nfe(self.job.regions.start_K)
+        """Denoiser evaluations over windows: Σ_k s_k / K."""
+        regions = self.job.regions
+        return float(self.job.start_step) if regions is None else regions.start_K.double().mean().item()
 
     def active(self) -> Tensor | None:
         """[K] bool: the windows that the denoiser looks at in the next update; None for all."""
@@ -113,7 +113,8 @@ def activate(job: Job, size: tuple[int, int], grid: LatentGrid, device: torch.de
             f"{len(regions.start_K)} starts up to {int(regions.start_K.max())}"
         )
     if bool((regions.start_K < job.start_step).any()):
-        image.start_hw = position_starts(regions.start_K, windows).to(device)
+        # a position is active where one of its windows is
+        image.start_hw = windows.greatest(regions.start_K).to(device)
         image.z_hat = regions.z_hat.to(image.z)
         image.noise = start_noise(job.seed, image.z)
     return image

@@ -84,19 +84,6 @@ def strips_of(network: nn.Module, channels: int, zoom: Fraction, rows: int, cut:
     return Strips(rows=cut * math.ceil(rows / cut), halo=cut * math.ceil(halo / cut), cut=cut, zoom=zoom)
 
 
-def autoencoder_strips(
-    encoder: nn.Module, decoder: nn.Module, latent_channels: int, factor: int, rows: int
-) -> tuple[Strips, Strips]:
-    """(The encoder's strips, the decoder's) of about `rows` pixels each; ConfigError as `strips_of`.
-
-    They run anything that maps as the networks do, such as a prior's own `encode` and `decode`.
-    """
-    return (
-        strips_of(encoder, 3, Fraction(1, factor), rows),
-        strips_of(decoder, latent_channels, Fraction(factor), max(1, rows // factor)),
-    )
-
-
 @torch.no_grad()
 def receptive_field(network: nn.Module, channels: int, multiple: int = 1) -> int:
     """How many rows of its input a network looks up and down from a position, at most; its padding left out.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from flashray.errors import ConfigError
 from flashray.prior import LatentPrior, SpaceToDepth, load_prior
-from flashray.strips import Strips, autoencoder_strips, receptive_field, strips_of
+from flashray.strips import Strips, receptive_field, strips_of
 from tests.support.models import dc, kl, vq
 
 
@@ -154,7 +154,8 @@ def test_a_gradient_passes_through_strips_with_the_memory_of_one():
 
 def test_a_prior_encodes_and_decodes_in_strips(bundled: LatentPrior):
     autoencoder = bundled.autoencoder
-    encode, decode = autoencoder_strips(autoencoder.encoder, autoencoder.decoder, 8, 4, rows=64)
+    encode = strips_of(autoencoder.encoder, 3, Fraction(1, 4), rows=64)
+    decode = strips_of(autoencoder.decoder, 8, Fraction(4), rows=16)
     x = image(216, 16)
     with torch.no_grad():
         z = bundled.encode(x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from flashray.errors import ConfigError
 from flashray.prior.geometry import latent_geometry
 from flashray.schedule import NoiseSchedule
-from flashray.strips import Strips, autoencoder_strips
+from flashray.strips import Strips, strips_of
 
 STRIP_ROWS = 512  # pixels; part of what bytes depend on, so it never follows the free memory
 PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow_prediction")
@@ -107,7 +108,8 @@ class LatentPrior(nn.Module):
     def _strips(self) -> tuple[Strips, Strips]:
         """(The encoder's, the decoder's): what is taller runs in strips, for its memory."""
         channels, factor = latent_geometry(self.autoencoder)
-        return autoencoder_strips(self.autoencoder.encoder, self.autoencoder.decoder, channels, factor, STRIP_ROWS)
+        encoder = strips_of(self.autoencoder.encoder, 3, Fraction(1, factor), STRIP_ROWS)
+        return encoder, strips_of(self.autoencoder.decoder, channels, Fraction(factor), max(1, STRIP_ROWS // factor))
 
     def epsilon(self, z_BCHW: Tensor, timestep_B: Tensor) -> Tensor:
         """ε(z, t), whatever the denoiser itself predicts; t is [B] of the schedule's timesteps (long, or float)."""

@@ -30,16 +30,6 @@ def spared_windows(weight_hw: Tensor, windows: Windows) -> Tensor:
     return windows.cut(beside_1hw).flatten(1).amax(dim=1) == 0
 
 
-def mean_nfe(start_K: Tensor) -> float:
-    """Σ_k s_k / K, the photo's denoiser evaluations."""
-    return start_K.double().mean().item()
-
-
-def position_starts(start_K: Tensor, windows: Windows) -> Tensor:
-    """[h, w] long: a position is active at update i where this is > i, that is, where one of its windows is."""
-    return windows.greatest(start_K)
-
-
 def hold(z_next_CHW: Tensor, active_hw: Tensor, z_hat_CHW: Tensor, noise_CHW: Tensor, alpha_prev: Tensor) -> Tensor:
     """The latent after an update: positions that are not active get √ᾱ ẑ + √(1-ᾱ) ε at the ᾱ that the update leads to.
 

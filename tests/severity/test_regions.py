@@ -7,13 +7,7 @@ import torch
 
 from flashray.schedule import NoiseSchedule
 from flashray.severity import Start
-from flashray.severity.regions import (
-    hold,
-    mean_nfe,
-    position_starts,
-    spared_windows,
-    window_sigma,
-)
+from flashray.severity.regions import hold, spared_windows, window_sigma
 from flashray.windows import Windows
 from tests.support.windows import corners
 
@@ -37,8 +31,7 @@ def test_a_uniform_map_is_the_plain_start(size: tuple[int, int], sigma: float):
     start = window_starts(Start(), torch.full(size, sigma), windows)
     plain, _ = Start().start_step(torch.tensor([sigma]), SCHEDULE)
     assert start.tolist() == plain.tolist() * len(windows)
-    assert mean_nfe(start) == plain.item()
-    assert (position_starts(start, windows) == plain).all()
+    assert (windows.greatest(start) == plain).all()
 
 
 def test_one_window_is_the_papers_method_with_the_images_sigma():
@@ -83,7 +76,7 @@ def test_a_sharp_corner_costs_nothing():
     start = window_starts(Start(), sigma, windows)
     assert start[0] == 0
     assert (start[1:] > 0).all()
-    held = position_starts(start, windows) == 0
+    held = windows.greatest(start) == 0
     assert held[:12, :12].all()
     assert not held[16:].any()
     assert not held[:, 16:].any()
@@ -92,7 +85,7 @@ def test_a_sharp_corner_costs_nothing():
 def test_positions_are_active_where_one_of_their_windows_is():
     windows = Windows.of((28, 40), 16)
     start = torch.tensor([3, 0, 7, 1, 5, 2])
-    position = position_starts(start, windows)
+    position = windows.greatest(start)
     for i in range(8):
         expected = torch.zeros(28, 40, dtype=torch.bool)
         for (row, column), one in zip(corners(windows), start.tolist(), strict=True):
