@@ -1,6 +1,10 @@
-"""Names of files and other people's texts as they may be shown: on one line, and unable to move a cursor."""
+"""Names of files and other people's texts as they may be shown, on one line and unable to move a cursor, or stored."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+
+_NAMED = 3
 
 
 def shown(text: object) -> str:
@@ -11,3 +15,13 @@ def shown(text: object) -> str:
     around it.
     """
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(text))
+
+
+def first_of(names: Sequence[str]) -> str:
+    """The first three names of a list, for a message, and … where there are more."""
+    return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
+
+
+def storable(name: str) -> str:
+    r"""The name of a file in UTF-8, as records hold it: bytes that are not UTF-8 are written as \xNN."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")

@@ -23,6 +23,7 @@ from flashray.pipeline.outputs import refuse_page, refuse_without_suffix, withou
 from flashray.pipeline.run_config import IoConfig, RunConfig
 from flashray.pipeline.run_folder import run_files
 from flashray.shards.shard_index import shards_among
+from flashray.shown import storable
 
 LISTING = pa.schema(
     [
@@ -212,7 +213,7 @@ def _keys(images: list[storage.Entry]) -> list[str]:
     """The entries' keys. A name that is not UTF-8 cannot be stored: its bytes are written as \\xNN, and reading the
     file under that name fails, so that it has a row with an error.
     """
-    keys = [entry.key.encode(errors="surrogateescape").decode(errors="backslashreplace") for entry in images]
+    keys = [storable(entry.key) for entry in images]
     twice = [key for key, count in Counter(keys).items() if count > 1]
     if twice:
         raise ConfigError(f"the archive has two files of the name {twice[0]!r}, one of them not UTF-8; rename that one")

@@ -32,9 +32,9 @@ from flashray.pipeline.run_status import RunStatus
 from flashray.pipeline.worker_settings import WorkerSettings, hashes
 from flashray.restorer import Restorer
 from flashray.schedule import NoiseSchedule
+from flashray.shown import first_of
 from flashray.tracking import Tracker, TrackingConfig
 
-_NAMED = 3  # keys in a message
 log = logging.getLogger(__name__)
 _TRACKED_FILES = ("contact_sheet.png", "summary.json", f"../{PAGE}")  # artifacts in tracking, from the run folder
 
@@ -247,8 +247,7 @@ class Run:
         parts = missing_and_changed(Layout.of(self.requested.io), self.status.results, sizes, policy.verify)
         for keys, what in zip(parts, ("missing", "damaged"), strict=True):
             if keys:
-                named = ", ".join(keys[:_NAMED]) + (", …" if len(keys) > _NAMED else "")
-                log.warning("%d restored images are %s and are made again: %s", len(keys), what, named)
+                log.warning("%d restored images are %s and are made again: %s", len(keys), what, first_of(keys))
         return [key for keys in parts for key in keys]
 
     def _rebudgeted(self) -> bool:

@@ -14,6 +14,7 @@ from flashray.pipeline.outputs import is_relative_name
 from flashray.pipeline.run_config import IoConfig
 from flashray.pipeline.run_folder import run_uri
 from flashray.pipeline.run_tables import parquet, read_table
+from flashray.shown import storable
 
 # One row a file; `error` says why it could not be copied
 OTHERS = pa.schema([("key", pa.string()), ("size", pa.int64()), ("error", pa.string())])
@@ -31,7 +32,7 @@ def copy_others(run: IoConfig, others: Sequence[storage.Entry]) -> None:
         return
 
     def copy(entry: storage.Entry) -> dict[str, Any]:
-        row: dict[str, Any] = {"key": _text(entry.key), "size": entry.size, "error": None}
+        row: dict[str, Any] = {"key": storable(entry.key), "size": entry.size, "error": None}
         try:
             if not is_relative_name(entry.key):
                 raise OSError("it is no name below the output")
@@ -59,8 +60,3 @@ def read_others(output: str) -> pa.Table:
         return read_table(run_uri(output, _RECORD), OTHERS, "delete it, and the same command copies the files again")
     except FileNotFoundError:
         return OTHERS.empty_table()
-
-
-def _text(key: str) -> str:
-    """A key that can be stored; bytes that are not UTF-8 become \\\\xNN."""
-    return key.encode(errors="surrogateescape").decode(errors="backslashreplace")

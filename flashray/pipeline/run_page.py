@@ -18,7 +18,7 @@ from flashray.pipeline.run_config import METRICS, RunConfig, flatten, to_dict
 from flashray.pipeline.run_folder import page_uri, run_uri
 from flashray.pipeline.run_status import RunStatus
 from flashray.pipeline.sample_sheet import ESTIMATED, make_sheet, read_sample, spread
-from flashray.pipeline.summary import remarks
+from flashray.pipeline.summary import STAGES, remarks
 from flashray.report.page import Card, Column, Gallery, Histogram, Page, Picture, Table, render
 from flashray.report.pictures import Map, views
 from flashray.restorer import Restorer
@@ -29,7 +29,6 @@ FAILURES = 100
 SPREAD_SHOWN = 16.0  # grey levels of standard deviation at the end of the map's colours
 _BINS = 12
 _DIGITS = {"psnr": 2, "ssim": 3, "lpips": 3}
-_STAGES = {"measurement_": "degraded", "decoded_": "D(ẑ)", "estimate_": "0 NFE", "": "restored"}
 _COLUMNS = {
     "key": Column("File"),
     "result": Column("Result"),
@@ -224,10 +223,10 @@ def _starts(planned: pa.Table, chain: int) -> Histogram | None:
 
 def _scores(found: Mapping[str, Any]) -> Table | None:
     """Means against the references, a row a stage."""
-    used = [metric for metric in METRICS if any(found[prefix + metric] is not None for prefix in _STAGES)]
+    used = [metric for metric in METRICS if any(found[prefix + metric] is not None for prefix in STAGES)]
     rows = [
         [name, *(found[prefix + metric] for metric in used)]
-        for prefix, name in _STAGES.items()
+        for prefix, name in STAGES.items()
         if any(found[prefix + metric] is not None for metric in used)
     ]
     columns = [Column("Mean of"), *(Column(metric.upper(), _DIGITS[metric]) for metric in used)]

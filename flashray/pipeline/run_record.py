@@ -21,6 +21,7 @@ from flashray.pipeline.archive import LISTING, differences, listing_hash
 from flashray.pipeline.run_config import Format, RunConfig, Shards, flatten, to_dict
 from flashray.pipeline.run_folder import RUN_FOLDER, page_uri, refuse_old_layout, run_files, run_uri
 from flashray.pipeline.run_tables import parquet, read_table
+from flashray.shown import first_of
 
 # Settings that a restored image's bytes do not depend on: which images fail or are left out, the output, the number of
 # actors, the weights' folders (their hashes count instead), and the manifest's path (the listing holds its values for
@@ -37,7 +38,6 @@ _PARTS = (
     *("summary.json", "contact_sheet.png", "commits", "attempts", "severity", "plan", "cost.json", "tracking"),
     *("archive.parquet", "index.parquet", "others.parquet", "samples"),
 )
-_NAMED = 3  # keys in a message
 _DELETERS = 16
 log = logging.getLogger(__name__)
 
@@ -239,11 +239,7 @@ def _refuse_other_archive(config: RunConfig, listing: pa.Table, failed: Collecti
         hint = "; --retry-failed takes up images that failed and were replaced"
     if config.policy.retry_failed:
         changes["changed"] = [key for key in changes["changed"] if key not in failed]
-    named = [
-        f"{len(keys)} {kind} ({', '.join(keys[:_NAMED])}{', …' if len(keys) > _NAMED else ''})"
-        for kind, keys in changes.items()
-        if keys
-    ]
+    named = [f"{len(keys)} {kind} ({first_of(keys)})" for kind, keys in changes.items() if keys]
     if named:
         raise ConfigError(
             f"archive {config.io.archive} is not what the run in {output} was planned from: {', '.join(named)}. "

@@ -13,8 +13,7 @@ from flashray.errors import ConfigError
 from flashray.pipeline.commit import committed_units, read_commits
 from flashray.pipeline.plan import latest_rows, read_plans
 from flashray.pipeline.run_folder import run_uri
-
-_NAMED = 3  # units in a message
+from flashray.shown import first_of
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def _differing(planned: pa.Table, committed: pa.Table) -> set[str]:
 
 
 def _misfit(output: str, units: Collection[str], what: str) -> ConfigError:
-    named = ", ".join(sorted(units)[:_NAMED]) + (", …" if len(units) > _NAMED else "")
+    named = first_of(sorted(units))
     return ConfigError(
         f"{len(units)} commits in {run_uri(output, 'commits')} {what} ({named}): the plan was deleted, or belongs to "
         "another run. Put it back, or choose another output; the restored images stay where they are"

@@ -24,6 +24,8 @@ from flashray.pipeline.run_folder import run_uri
 from flashray.pipeline.run_status import RunStatus
 from flashray.pipeline.workload import workload_of
 
+# what is scored, by the prefix of its metrics' names
+STAGES = {"measurement_": "degraded", "decoded_": "D(ẑ)", "estimate_": "0 NFE", "": "restored"}
 _BINS = 10
 _FEWEST = 3  # values that an interval is made of
 _FAILURES = 20  # listed in summary.json; the plan and the commits hold them all
@@ -267,8 +269,7 @@ def _besides(cost: CostModel) -> str:
 def table(summary: Mapping[str, Any]) -> str:
     """The quality table of a summary as text; empty if nothing was scored."""
     lines = []
-    stages = (("measurement_", "degraded"), ("decoded_", "D(ẑ)"), ("estimate_", "0 NFE"), ("", "restored"))
-    for prefix, name in stages:
+    for prefix, name in STAGES.items():
         values = {metric: summary.get(prefix + metric) for metric in METRICS}
         if any(value is not None for value in values.values()):
             lines.append(f"  {name:<10}" + "".join(f"{_cell(metric, value):>9}" for metric, value in values.items()))

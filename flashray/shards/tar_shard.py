@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from flashray import storage
 from flashray.errors import ConfigError
+from flashray.shown import storable
 
 _READ_AHEAD = 64 * 1024  # bytes: small images are passed over in one read, large ones are skipped
 _BLOCK = 512
@@ -79,7 +80,7 @@ _COLUMNS = pa.schema(
 
 def plain_name(name: str) -> str:
     """A member's name without a leading `./`; bytes that are not UTF-8 are written as \\xNN."""
-    return re.sub(r"^(\./)+", "", name).encode(errors="surrogateescape").decode(errors="backslashreplace")
+    return storable(re.sub(r"^(\./)+", "", name))
 
 
 def sample_of(key: str) -> str:
