@@ -152,5 +152,5 @@ def test_a_run_of_the_old_layout_is_refused(config: RunConfig, tmp_path: Path) -
     (tmp_path / "run").mkdir()
     for name in ("run.json", "archive.parquet"):
         (tmp_path / "run" / name).write_text("{}")
-    with pytest.raises(ConfigError, match=r"layout of version 0\.1 .* choose another output"):
+    with pytest.raises(ConfigError, match=r"in an older layout .* choose another output"):
         open_run(config)
