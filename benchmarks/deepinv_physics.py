@@ -146,7 +146,7 @@ def samplers(prior: str) -> dict[str, dict[float, Sampler]]:
 def sampler_rows(x: Tensor, other: Tensor, prior: str, lpips: LPIPS) -> Iterator[str]:
     """A line for each sampler on two physics that have a singular value decomposition, as DDRM asks."""
     side, noise = x.shape[-1], P.GaussianNoise(0.05)
-    known = (torch.rand(1, side, side, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    known = (torch.rand(1, side, side, generator=torch.Generator().manual_seed(0)) > 0.5).float().expand(3, -1, -1)
     problems = {
         "BlurFFT, std 1.5": P.BlurFFT((3, side, side), gaussian_blur(sigma=(1.5, 1.5)), noise_model=noise),
         "Inpainting, half of the pixels": P.Inpainting((3, side, side), mask=known, noise_model=noise),
