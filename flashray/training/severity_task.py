@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torchmetrics.functional import spearman_corrcoef
 
-from flashray.degradations import Degradation
+from flashray.build import noise_range
+from flashray.degradations import Degradation, make_degradation
+from flashray.degradations.base import Parameters
 from flashray.degradations.simulate import degrade, degrade_at, spread_noise_std
 from flashray.errors import ConfigError
 from flashray.prior import LatentPrior
@@ -21,6 +23,33 @@ from flashray.training.photo_windows import WHOLE, WINDOW_ZOOM, add_grain, rando
 
 ORDERING_LEVELS = 10
 HARDLY_VISIBLE = 1e-4  # mean square on [-1, 1]: 46 dB
+
+
+@dataclass(frozen=True)
+class BeyondConfig:
+    """What a share of each batch is degraded with instead: more than the family's ranges, so that σ̂ rises there too.
+
+    The encoder promises the family's ranges, not these.
+
+    Attributes:
+        share: of the views of each batch, rounded.
+        settings: replace those of the same names in degradation.settings.
+        noise_std: its range, on the [0, 1] scale.
+    """
+
+    share: float = 0.0
+    settings: dict[str, Any] = field(default_factory=dict)
+    noise_std: float | list[float] = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share < 1:
+            raise ConfigError(f"beyond.share is {self.share}; give a share from 0 to below 1")
+        _ = self.noise_range  # raises
+
+    @property
+    def noise_range(self) -> tuple[float, float]:
+        """(low, high) of noise_std; equal where it is one number."""
+        return noise_range(self.noise_std, "beyond.noise_std")
 
 
 @dataclass(frozen=True)
@@ -40,6 +69,7 @@ class SeverityConfig:
         whole: share of the batches whose crops are 1.5 times the view's, so that views have the scale of whole photos.
         grain: std of the strongest grain that is part of a clean view, on the [0, 1] scale.
         part: `all` trains everything but the fusion weight; `fusion` trains its head alone, with the prior's decoder.
+        beyond: what a share of the views is degraded with instead, outside of the family's ranges.
     """
 
     widths: tuple[int, ...] = (96, 144, 192)
@@ -54,6 +84,7 @@ class SeverityConfig:
     whole: float = WHOLE
     grain: float = 0.0
     part: Literal["all", "fusion"] = "all"
+    beyond: BeyondConfig = field(default_factory=BeyondConfig)
 
     def __post_init__(self) -> None:
         if not 0.1 <= self.narrowest <= self.widest:
@@ -85,10 +116,13 @@ class SeverityTask(Task):
         super().__init__()
         self.model, self.prior, self.degradation, self.config = model, prior, degradation, config
         self.noise, self.val = noise, val_NCHW
+        settings = {one.name: getattr(degradation, one.name) for one in fields(degradation)} | config.beyond.settings
+        self.harder = make_degradation(degradation.name, settings)
         model.requires_grad_(config.part == "all")
         model.weight_head.requires_grad_(config.part == "fusion")
         side = config.crop or prior.sample_size
         degradation.check_size((side, side))
+        self.harder.check_size((side, side))
 
     def forward(self, window_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         config = self.config
@@ -97,7 +131,7 @@ class SeverityTask(Task):
         x = vary(x, config.vary, generator) if config.vary else x
         x = add_grain(x, config.grain, generator) if config.grain else x
         with torch.no_grad():
-            y, parameters = degrade(x, self.degradation, self.noise, generator)
+            y, parameters = self.measure(x, generator)
             e = self.prior.encode(y).float()
         severity = self.model(y, e)
         if config.part == "fusion":
@@ -111,6 +145,17 @@ class SeverityTask(Task):
             terms["parameters"] = normal_loss((mean - wanted).square() + FLOOR, log_variance)
             terms["loss"] = terms["loss"] + config.lambda_parameters * terms["parameters"]
         return terms
+
+    def measure(self, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Parameters]:
+        """Measurements of a batch and their parameters, the first share `beyond.share` of them harder."""
+        beyond = self.config.beyond
+        count = round(beyond.share * len(x_BCHW))
+        if not count:
+            return degrade(x_BCHW, self.degradation, self.noise, generator)
+        y, parameters = degrade(x_BCHW[count:], self.degradation, self.noise, generator)
+        harder, with_parameters = degrade(x_BCHW[:count], self.harder, beyond.noise_range, generator)
+        both = {name: torch.cat([with_parameters[name], value]) for name, value in parameters.items()}
+        return torch.cat([harder, y]), both
 
     def fusion_loss(self, x_BCHW: Tensor, y_BCHW: Tensor, severity: Severity) -> Tensor:
         """Mean over images of ‖y + w (D(ẑ) - y) - x‖² over ‖y - x‖²: slight damage counts like heavy one.

@@ -16,7 +16,7 @@ from flashray.severity import SeverityEncoder
 from flashray.training.denoiser_task import DenoiserConfig, DenoiserTask
 from flashray.training.photo_windows import random_views
 
-REACH = (0.25, 0.75)  # of σ̂: the share of its noise that a start has
+REACH = (0.25, 1.0)  # of σ̂: the share of its noise that a start has
 LOOKS_BELOW = 450  # timestep; of noisier latents the denoiser cannot know what the photo looks like
 
 

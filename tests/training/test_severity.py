@@ -23,6 +23,7 @@ from flashray.severity.loss import FLOOR, position_error
 from flashray.training.photo_windows import random_views
 from flashray.training.severity_task import (
     ORDERING_LEVELS,
+    BeyondConfig,
     SeverityConfig,
     SeverityTask,
     ordering_accuracy,
@@ -227,6 +228,42 @@ def test_the_fusion_loss_is_the_fused_images_squared_error_over_that_of_y(photo:
 def test_bad_views_are_config_errors(settings: dict[str, float]):
     with pytest.raises(ConfigError, match=next(iter(settings))):
         SeverityConfig(**settings)  # type: ignore[arg-type]
+
+
+def test_a_share_of_each_batch_is_degraded_beyond_the_family(photo: Tensor):
+    beyond = BeyondConfig(0.25, {"std": [5.0, 6.0]}, [0.4, 0.5])
+    task = tiny_task(photo, dataclasses.replace(SMALL, beyond=beyond))
+    x = crops(photo, 8)
+    y, parameters = task.measure(x, torch.Generator().manual_seed(0))
+    assert y.shape == x.shape
+    low, high = BLUR.std  # type: ignore[attr-defined]
+    blur, noise = parameters["blur_std"], parameters["noise_std"]
+    assert ((blur[:2] >= 5) & (blur[:2] <= 6)).all()
+    assert ((noise[:2] >= 0.4) & (noise[:2] <= 0.5)).all()
+    assert ((blur[2:] >= low) & (blur[2:] <= high)).all()
+    assert (noise[2:] == NOISE[0]).all()
+    assert (y[:2] - x[:2]).std() > 0.7  # noise of .4 on [0, 1] is .8 on [-1, 1]
+    assert (y[2:] - x[2:]).std() < 0.6
+
+
+def test_without_a_share_beyond_a_batch_is_the_family_alone(photo: Tensor):
+    task, x = tiny_task(photo, SMALL), crops(photo, 4)
+    torch.manual_seed(0)
+    y, _ = task.measure(x, torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    expected, _ = degrade(x, BLUR, NOISE, torch.Generator().manual_seed(0))
+    assert torch.equal(y, expected)
+
+
+@pytest.mark.parametrize("settings", [{"share": 1.0}, {"share": -0.1}, {"noise_std": [0.4, 0.1]}])
+def test_bad_settings_beyond_the_family_are_config_errors(settings: dict[str, Any]):
+    with pytest.raises(ConfigError, match=f"beyond.{next(iter(settings))}"):
+        BeyondConfig(**settings)
+
+
+def test_an_unknown_setting_beyond_the_family_is_named(photo: Tensor):
+    with pytest.raises(ConfigError, match="stdd"):
+        tiny_task(photo, dataclasses.replace(SMALL, beyond=BeyondConfig(0.1, {"stdd": [1, 2]})))
 
 
 def test_every_photo_of_a_batch_is_degraded_with_its_own_severity(photo: Tensor, monkeypatch: pytest.MonkeyPatch):
