@@ -107,7 +107,7 @@ class FusionConfig:
 
     name: Literal["none", "operator", "learned"] = "none"
     radius: int = 16
-    threshold: float = 0.25
+    threshold: float = 0.35
     decoder_std: float = 0.03
     gain: float = 0.15
 

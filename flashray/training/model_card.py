@@ -139,6 +139,7 @@ def write_severity_card(
         "latent_mse": "mean (ẑ - z₀)²",
         "sigma_error": "mean abs(σ̂ - σ̄)",
         "spearman_sigma": "Spearman(σ̂, σ̄): predicted and true error",
+        "spearman_map": "the same over the positions of a photo, mean over photos",
         "ordering": "ordering accuracy of σ̂ over 10 levels of the same photo",
         "ordering_true": "… and of σ̄, the true error",
         "spearman_level": "Spearman of σ̂ with the severity level across photos",

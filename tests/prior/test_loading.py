@@ -21,7 +21,7 @@ from tests.support.models import dc, edit_json, kl, save_pipeline, unet
 from tests.support.prior_layouts import LAYOUTS
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-BUNDLED_HASH = "87e84ac9333bec1c6dd5e3ce6c6fd6f6efc2e30e069ae186e2c5cf1de034560e"
+BUNDLED_HASH = "8bb316707688576e21b3b24350aa3996e94d2875037e5e85c1f252f1483b789a"
 
 
 def change(path: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -> None:
