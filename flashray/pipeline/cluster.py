@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +24,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from flashray import storage
 from flashray.errors import ConfigError
-from flashray.pipeline.memory import machine_memory
+from flashray.pipeline.memory import ONE_ARENA, machine_memory
 from flashray.pipeline.progress import clock
 from flashray.pipeline.run_config import RunConfig
 
@@ -130,7 +130,7 @@ def _start_here() -> None:
     """A cluster on this machine, which ends with the driver."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    with _on_this_machine_only():
+    with _on_this_machine_only(), _environment(ONE_ARENA):
         ray.init(
             address="local",
             num_cpus=cores() + SPARE_CPUS,
@@ -151,6 +151,18 @@ def _on_this_machine_only() -> Iterator[None]:
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
         del os.environ[name]
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for the processes that are started meanwhile; what is set already stays."""
+    added = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 @contextmanager

@@ -8,6 +8,9 @@ from pathlib import Path
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 _KEPT = 2**31 - 1  # bytes; the parameter is an int
+# Environment of a worker, which glibc reads when the process starts. Ray runs tasks in a second thread; without this it
+# would have a heap of its own, which gives blocks back whatever `keep_freed_memory` says.
+ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 _LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -24,7 +27,8 @@ def keep_freed_memory() -> None:
     """Let this process keep large blocks that it frees, and use them again; does nothing without glibc.
 
     By default every tensor beyond 32 MB is mapped anew, and the kernel clears its pages each time: half of the time
-    that a photo of several megapixels takes on CPUs (docs/results/any-size.md).
+    that a photo of several megapixels takes on CPUs (docs/results/any-size.md). Threads beside the first one need
+    `ONE_ARENA` in the process's environment.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
