@@ -4,8 +4,8 @@
 
 The error at one position is one draw: the mean of eight squares. Even a map that knew its variance exactly would not
 order the draws exactly. For the ceiling each photo's own errors, divided by σ̂, are shuffled over its positions and
-multiplied by σ̂ there: then σ̂ is right by construction, and what is left is chance. (Shuffling makes the errors of
-neighbours independent, which they are not; for single positions that changes nothing.)
+multiplied by σ̂ there: then σ̂ is right by construction, and what is left is chance. Shuffled errors of neighbours are
+independent, and real ones are not, so the ceiling of the blocks' means is too high.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from flashray.degradations.simulate import degrade_at, spread_noise_std
 from flashray.prior import LatentPrior, load_prior
 from flashray.severity import SeverityEncoder, estimate
 from flashray.severity.encoder import load_severity_encoder
-from flashray.severity.loss import position_error
 from flashray.training.photo_windows import list_photos, load_fitted
 
 FAMILIES = ("photo", "gaussian_blur", "random_inpainting", "nonlinear_blur")
@@ -40,10 +39,9 @@ def chance(variance_hw: Tensor, error_Chw: Tensor, generator: torch.Generator) -
 
 def correlations(variance_hw: Tensor, error_Chw: Tensor, generator: torch.Generator) -> Tensor:
     """[4] Spearman: of single positions and of blocks' means, with the errors as they are and with `chance`."""
-    drawn = {"as it is": position_error(error_Chw[None], torch.zeros_like(error_Chw[None]))[0]}
-    drawn["by chance"] = chance(variance_hw, error_Chw, generator)
-    rows = [spearman_corrcoef(variance_hw.flatten(), one.flatten()) for one in drawn.values()]
-    rows += [spearman_corrcoef(blocks(variance_hw), blocks(one)) for one in drawn.values()]
+    errors = (error_Chw.square().mean(dim=0), chance(variance_hw, error_Chw, generator))
+    rows = [spearman_corrcoef(variance_hw.flatten(), one.flatten()) for one in errors]
+    rows += [spearman_corrcoef(blocks(variance_hw), blocks(one)) for one in errors]
     return torch.stack(rows)
 
 

@@ -43,13 +43,13 @@ class BeyondConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.share < 1:
-            raise ConfigError(f"beyond.share is {self.share}; give a share from 0 to below 1")
+            raise ConfigError(f"severity.beyond.share is {self.share}; give a share from 0 to below 1")
         _ = self.noise_range  # raises
 
     @property
     def noise_range(self) -> tuple[float, float]:
         """(low, high) of noise_std; equal where it is one number."""
-        return noise_range(self.noise_std, "beyond.noise_std")
+        return noise_range(self.noise_std, "severity.beyond.noise_std")
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def psnr(image: Tensor, x: Tensor) -> float:
     ("model", "make"),
     [
         ("blur", lambda: P.Blur(gaussian_blur(sigma=(2, 2)), padding="circular", noise_model=P.GaussianNoise(0.05))),
-        # by 4 no bundled encoder raises PSNR (docs/results/deepinv.md)
+        # by 4 the encoders of Gaussian blur and of unknown damage lower PSNR (docs/results/deepinv.md)
         ("blur", lambda: P.Downsampling(filter="bicubic", factor=2, noise_model=P.GaussianNoise(0.02))),
         ("inpainting", lambda: inpainting(0.5, side=SIDE)),
         ("blur", lambda: tiled_blur(SIDE)),
