@@ -41,6 +41,11 @@ class Job:
     weight: Tensor | None = None  # [h, w] fusion weights of the padded photo; None where they are not learned
     sample: int = 0  # its number, where a photo is restored several times
 
+    @property
+    def touched(self) -> bool:
+        """Whether anything of the decoded latent reaches the restored image."""
+        return self.weight is None or bool(self.weight.any())
+
 
 @dataclass(frozen=True)
 class Solved:

@@ -273,10 +273,16 @@ def advance(
 
 @torch.no_grad()
 def _finish(prior: LatentPrior, active: Sequence[ActiveImage]) -> Iterator[Solved]:
-    """Decode finished latents, those of one size together; a result that is not finite is an error, not an image."""
+    """Decode finished latents, those of one size together; a result that is not finite is an error, not an image.
+
+    A photo of which nothing is restored is not decoded. Its image is grey, and fusion takes none of it.
+    """
     by_size: dict[tuple[int, ...], list[ActiveImage]] = {}
     for image in active:
-        by_size.setdefault(tuple(image.z.shape), []).append(image)
+        if image.job.touched:
+            by_size.setdefault(tuple(image.z.shape), []).append(image)
+        else:
+            yield _solved(image, torch.zeros(3, *image.size), 0.0)
     for some in by_size.values():
         started = time.perf_counter()
         z_BCHW = torch.stack([image.z for image in some])
@@ -285,10 +291,12 @@ def _finish(prior: LatentPrior, active: Sequence[ActiveImage]) -> Iterator[Solve
         finite_B = torch.isfinite(z_BCHW).flatten(1).all(dim=1) & torch.isfinite(x_BCHW).flatten(1).all(dim=1)
         images = x_BCHW.clamp(-1, 1).cpu()
         share = (time.perf_counter() - started) / len(some)
-        for one, image, finite in zip(some, images, finite_B.tolist(), strict=True):
-            seconds = one.seconds + share
-            if finite:
-                yield Solved(one.job.key, crop(image, one.size), one.nfe, seconds, sample=one.job.sample)
-            else:
-                error = "the solver diverged: the reconstruction is not finite; lower the recipe's step size"
-                yield Solved(one.job.key, None, one.nfe, seconds, error, one.job.sample)
+        for one, x_CHW, finite in zip(some, images, finite_B.tolist(), strict=True):
+            yield _solved(one, crop(x_CHW, one.size) if finite else None, share)
+
+
+def _solved(active: ActiveImage, image_CHW: Tensor | None, seconds: float) -> Solved:
+    """A finished photo that took so many seconds more; None where its latent diverged."""
+    job, diverged = active.job, "the solver diverged: the reconstruction is not finite; lower the recipe's step size"
+    error = diverged if image_CHW is None else None
+    return Solved(job.key, image_CHW, active.nfe, active.seconds + seconds, error, job.sample)

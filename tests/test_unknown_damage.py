@@ -113,6 +113,21 @@ def test_weights_below_the_threshold_give_the_photo_itself(tiny: Restorer, photo
     assert torch.equal(restored.images[0], y)
 
 
+def test_a_photo_that_needs_nothing_is_not_decoded(
+    tiny: Restorer, photo: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    decode = tiny.prior.decode
+    monkeypatch.setattr(tiny.prior, "decode", lambda z_BCHW: sizes.append(len(z_BCHW)) or decode(z_BCHW))
+    y = photo[:, : SIZE[0], : SIZE[1]]
+    says(tiny, 0.0)
+    tiny([y, y], keys=["a", "b"])
+    assert sizes == []
+    says(tiny, 1.0)
+    tiny([y, y], keys=["a", "b"])
+    assert sum(sizes) == 2
+
+
 def test_windows_that_the_image_takes_nothing_from_are_spared(tiny: Restorer, photo: Tensor) -> None:
     size = (2 * SIDE, 3 * SIDE)
     weight_hw = torch.zeros(tiny.latent_shape(size)[1:])

@@ -19,14 +19,15 @@ def latent_dps_loop(
 
     The noise is the engine's, so that both give the same image and only the seconds differ.
     """
-    y = job.y[None]
-    operator = degradation.bind({name: value[None] for name, value in job.parameters.items()}, (y.shape[2], y.shape[3]))
+    device = prior.device
+    y, z = job.y[None].to(device), job.z_start[None].to(device)
+    parameters = {name: value[None].to(device) for name, value in job.parameters.items()}
+    operator = degradation.bind(parameters, (y.shape[2], y.shape[3]))
     seed = torch.tensor([job.seed])
-    z = job.z_start[None]
     for i in reversed(range(job.start_step)):
         alpha, alpha_prev = schedule.alphas_cumprod[i].item(), schedule.alphas_cumprod_prev[i].item()
         z = z.detach().requires_grad_(True)
-        epsilon = prior.epsilon(z, schedule.timesteps[i : i + 1])
+        epsilon = prior.epsilon(z, schedule.timesteps[i : i + 1].to(device))
         z0 = (z - (1 - alpha) ** 0.5 * epsilon) / alpha**0.5
         error = torch.linalg.vector_norm(y - operator.A(prior.decode(z0)))
         (gradient,) = torch.autograd.grad(error, z)
