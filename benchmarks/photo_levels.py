@@ -11,7 +11,6 @@ the twelve photos from inside packages as they are, at their own size.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -29,8 +28,6 @@ from flashray.training.photo_windows import list_photos, load_fitted
 LEVELS = 10
 UNSEEN = 6  # levels of damage that the family does not contain
 CAP = 60.0  # dB, for photos that come back as they were
-
-Damage = Callable[[Tensor, float, int], Tensor]
 
 
 def defocus(x_BCHW: Tensor, level: float, seed: int) -> Tensor:
