@@ -64,6 +64,8 @@ def _rows(section: type[Any], prefix: str, full: Mapping[str, str]) -> Iterator[
             one for one in (hints[field.name], *typing.get_args(hints[field.name])) if dataclasses.is_dataclass(one)
         ]
         if nested:
+            if any(typing.get_origin(one) is typing.Literal for one in typing.get_args(hints[field.name])):
+                yield f"`--{name.replace('_', '-')}`", "", " ".join((meaning.get(field.name) or "").split())
             yield from _rows(typing.cast(type[Any], nested[0]), name, full)
             continue
         option = short.get(name, name).replace("_", "-")
