@@ -21,7 +21,7 @@ from tests.support.models import dc, edit_json, kl, save_pipeline, unet
 from tests.support.prior_layouts import LAYOUTS
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-BUNDLED_HASH = "8bb316707688576e21b3b24350aa3996e94d2875037e5e85c1f252f1483b789a"
+BUNDLED_HASH = "4711f91dbe8dd8a9b3276bc02a46c10a7d29d3f4388dccfc7b491facaa6fecaf"
 
 
 def change(path: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -> None:
