@@ -35,6 +35,7 @@ from flashray.windows import LatentGrid, View, crop, vote, windowed_epsilon
 log = logging.getLogger(__name__)
 
 Epsilon = Callable[[Tensor, Tensor], Tensor]  # (z_BCHW, timestep_B) → ε_BCHW
+DIVERGED = "the solver diverged: the reconstruction is not finite; lower the recipe's step size"
 
 
 class Lookahead:
@@ -297,6 +298,5 @@ def _finish(prior: LatentPrior, active: Sequence[ActiveImage]) -> Iterator[Solve
 
 def _solved(active: ActiveImage, image_CHW: Tensor | None, seconds: float) -> Solved:
     """A finished photo that took so many seconds more; None where its latent diverged."""
-    job, diverged = active.job, "the solver diverged: the reconstruction is not finite; lower the recipe's step size"
-    error = diverged if image_CHW is None else None
-    return Solved(job.key, image_CHW, active.nfe, active.seconds + seconds, error, job.sample)
+    error = DIVERGED if image_CHW is None else None
+    return Solved(active.job.key, image_CHW, active.nfe, active.seconds + seconds, error, active.job.sample)
