@@ -21,6 +21,7 @@ from flashray.engine import solve
 from flashray.errors import ConfigError, ImageError
 from flashray.images import Fit, ImageLike, as_image, as_list, name_of, sample_spread, to_pil
 from flashray.measurement import Frame, Measurement, Measurer, Photo
+from flashray.memory import freed_memory_kept
 from flashray.metrics import LPIPS, score
 from flashray.precision import native_precision
 from flashray.prior import LatentPrior, load_prior
@@ -365,6 +366,7 @@ class Restorer:
         return found
 
     @torch.no_grad()
+    @freed_memory_kept()
     def __call__(
         self,
         images: ImageLike | Sequence[ImageLike],
@@ -419,6 +421,7 @@ class Restorer:
         return self.restore_photos(photos, names, errors, samples)
 
     @torch.no_grad()
+    @freed_memory_kept()
     def restore_photos(
         self,
         photos: Sequence[Photo],

@@ -24,7 +24,8 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from flashray import storage
 from flashray.errors import ConfigError
-from flashray.pipeline.memory import ONE_ARENA, machine_memory
+from flashray.memory import ONE_ARENA, machine_memory
+from flashray.pipeline.pixel_budget import PIXEL_BYTES
 from flashray.pipeline.progress import clock
 from flashray.pipeline.run_config import RunConfig
 
@@ -195,11 +196,19 @@ def cause_of(error: BaseException) -> str:
     return lines[0] if lines else f"{type(error).__name__}: {error}"
 
 
-def size_pools(config: RunConfig, threads: int | None, weights: int = 0) -> Pools:
-    """Pools that fit the cluster as it is now, for actors whose models have `weights` bytes.
+def size_pools(
+    config: RunConfig, threads: int | None, weights: int = 0, images: int = sys.maxsize, pixels: int = 0
+) -> Pools:
+    """Pools that fit the cluster as it is now.
 
-    An actor's `threads` are kept as an earlier start recorded them: a convolution's last digits may depend on them.
-    ConfigError when the cluster has no CPUs, or the device is cuda and it has no GPU.
+    Args:
+        threads: of an actor, as an earlier start recorded them: a convolution's last digits may depend on them.
+        weights: bytes of the models.
+        images: of the archive; more CPU actors than that would have nothing to do.
+        pixels: of its large images, which an actor holds one of.
+
+    Raises:
+        ConfigError: when the cluster has no CPUs, or the device is cuda and it has no GPU.
     """
     found = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
     has = [node["Resources"] for node in found]
@@ -218,7 +227,8 @@ def size_pools(config: RunConfig, threads: int | None, weights: int = 0) -> Pool
     if gpus and config.resources.device != "cpu":
         return _pools_on_gpus(nodes, config, threads)
     here = [node["NodeID"] for node in found] == [ray.get_runtime_context().get_node_id()]
-    return _pools_on_cpus(nodes, config, threads, _PROCESS + _WORKSPACE * weights, cores() if here else None)
+    memory = _PROCESS + _WORKSPACE * weights + PIXEL_BYTES * pixels
+    return _pools_on_cpus(nodes, config, threads, memory, images, cores() if here else None)
 
 
 def _pools_on_gpus(nodes: Sequence[Node], config: RunConfig, threads: int | None) -> Pools:
@@ -235,11 +245,17 @@ def _pools_on_gpus(nodes: Sequence[Node], config: RunConfig, threads: int | None
 
 
 def _pools_on_cpus(
-    nodes: Sequence[Node], config: RunConfig, threads: int | None, memory: int, most: int | None = None
+    nodes: Sequence[Node],
+    config: RunConfig,
+    threads: int | None,
+    memory: int,
+    images: int,
+    most: int | None = None,
 ) -> Pools:
     """Actors of `memory` bytes with as few equal threads as nodes allow, or as requested; `most` cores of this machine.
 
-    Threads of one actor wait for each other at every operation; actors do not.
+    Threads of one actor wait for each other at every operation; actors do not. Where there are fewer images than cores
+    an actor has more threads, because an image is restored by one actor.
     """
     free = [min(max(1, int(node.cpus) - 1), most or sys.maxsize) for node in nodes]  # one CPU a node is left for tasks
 
@@ -248,14 +264,15 @@ def _pools_on_cpus(
 
     def actors(threads: int) -> int:
         fit = [min(count // threads, node.memory // memory) for node, count in zip(nodes, free, strict=True)]
-        return int(sum(fit))
+        return min(images, int(sum(fit)))
 
     sizes = range(1, max(free) + 1)
     if threads is None and config.resources.solver_actors:
         threads = max((size for size in sizes if capacity(size) >= config.resources.solver_actors), default=1)
     elif threads is None:
         busy = (size for size in sizes if size * actors(size) >= _USED * sum(free))
-        threads = min(busy, default=max(sizes, key=lambda size: (size * actors(size), size)))
+        enough = min(busy, default=max(sizes, key=lambda size: (size * actors(size), size)))
+        threads = max(size for size in sizes if actors(size) >= actors(enough))  # no core is left over
     largest = max(node.cpus for node in nodes)
     asked = min(float(threads), largest / 2) if largest < threads + 1 else float(threads)
     room = max(1, sum(int((node.cpus - IO_CPUS) // asked) for node in nodes))

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from flashray.errors import FlashrayError, ImageError
-from flashray.pipeline.memory import give_back_freed_memory, machine_memory
+from flashray.memory import give_back_freed_memory, machine_memory
 
 PIXEL_BYTES = 250  # of memory that a pixel of a large photo takes at most (docs/results/any-size.md)
 MEGAPIXEL = 2**20

@@ -12,6 +12,7 @@ import ray
 
 from flashray.errors import ConfigError, FlashrayError
 from flashray.pipeline.cluster import Pools, await_nodes, cause_of, connect, data_settings, size_pools
+from flashray.pipeline.large_pixels import large_pixels
 from flashray.pipeline.open_run import Run
 from flashray.pipeline.quarantine import start_quarantine
 from flashray.pipeline.slots import choose_slots
@@ -35,7 +36,9 @@ def ray_session(run: Run) -> Iterator[RaySession]:
     own = connect()
     try:
         await_nodes(run.config)
-        pools = size_pools(run.config, run.record.get("threads"), run.models.weights)
+        threads = run.record.get("threads")
+        pixels = 0 if threads else large_pixels(run.listing, run.config.io.max_megapixels)
+        pools = size_pools(run.config, threads, run.models.weights, len(run.listing), pixels)
         if run.record.get("device") not in (None, pools.device):
             raise ConfigError(
                 f"output {run.output} holds a run made on {run.record['device']}, and this start would use "

@@ -85,7 +85,8 @@ class ResourcesConfig:
         device: cpu, cuda, or auto (cuda where the cluster has GPUs).
         precision: bf16 runs the networks under autocast; latents, norms and the operator stay in float32. auto is bf16
             where the device computes in it natively, else float32.
-        solver_actors: default one a GPU; on CPUs one a core, or fewer with more threads where memory is short.
+        solver_actors: default one a GPU; on CPUs one a core, or fewer with more threads where there are fewer images
+            or memory is short.
         severity_actors: default two a GPU; on CPUs as many as solver actors.
         slots: windows that one solver actor has in flight; 0 is automatic (what a GPU's memory allows, 8 on CPUs).
         severity_batch: images of the prior's size in one call of the severity encoder; of larger ones as many pixels.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flashray.errors import FlashrayError
-from flashray.pipeline.memory import keep_freed_memory
+from flashray.memory import keep_freed_memory
 from flashray.pipeline.run_config import RunConfig
 from flashray.tracking.tracking_config import TrackingConfig
 

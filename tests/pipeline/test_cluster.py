@@ -19,6 +19,8 @@ def pools(
     nodes: list[dict[str, float]],
     threads: int | None = None,
     weights: int = 0,
+    images: int = 1000,
+    pixels: int = 0,
     **values: Any,
 ) -> Pools:
     """Pools on these nodes; a single one is this machine, of eight cores."""
@@ -27,7 +29,7 @@ def pools(
     monkeypatch.setattr(ray, "nodes", lambda: [*found, dead])
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "0"))
     monkeypatch.setattr(cluster, "cores", lambda: 8)
-    return size_pools(config_of("/a", "/o", **values), threads, weights)
+    return size_pools(config_of("/a", "/o", **values), threads, weights, images, pixels)
 
 
 def test_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,6 +38,25 @@ def test_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pools(monkeypatch, node, solver_actors=1) == Pools("cpu", 8, 8, 1, 1)
     assert pools(monkeypatch, node, solver_actors=4) == Pools("cpu", 2, 2, 4, 4)
     assert pools(monkeypatch, node, threads=3) == Pools("cpu", 3, 3, 2, 2)  # as an earlier start had it
+
+
+def test_a_few_images_have_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    node, nodes = [{"CPU": 10}], [{"CPU": 9, "memory": 2**36}] * 2
+    assert pools(monkeypatch, node, images=1) == Pools("cpu", 8, 8, 1, 1)
+    assert pools(monkeypatch, node, images=3) == Pools("cpu", 2, 2, 3, 3)
+    assert pools(monkeypatch, node, images=8) == Pools("cpu", 1, 1, 8, 8)
+    assert pools(monkeypatch, node, images=0) == Pools("cpu", 8, 8, 1, 1)
+    assert pools(monkeypatch, node, images=1, threads=1) == Pools("cpu", 1, 1, 1, 1)  # as an earlier start had it
+    assert pools(monkeypatch, node, images=1, solver_actors=4) == Pools("cpu", 2, 2, 4, 4)
+    assert pools(monkeypatch, nodes, images=1) == Pools("cpu", 8, 8, 1, 1)
+    assert pools(monkeypatch, nodes, images=4) == Pools("cpu", 4, 4, 4, 4)
+
+
+def test_fewer_actors_of_more_threads_where_photos_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = [{"CPU": 10, "memory": 16 * 2**30}]
+    assert pools(monkeypatch, node, pixels=128**2) == Pools("cpu", 1, 1, 8, 8)
+    assert pools(monkeypatch, node, pixels=12_000_000) == Pools("cpu", 2, 2, 3, 3)
+    assert pools(monkeypatch, node, pixels=50_000_000) == Pools("cpu", 8, 8, 1, 1)
 
 
 def test_tasks_always_find_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,8 +131,8 @@ def test_fewer_actors_of_more_threads_where_memory_is_short(monkeypatch: pytest.
         return pools(monkeypatch, [{"CPU": 17, "memory": size * gib} for size in memory], weights=gib)
 
     assert large(300, 300) == Pools("cpu", 1, 1, 32, 32)
-    assert large(71, 71) == Pools("cpu", 3, 3, 8, 8)  # 12 of 16 cores are three quarters
-    assert large(20, 20) == Pools("cpu", 12, 12, 2, 2)
+    assert large(71, 71) == Pools("cpu", 4, 4, 8, 8)
+    assert large(20, 20) == Pools("cpu", 16, 16, 2, 2)
     assert large(20, 300) == Pools("cpu", 8, 8, 3, 3)
     assert large(10, 10) == Pools("cpu", 16, 16, 1, 1)  # for want of a better one
     # whoever names a number has it

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from flashray.memory import ONE_ARENA
 from flashray.pipeline.cluster import _environment
-from flashray.pipeline.memory import ONE_ARENA
 
 FAULTS = """
 import resource, threading, torch
-from flashray.pipeline.memory import keep_freed_memory
+from flashray.memory import keep_freed_memory
 
 def allocate(times):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -42,6 +42,39 @@ def test_a_second_thread_keeps_what_it_freed_in_the_workers_environment() -> Non
     first, again = (int(line) for line in done.stdout.split())
     assert first >= 16_384
     assert again < 16_384
+
+
+FOR_A_WHILE = """
+import torch
+from flashray.memory import freed_memory_kept, keep_freed_memory
+
+def megabytes():
+    (line,) = [line for line in open("/proc/self/status") if line.startswith("RssAnon")]
+    return int(line.split()[1]) / 1024
+
+def allocate_and_free():
+    tensors = [torch.ones(2**24) for _ in range(8)]  # of 64 MB
+
+before = megabytes()
+with freed_memory_kept():
+    with freed_memory_kept():
+        allocate_and_free()
+    print(megabytes() - before)
+print(megabytes() - before)
+keep_freed_memory()
+with freed_memory_kept():
+    allocate_and_free()
+print(megabytes() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc")
+def test_memory_is_kept_for_a_while_and_given_back() -> None:
+    done = subprocess.run([sys.executable, "-c", FOR_A_WHILE], capture_output=True, text=True, check=True)
+    within, after, for_good = (float(number) for number in done.stdout.split())
+    assert within > 400
+    assert after < 100
+    assert for_good > 400
 
 
 def test_the_environment_is_that_of_processes_started_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:

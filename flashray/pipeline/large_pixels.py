@@ -1,0 +1,38 @@
+"""How large an archive's large images are, before any is planned."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from flashray import storage
+from flashray.errors import ImageError
+from flashray.images import read_header
+from flashray.pipeline.load import read_images
+from flashray.shards.place import Place
+
+SAMPLE = 16  # images whose files are read
+READ = 32 * 2**20  # bytes of a file that is read; of a larger one the pixels follow from its size
+_BYTES = 6  # of a pixel of an uncompressed file of 16 bits a channel
+LARGE = 0.75  # of the sample's images have no more pixels than a large one
+
+
+def large_pixels(listing: pa.Table, max_megapixels: float) -> int:
+    """About the pixels that three quarters of the images do not exceed, from a sample; 0 where none is known."""
+    listing = listing.filter(pc.is_null(listing["refused"]))
+    count = min(SAMPLE, len(listing))
+    rows = listing.take(pa.array(np.arange(count) * len(listing) // max(count, 1))).to_pylist()
+    pixels = [row["size"] // _BYTES for row in rows if row["size"] > READ]
+    places = [Place(row["uri"], row["offset"], row["length"]) for row in rows if row["size"] <= READ]
+    try:
+        files = read_images(places, [None] * len(places))
+    except storage.Unavailable:  # the workers wait for it to come back
+        files = []
+    for data in (file.data for file in files if file.data is not None):
+        try:
+            header = read_header(data, max_megapixels)
+        except ImageError:  # its row will say so
+            continue
+        pixels.append(header.width * header.height)
+    return int(np.quantile(pixels, LARGE, method="higher")) if pixels else 0
