@@ -140,7 +140,7 @@ class CellModels:
         if start.uses_encoder:
             start = dataclasses.replace(start, severity_encoder=self._encoder_source(cell))
         prior = self.setting.source(method.prior or self.setting.prior)
-        return Recipe(cell.task.degradation, start, solver, prior=prior, seed=self.setting.seed)
+        return Recipe(cell.task.degradation, start, solver, method.fusion, prior=prior, seed=self.setting.seed)
 
     def _encoder_source(self, cell: Cell) -> str:
         family = cell.task.degradation.name

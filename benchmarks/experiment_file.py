@@ -13,7 +13,7 @@ import yaml
 
 from flashray.build import mapping, strict
 from flashray.errors import ConfigError
-from flashray.recipe import DegradationConfig, SolverConfig
+from flashray.recipe import DegradationConfig, FusionConfig, SolverConfig
 from flashray.severity import Start
 
 Kind = Literal["comparison", "severity", "adaptivity", "robustness", "ablation", "pareto"]
@@ -48,6 +48,7 @@ class Method:
         baseline: one of `benchmarks.one_pass.BASELINES`, with its `settings`.
         start: where the reverse diffusion starts. A fixed start without a step takes the mean step, rounded up, of a
             flash start with the same settings on these images: as many evaluations, spent on every image alike.
+        fusion: the last word in pixels; none by default, so that solvers are compared by what they decode.
         sigma: where σ̂ comes from: the severity encoder, the true error, or a cheap severity calibrated on photos that
             are not reported (`benchmarks.sigma_sources.SIGMAS`).
         prior: another prior than the command line's.
@@ -61,6 +62,7 @@ class Method:
     settings: dict[str, Any] = field(default_factory=dict)
     solver: SolverConfig | None = None
     start: Start = field(default_factory=Start)
+    fusion: FusionConfig = field(default_factory=FusionConfig)
     sigma: str = "encoder"
     prior: str | None = None
     severity_encoder: str | None = None

@@ -26,10 +26,10 @@ from flashray.active_image import (
 )
 from flashray.degradations.base import Degradation
 from flashray.prior import LatentPrior
-from flashray.schedule import NoiseSchedule
+from flashray.schedule import NoiseSchedule, predict_z0
 from flashray.seeding import normal
 from flashray.severity.regions import hold
-from flashray.solvers.solver import Problem, Solver, Step, predict_z0
+from flashray.solvers.solver import Problem, Solver, Step
 from flashray.windows import LatentGrid, View, crop, vote, windowed_epsilon
 
 log = logging.getLogger(__name__)

@@ -16,6 +16,7 @@ from flashray.severity.start import Start
 from flashray.sources import check_source
 from flashray.yaml_text import read_yaml
 
+_WITH_SETTINGS = ("degradation", "solver")
 _SHIPPED = Path(__file__).parent / "recipes"
 
 if TYPE_CHECKING:
@@ -81,6 +82,11 @@ class SolverConfig:
     def chain(self, schedule: NoiseSchedule) -> NoiseSchedule:
         """The prior's schedule respaced for this solver; ConfigError where it has fewer steps."""
         return schedule.respaced(self.steps, self.set_alpha_to_one, self.spacing)
+
+    @property
+    def guided(self) -> bool:
+        """Whether the update rule looks at the measurement."""
+        return self.name != "unguided"
 
     def make(self) -> Solver:
         """The update rule with its settings; ConfigError names what is wrong with them."""
@@ -167,6 +173,11 @@ class Recipe:
                 f"degradation {degradation.name} stands for unknown damage, and solver {solver.name} with fusion "
                 f"{self.fusion.name} needs an operator; use solver unguided with fusion learned or none"
             )
+        if self.start.mode == "full" and not self.solver.guided:
+            raise ConfigError(
+                f"solver {self.solver.name} with start.mode full would end at a random image, because nothing tells it "
+                "of the measurement; use start.mode flash, or a recipe with a known degradation"
+            )
         if self.fusion.name == "learned" and not self.start.uses_encoder:
             raise ConfigError(
                 f"fusion learned takes the severity encoder's weights, and start.mode {self.start.mode} uses no "
@@ -229,10 +240,32 @@ def load_recipe(name: str, changes: Mapping[str, Any] | None = None) -> Recipe:
         name: one of `recipe_names`, or the path of a YAML file.
         changes: values that replace the file's, such as {"solver": {"steps": 50}} or {"solver.steps": 50}.
     """
-    values = read_recipe(name)
-    for key, value in (changes or {}).items():
+    changes = changes or {}
+    names = {section: _name_in(changes, section) for section in _WITH_SETTINGS}
+    values = without_settings_of_others(read_recipe(name), names)
+    for key, value in changes.items():
         _put(values, key.split("."), value)
     return strict(Recipe, values, f"recipe {name}").check().with_absolute_folders()
+
+
+def without_settings_of_others(values: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's values without the settings of a solver or degradation that is replaced by one of another name.
+
+    Args:
+        names: of the section solver or degradation → its new name, None where it stays.
+    """
+    kept = dict(values)
+    for section, name in names.items():
+        inner = kept.get(section)
+        if name is not None and isinstance(inner, Mapping) and inner.get("name") != name:
+            kept[section] = {key: value for key, value in inner.items() if key != "settings"}
+    return kept
+
+
+def _name_in(changes: Mapping[str, Any], section: str) -> Any:
+    """The new name of a section; None where the changes have none."""
+    inner = changes.get(section)
+    return changes.get(f"{section}.name", inner.get("name") if isinstance(inner, Mapping) else None)
 
 
 def _put(values: dict[str, Any], path: list[str], value: Any) -> None:

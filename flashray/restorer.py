@@ -6,17 +6,20 @@ Notebooks, Ray actors, the quote, the contact sheet and the experiments all call
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from numbers import Real
+from typing import Any, Literal, get_args
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from flashray.active_image import Job, Regions, Solved, grid_of, make_problem
+from flashray.build import nearest
 from flashray.engine import solve
 from flashray.errors import ConfigError, ImageError
 from flashray.images import Fit, ImageLike, as_image, as_list, name_of, sample_spread, to_pil
@@ -120,8 +123,8 @@ class Restorer:
         slots: windows in one call of the denoiser, and photos in flight.
 
     Raises:
-        ConfigError: when the chain is longer than the prior's, the degradation does not fit the prior's images, the
-            encoder is missing or belongs to another prior.
+        ConfigError: when a choice is not one of these, the chain is longer than the prior's, the degradation does not
+            fit the prior's images, the encoder is missing or belongs to another prior.
     """
 
     def __init__(
@@ -133,6 +136,10 @@ class Restorer:
         fit: Fit = "whole",
         slots: int = 8,
     ) -> None:
+        check_choice("measurement", measurement, ("observed", "simulated"))
+        check_choice("fit", fit, get_args(Fit))
+        if not isinstance(slots, int) or slots < 1:
+            raise ConfigError(f"slots is {slots!r}; give a whole number of windows, at least 1")
         self.recipe, self.prior, self.slots = recipe, prior, slots
         self.encoder = encoder if recipe.start.uses_encoder else None
         self.start, self.solver = recipe.start, recipe.solver.make()
@@ -249,7 +256,7 @@ class Restorer:
 
     def start_steps(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """(long start steps, bool fall-backs to the full chain) of σ̂ of any shape, such as [B, K]."""
-        step, fallback = self.start.start_step(sigma.flatten(), self.schedule)
+        step, fallback = self.start.start_step(sigma.flatten(), self.schedule, self.recipe.solver.guided)
         return step.reshape(sigma.shape), fallback.reshape(sigma.shape)
 
     def begin(
@@ -404,6 +411,12 @@ class Restorer:
         if unknown:
             known = ", ".join(self.degradation.parameter_names) or "none"
             raise ValueError(f"{', '.join(unknown)}: not a parameter of {self.degradation.name}; known: {known}")
+        numbers = parameters if self.degradation.name != "deepinv" else {}
+        for name, value in (numbers if noise_std is None else {**numbers, "noise_std": noise_std}).items():
+            if not isinstance(value, Real | Tensor) or torch.as_tensor(value).ndim:
+                raise ValueError(f"{name} is {value!r}; give one number, and call once for each image that has its own")
+        if noise_std is not None and not 0 <= noise_std < math.inf:
+            raise ValueError(f"noise_std is {noise_std}; give a finite number ≥ 0, on the [0, 1] scale")
         if mask is not None and not self.degradation.takes_mask:
             raise ValueError(f"mask: {self.degradation.name} does not take a mask")
         if samples < 1:
@@ -508,6 +521,7 @@ def load(
     Raises:
         ConfigError: when the recipe, a model or a setting is missing or wrong.
     """
+    check_choice("precision", precision, ("auto", "float32", "bf16"))
     if isinstance(recipe, Recipe):
         if changes:
             raise ConfigError("changes are for recipes given by name; change a Recipe with dataclasses.replace")
@@ -516,9 +530,28 @@ def load(
         chosen = load_recipe(recipe, changes)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    check_device(device)
     prior, encoder = load_models(chosen, device)
     prior.bf16 = (native_precision(device) if precision == "auto" else precision) == "bf16"
     return Restorer(chosen, prior, encoder, measurement, fit, slots)
+
+
+def check_choice(name: str, value: Any, known: Sequence[str]) -> None:
+    """Raise ConfigError with the nearest names unless the value is one of those known."""
+    if value not in known:
+        raise ConfigError(f"{name} is {value!r}{nearest(str(value), known)}; give {', '.join(known)}")
+
+
+def check_device(device: str) -> None:
+    """Raise ConfigError unless it is the CPU or a GPU that is there."""
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        kind = ""
+    if kind not in ("cpu", "cuda"):
+        raise ConfigError(f"device is {device!r}; give cpu, cuda or auto")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device is {device!r}, and PyTorch finds no GPU here; give cpu or auto")
 
 
 def load_models(recipe: Recipe, device: str | torch.device = "cpu") -> tuple[LatentPrior, SeverityEncoder | None]:

@@ -241,3 +241,9 @@ def _given_betas(values: Any) -> Tensor:
     if not numbers or not 1 <= len(values) <= MOST_STEPS:
         raise ConfigError(f"scheduler: trained_betas must be a list of 1 … {MOST_STEPS} numbers")
     return torch.tensor(values, dtype=torch.float64)
+
+
+def predict_z0(z_BCHW: Tensor, epsilon_BCHW: Tensor, alpha_B: Tensor) -> Tensor:
+    """ẑ0 = (z - √(1-ᾱ) ε)/√ᾱ."""
+    alpha = alpha_B[:, None, None, None]
+    return (z_BCHW - (1 - alpha).sqrt() * epsilon_BCHW) / alpha.sqrt()

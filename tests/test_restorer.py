@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +13,8 @@ from torch import Tensor
 from flashray.errors import ConfigError
 from flashray.prior import LatentPrior, load_prior
 from flashray.recipe import DegradationConfig, Recipe, SolverConfig
-from flashray.restorer import Restorer
-from flashray.severity import estimate, load_severity_encoder
+from flashray.restorer import Restorer, load
+from flashray.severity import Start, estimate, load_severity_encoder
 from tests.conftest import TinyModels
 from tests.support.models import SIDE
 from tests.support.windows import corners
@@ -128,3 +130,45 @@ def test_a_mask_of_another_size_is_an_error_of_the_image(
     restored = restorer(photo[:, :40, :40], mask=torch.ones(3, 39, 40))
     assert restored.errors[0] is not None
     assert "40 x 39" in restored.errors[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"measurement": "simulate"}, "measurement is 'simulate' .did you mean simulated.*observed"),
+        ({"fit": "whol"}, "fit is 'whol' .did you mean whole"),
+        ({"slots": 0}, "slots is 0"),
+        ({"slots": 2.5}, "slots is 2.5"),
+        ({"precision": "fp16"}, "precision is 'fp16'.*float32"),
+        ({"device": "gpu"}, "device is 'gpu'; give cpu, cuda or auto"),
+        ({"device": "meta"}, "device is 'meta'"),
+    ],
+)
+def test_a_choice_that_does_not_exist_is_refused(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load("gaussian_blur_flash_proximal", **given)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_there_is_named() -> None:
+    with pytest.raises(ConfigError, match="finds no GPU here; give cpu or auto"):
+        load("photo", device="cuda")
+
+
+@pytest.mark.parametrize(
+    "given", [{"noise_std": -1.0}, {"noise_std": [0.1, 0.2]}, {"noise_std": math.nan}, {"blur_std": torch.ones(2)}]
+)
+def test_no_numbers_are_refused(restorer: Restorer, photos: dict[str, Tensor], given: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"give (one|a finite) number"):
+        restorer(photos["32x32"], **given)
+
+
+def test_without_an_operator_no_photo_takes_the_full_chain(prior: LatentPrior, tiny_models: TinyModels) -> None:
+    """A full chain that looks at no measurement would end at another photo."""
+    encoder = load_severity_encoder(tiny_models.encoder)
+    recipe = Recipe(DegradationConfig("photo"), Start(strength=1e6), SolverConfig("unguided", steps=12))
+    step, fallback = Restorer(recipe, prior, encoder).start_steps(torch.tensor([0.1, 9.0, torch.inf]))
+    assert (step < 12).all()
+    assert not fallback.any()
+    with pytest.raises(ConfigError, match="would end at a random image"):
+        Recipe(DegradationConfig("photo"), Start("full"), SolverConfig("unguided", steps=12)).check()

@@ -8,8 +8,8 @@ from diffusers import DDIMScheduler, DDPMScheduler
 
 from flashray.errors import ConfigError
 from flashray.recipe import SolverConfig
-from flashray.schedule import FlowSchedule, NoiseSchedule
-from flashray.solvers.solver import Step, predict_z0, reverse_step
+from flashray.schedule import FlowSchedule, NoiseSchedule, predict_z0
+from flashray.solvers.solver import Step, reverse_step
 
 LDM = {"num_train_timesteps": 1000, "beta_start": 0.0015, "beta_end": 0.0195, "beta_schedule": "scaled_linear"}
 CONFIGS = {

@@ -87,13 +87,21 @@ class CameraBlur(Operator):
 def to_light(x: Tensor, gamma: float) -> Tensor:
     """ℓ: pixel values to light, odd and increasing, so that values below black keep a gradient; ℓ(0) = 0, ℓ(1) = 1."""
     black, white = TOE**gamma, (1 + TOE) ** gamma
-    return x.sign() * ((x.abs() + TOE).pow(gamma) - black) / (white - black)
+    sign, magnitude = split_sign(x)
+    return sign * ((magnitude + TOE).pow(gamma) - black) / (white - black)
 
 
 def to_pixels(light: Tensor, gamma: float) -> Tensor:
     """r: the inverse of `to_light`."""
     black, white = TOE**gamma, (1 + TOE) ** gamma
-    return light.sign() * ((light.abs() * (white - black) + black).pow(1 / gamma) - TOE)
+    sign, magnitude = split_sign(light)
+    return sign * ((magnitude * (white - black) + black).pow(1 / gamma) - TOE)
+
+
+def split_sign(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(1 or -1, |x|) with a derivative of 1 at 0, where those of `sign` and `abs` are 0: restored blacks lie there."""
+    sign = torch.where(x < 0, -1.0, 1.0).to(x)
+    return sign, sign * x
 
 
 def saturate(light: Tensor) -> Tensor:

@@ -12,7 +12,14 @@ from typing import Any
 from flashray.errors import ConfigError
 from flashray.option_parser import Options, make_parser, parse
 from flashray.pipeline.run_config import IoConfig, PolicyConfig, ResourcesConfig, RunConfig, check, flatten
-from flashray.recipe import DegradationConfig, FusionConfig, Recipe, SolverConfig, read_recipe
+from flashray.recipe import (
+    DegradationConfig,
+    FusionConfig,
+    Recipe,
+    SolverConfig,
+    read_recipe,
+    without_settings_of_others,
+)
 from flashray.severity.start import Start
 from flashray.tracking.tracking_config import TrackingConfig
 from flashray.yaml_text import read_yaml
@@ -82,7 +89,8 @@ def _run_config(argv: Sequence[str], prog: str) -> RunConfig:
                 raise ConfigError(f"{what} is missing: {prog} IN OUT")
     parser = parser_of(prog)
     named = given.get("recipe") or _configured_recipe(given.get("config", "")) or DEFAULT_RECIPE
-    parser.set_defaults(dict(_leaves(read_recipe(named))))
+    names = {section: given.get(f"{section}.name") for section in ("degradation", "solver")}
+    parser.set_defaults(dict(_leaves(without_settings_of_others(read_recipe(named), names))))
     values = parse(parser, argv)
     recipe = Recipe(**{name: getattr(values, name) for name in (*_RECIPE, "prior", "seed")})
     return check(RunConfig(recipe=recipe, **{name: getattr(values, name) for name in _RUN}))

@@ -28,8 +28,8 @@ from flashray.pipeline.run_tables import conformed, own_names, parquet, read_tab
 from flashray.pipeline.units import Packing, unit_ids
 from flashray.pipeline.worker_settings import WorkerSettings
 from flashray.pipeline.workload import STARTS, Workload, touched_of
+from flashray.recipe import Recipe
 from flashray.schedule import NoiseSchedule
-from flashray.severity import Start
 
 # One row an image; `width` and `height` are the file's, upright
 PLAN = pa.schema(
@@ -211,7 +211,7 @@ def finish_plan(found: pa.Table, schedule: NoiseSchedule, config: RunConfig, att
     """
     sound = found.filter(pc.equal(found["status"], "ok"))
     broken = found.filter(pc.equal(found["status"], "error"))
-    load, fallback = workload(sound, schedule, config.recipe.start)
+    load, fallback = workload(sound, schedule, config.recipe)
     order, unit = packing_of(config, actors)(load)
     columns = {
         "start_step": pa.array(load.start_step, pa.int32()),
@@ -225,14 +225,14 @@ def finish_plan(found: pa.Table, schedule: NoiseSchedule, config: RunConfig, att
     return pa.concat_tables([conformed(planned, PLAN), conformed(broken, PLAN)])
 
 
-def workload(sound: pa.Table, schedule: NoiseSchedule, start: Start) -> tuple[Workload, npt.NDArray[np.bool_]]:
+def workload(sound: pa.Table, schedule: NoiseSchedule, recipe: Recipe) -> tuple[Workload, npt.NDArray[np.bool_]]:
     """(the workload of readable images, [n] whether a window of them falls back to the full chain), in their order."""
     windows, pixels = (sound[name].to_numpy().astype(np.int64) for name in ("windows", "pixels"))
-    if start.uses_encoder and len(sound):
+    if recipe.start.uses_encoder and len(sound):
         sigma = pa.concat_arrays(sound["window_sigma"].chunks).flatten().cast(pa.float64()).to_numpy(False)
     else:
         sigma = np.full(windows.sum(), np.nan)
-    step, fallback = start.start_step(torch.from_numpy(sigma.copy()), schedule)
+    step, fallback = recipe.start.start_step(torch.from_numpy(sigma.copy()), schedule, recipe.solver.guided)
     load = Workload.of_starts(step.numpy(), windows, pixels, touched_of(sound))
     first = np.cumsum(windows) - windows
     return load, np.logical_or.reduceat(fallback.numpy(), first) if len(first) else fallback.numpy()

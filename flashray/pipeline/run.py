@@ -193,7 +193,7 @@ def _write_plan(run: Run, session: RaySession, found: pa.Table, attempt: int) ->
     if len(units) and wanted and run.quoted:
         sound = found.filter(pc.equal(found["status"], "ok"))
         fitted = budget.fit(
-            lambda scale: workload(sound, run.schedule, budget.scaled(run.requested, scale).recipe.start)[0],
+            lambda scale: workload(sound, run.schedule, budget.scaled(run.requested, scale).recipe)[0],
             run.quoted.cost,
             packing_of(run.requested, actors),
             run.requested,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flashray.errors import ConfigError
 from flashray.prior.geometry import latent_geometry
-from flashray.schedule import NoiseSchedule
+from flashray.schedule import NoiseSchedule, predict_z0
 from flashray.strips import Strips, strips_of
 
 STRIP_ROWS = 512  # pixels; part of what bytes depend on, so it never follows the free memory
@@ -135,8 +135,7 @@ class LatentPrior(nn.Module):
         if self.prediction_type == "flow_prediction":
             return self._flow(z_BCHW, timestep_B)
         epsilon = self.epsilon(z_BCHW, timestep_B)
-        alpha = alpha_B[:, None, None, None]
-        return (z_BCHW - (1 - alpha).sqrt() * epsilon) / alpha.sqrt(), epsilon
+        return predict_z0(z_BCHW, epsilon, alpha_B), epsilon
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The networks run in bfloat16 where `bf16` is set; what they give and take stays in the caller's precision."""

@@ -6,10 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flashray.degradations.base import AffineOperator
 from flashray.solvers.proximal import Proximal
 from flashray.solvers.solver import Problem
 
 GREY_LEVEL = 1 / 255  # a measurement is never trusted to more
+_EXACT = Proximal()
+_INEXACT = Proximal(linearisations=2, iterations=5)  # more do not change a picture (docs/log.md)
 
 
 def fuse(y_BCHW: Tensor, decoded_BCHW: Tensor, weight_Bhw: Tensor, factor: int, size: tuple[int, int]) -> Tensor:
@@ -52,5 +55,6 @@ def agree_with_measurement(
     sigma_y_B = problem.noise_std_B.clamp(min=GREY_LEVEL)
     variance_B = decoder_std**2 + (gain * sigma_hat_B).square()
     rho_B = sigma_y_B.square() / variance_B
-    agreed = Proximal().agree(decoded_BCHW, problem, rho_B[:, None, None, None].to(decoded_BCHW))
+    proximal = _EXACT if isinstance(problem.operator, AffineOperator) else _INEXACT
+    agreed = proximal.agree(decoded_BCHW, problem, rho_B[:, None, None, None].to(decoded_BCHW))
     return torch.where(torch.isfinite(agreed), agreed, decoded_BCHW)

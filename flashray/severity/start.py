@@ -71,8 +71,13 @@ class Start:
         limit = self.c if self.formula == "paper" else 1.0
         return ~(limit * variance_B < 1)
 
-    def start_step(self, sigma_hat_B: Tensor, schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
-        """([B] long start steps, [B] bool fall-backs), on the CPU. The start step is the image's NFE."""
+    def start_step(self, sigma_hat_B: Tensor, schedule: NoiseSchedule, guided: bool = True) -> tuple[Tensor, Tensor]:
+        """([B] long start steps, [B] bool fall-backs), on the CPU. The start step is the image's NFE.
+
+        Args:
+            guided: whether the solver looks at the measurement. Without it a full chain would end at another image, so
+                with formula schedule σ̂ is then held at the limit, and nothing falls back.
+        """
         import torch
 
         full = torch.full(sigma_hat_B.shape, len(schedule), dtype=torch.long)
@@ -84,9 +89,12 @@ class Start:
             step_B = torch.full_like(full, min(self.step, len(schedule)))
             return step_B, torch.zeros_like(full, dtype=torch.bool)
         fallback_B = self.falls_back(sigma_hat_B).cpu()
+        sigma_B = (self.scale * sigma_hat_B).nan_to_num(nan=torch.inf)
+        if not guided and self.formula == "schedule":
+            fallback_B, sigma_B = torch.zeros_like(fallback_B), sigma_B.clamp(max=1.0)
         if self.scale == 0:
             return torch.where(fallback_B, full, 0), fallback_B
-        step_B = schedule.start_step((self.scale * sigma_hat_B).nan_to_num(nan=torch.inf))
+        step_B = schedule.start_step(sigma_B)
         return torch.where(fallback_B, full, step_B), fallback_B
 
     def latent(

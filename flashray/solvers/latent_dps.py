@@ -18,11 +18,11 @@ class LatentDPS:
     """z_prev = reverse_step(z) - dc_step · ∇_z ‖y - A(D(ẑ0(z)))‖₂, the norm of each image alone, on [-1, 1].
 
     Latent-DPS of Flash-Diffusion: DPS (Chung et al. 2023, Algorithm 1) applied to latents. The norm is not squared, so
-    the gradient's length does not grow with the residual. The paper of DPS prints the squared norm; its authors' code
-    uses the plain norm as here, but one norm over the whole batch.
+    the gradient's length does not grow with the residual. The paper of DPS prints ζ_i ∇‖r‖² with ζ_i = ζ'/‖r‖, which is
+    2 ζ' ∇‖r‖: `dc_step` is twice its ζ'. Its authors' code takes one norm over the whole batch.
 
     This is not an exact posterior sampler: p(y | z_t) is approximated by its value at the one image D(ẑ0), without the
-    spread of the images that z_t allows. The best `dc_step` is about inversely proportional to the number of steps.
+    spread of the images that z_t allows. The best `dc_step` falls as the number of steps rises.
     """
 
     dc_step: float = 1.0  # ≥ 0; step size, in units of the latent per unit of the residual's norm

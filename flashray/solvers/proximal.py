@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -59,19 +58,15 @@ class Proximal:
         noise_variance = per_image((2 * problem.noise_std_B).square()).to(x0)
         rho = self.rho * noise_variance * (alpha / (1 - alpha)) ** self.anneal
         change = problem.encode(self.agree(x0, problem, rho)) - problem.encode(x0)
-        z0 = step.z0_BCHW + self.relax * change
-        epsilon = (step.z_BCHW - alpha.sqrt() * z0) / (1 - alpha).sqrt()
-        corrected = dataclasses.replace(step, z0_BCHW=z0, epsilon_BCHW=epsilon)
-        return reverse_step(corrected, step.noise(STREAM_SOLVER))
+        return reverse_step(step.with_z0(step.z0_BCHW + self.relax * change), step.noise(STREAM_SOLVER))
 
     def agree(self, x0_BCHW: Tensor, problem: Problem, rho: Tensor) -> Tensor:
         """x*, images in [-1, 1]; rho is [B, 1, 1, 1]."""
         x = x0_BCHW
         for _ in range(1 if isinstance(problem.operator, AffineOperator) else self.linearisations):
-            jacobian, transpose = linearise(problem.operator, x)
-            residual = problem.y_BCHW - problem.operator.A(x)
+            expected, jacobian, transpose = linearise(problem.operator, x)
             # ρ penalises (x + d) - x̂0, not d alone
-            target = transpose(residual) + rho * (x0_BCHW - x)
+            target = transpose(problem.y_BCHW - expected) + rho * (x0_BCHW - x)
             x = x + conjugate_gradients(normal_matrix(jacobian, transpose, rho), target, self.iterations)
         return x
 
@@ -81,12 +76,12 @@ def normal_matrix(jacobian: Linear, transpose: Linear, rho: Tensor) -> Linear:
     return lambda d: transpose(jacobian(d)) + rho * d
 
 
-def linearise(operator: Operator, x_BCHW: Tensor) -> tuple[Linear, Linear]:
-    """(d ↦ J d, r ↦ Jᵀ r) of A at x."""
+def linearise(operator: Operator, x_BCHW: Tensor) -> tuple[Tensor, Linear, Linear]:
+    """(A(x), d ↦ J d, r ↦ Jᵀ r) of A at x."""
     if isinstance(operator, AffineOperator):
-        return operator.A_linear, operator.A_adjoint
-    _, pull_back = torch.func.vjp(operator.A, x_BCHW)[:2]
-    return lambda d: torch.func.jvp(operator.A, (x_BCHW,), (d,))[1], lambda r: pull_back(r)[0]
+        return operator.A(x_BCHW), operator.A_linear, operator.A_adjoint
+    value, pull_back = torch.func.vjp(operator.A, x_BCHW)[:2]
+    return value, lambda d: torch.func.jvp(operator.A, (x_BCHW,), (d,))[1], lambda r: pull_back(r)[0]
 
 
 def conjugate_gradients(matrix: Linear, target_BCHW: Tensor, iterations: int, tolerance: float = 1e-4) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -36,6 +37,12 @@ class Step:
     noise: Callable[[int], Tensor]  # a function of a stream number, giving this step's own standard normal noise
     eta: float = 1.0  # DDIM's η; 1 is ancestral sampling
 
+    def with_z0(self, z0_BCHW: Tensor) -> Step:
+        """This step with another ẑ0, and with the ε that z then has in it: (z - √ᾱ ẑ0)/√(1-ᾱ)."""
+        alpha = per_image(self.alpha_B)
+        epsilon = (self.z_BCHW - alpha.sqrt() * z0_BCHW) / (1 - alpha).sqrt()
+        return dataclasses.replace(self, z0_BCHW=z0_BCHW, epsilon_BCHW=epsilon)
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -69,12 +76,6 @@ class Solver(Protocol):
     def __call__(self, step: Step, problem: Problem) -> Tensor:
         """z_next_BCHW, without graph."""
         ...
-
-
-def predict_z0(z_BCHW: Tensor, epsilon_BCHW: Tensor, alpha_B: Tensor) -> Tensor:
-    """ẑ0 = (z - √(1-ᾱ) ε)/√ᾱ."""
-    alpha = per_image(alpha_B)
-    return (z_BCHW - (1 - alpha).sqrt() * epsilon_BCHW) / alpha.sqrt()
 
 
 @torch.no_grad()

@@ -27,6 +27,18 @@ def test_light_and_pixels_are_inverse_and_smooth():
     assert slope.max() < 25  # finite at black
 
 
+def test_black_has_a_slope():
+    """Restored images are clamped, so their blacks are exactly -1."""
+    blur = operator(6.0)
+    x = torch.full((1, 3, *SIZE), -1.0, dtype=torch.float64)
+    d = torch.zeros_like(x)
+    d[..., 20:30, 20:30] = 1
+    _, at_black = torch.func.jvp(blur.A, (x,), (d,))
+    _, beside = torch.func.jvp(blur.A, (x + 1e-6,), (d,))
+    assert at_black.norm() > 1
+    torch.testing.assert_close(at_black, beside, rtol=1e-3, atol=1e-4)
+
+
 def test_the_sensor_saturates():
     light = torch.tensor([0.0, 0.5, 1.0, 5.0, 100.0], dtype=torch.float64)
     held = saturate(light)

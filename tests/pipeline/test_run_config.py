@@ -16,6 +16,7 @@ from flashray.pipeline.options import parse_run, run_config
 from flashray.pipeline.run_config import RunConfig, check, to_dict, to_yaml
 from flashray.recipe import DegradationConfig, SolverConfig, load_recipe, recipe_names
 from flashray.severity import Start
+from flashray.solvers import make_solver
 from flashray.tracking.tracking_config import TrackingConfig
 from tests.support.runs import config_of
 
@@ -117,7 +118,7 @@ def test_without_a_recipe_a_run_takes_photo() -> None:
     [
         (["--solver.name", "proximal"], ["photo", "unknown damage", "unguided"]),
         (["--fusion.name", "operator"], ["photo", "unknown damage", "fusion"]),
-        (["--start.mode", "full"], ["fusion learned", "start.mode full", "fusion none"]),
+        (["--start.mode", "full"], ["unguided", "start.mode full", "random image", "known degradation"]),
         (["--strength", "-1"], ["start.strength", "-1"]),
     ],
 )
@@ -125,6 +126,22 @@ def test_what_does_not_fit_unknown_damage_is_refused(argv: list[str], words: lis
     with pytest.raises(ConfigError) as caught:
         parse_run(["/a", "/o", *argv])
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_another_solver_has_its_own_settings() -> None:
+    name = "gaussian_blur_flash_latent_dps"
+    for recipe in (
+        parse_run(["/a", "/o", "--recipe", name, "--measurement", "simulated", "--solver.name", "psld"]).recipe,
+        load_recipe(name, {"solver.name": "psld"}),
+        load_recipe(name, {"solver": {"name": "psld"}}),
+    ):
+        assert recipe.solver.make() == make_solver("psld")
+        assert recipe.solver.steps == load_recipe(name).solver.steps
+    changed = load_recipe(name, {"solver": {"name": "proximal", "settings": {"rho": 3.0}}})
+    assert changed.solver.make() == make_solver("proximal", {"rho": 3.0})
+    same = load_recipe("gaussian_blur_flash_proximal", {"solver": {"name": "proximal", "settings": {"relax": 0.5}}})
+    assert same.solver.settings == load_recipe("gaussian_blur_flash_proximal").solver.settings | {"relax": 0.5}
+    assert load_recipe(name, {"degradation": {"name": "motion_blur"}}).degradation.settings == {}
 
 
 @pytest.mark.parametrize(
