@@ -18,6 +18,8 @@ from benchmarks.command import run_command
 from benchmarks.list_shards import Steps
 from flashray import storage
 from flashray.pipeline.commit import COMMIT, committed_units
+from flashray.pipeline.damage import missing_and_changed
+from flashray.pipeline.outputs import Layout
 from flashray.pipeline.plan import PLAN, read_plans, write_plan
 from flashray.pipeline.run_folder import run_uri
 from flashray.pipeline.run_status import RunStatus
@@ -103,6 +105,11 @@ def driver_memory(config: DriverMemoryConfig) -> None:
         assert len(committed_units(output)) == units
         status = steps.timed("status of the finished run", RunStatus.read, output)
         steps.timed("all commits, checked against the plan", lambda: status.results)
+        sizes = dict.fromkeys(status.plan["key"].to_pylist(), 40000)
+        steps.timed(
+            "files compared with their commits", missing_and_changed, Layout(output), status.results, sizes, False
+        )
+        del sizes
         steps.timed("summary", summarise, status, 200, {})
     print(f"{config.images:,} images in {units:,} units\n")
     print(to_markdown(steps.rows))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -93,6 +94,14 @@ class Options:
 
 
 PARSER_OPTIONS = ("config", "print_config")
+_KINDS = {
+    "float": "a number",
+    "int": "a whole number",
+    "bool": "true or false",
+    "str": "a text",
+    "list": "[…, …]",
+    "dict": "{name: value}",
+}
 
 
 def fields_of(section: type[Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -131,7 +140,26 @@ def parse(parser: Any, argv: Sequence[str]) -> Any:
     try:
         return parser.instantiate(parser.parse_args(list(argv)))
     except (ArgumentError, TypeError, ValueError) as error:
-        raise ConfigError(" ".join(str(error).split())) from error
+        raise ConfigError(readable(" ".join(str(error).split()))) from error
+
+
+def typed(name: str) -> str:
+    """A full name as people type it: strength for start.strength, limit for policy.limit."""
+    section, _, rest = name.partition(".")
+    return rest if section in ("io", "resources", "policy") or name == "start.strength" else name
+
+
+def readable(text: str) -> str:
+    """The parser's message about a value of the wrong type, in the words of the other messages."""
+    found = re.match(r'Parser key "([\w.]+)": (.*?) (?:Got|Given) value: (.*)$', text)
+    if not found:
+        return text
+    name, types, value = found.groups()
+    types = types.partition(" Given value type")[0]
+    choices = re.findall(r"'(\w+)'", types) if "Literal" in types else []
+    kinds = [what for kind, what in _KINDS.items() if re.search(rf"<class '{kind}'>|\b{kind}\[", types)]
+    wanted = ", ".join(choices) if choices else " or ".join(kinds)
+    return f"--{typed(name)} is {value!r}; give {wanted}" if wanted else text
 
 
 def parse_as(

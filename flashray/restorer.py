@@ -99,6 +99,10 @@ class Restored:
     sigma_maps: list[Tensor | None]
     samples: Sequence[Sequence[Tensor] | None]
 
+    def __repr__(self) -> str:
+        failed = sum(error is not None for error in self.errors)
+        return f"Restored({len(self.images)} images, {failed} of them with an error; nfe {self.nfe})"
+
     @property
     def spread(self) -> list[Tensor | None]:
         """[H, W] the standard deviation over each image's samples, in grey levels of 8 bits; None without several."""
@@ -419,8 +423,8 @@ class Restorer:
             raise ValueError(f"noise_std is {noise_std}; give a finite number ≥ 0, on the [0, 1] scale")
         if mask is not None and not self.degradation.takes_mask:
             raise ValueError(f"mask: {self.degradation.name} does not take a mask")
-        if samples < 1:
-            raise ValueError(f"samples is {samples}; give at least 1")
+        if not isinstance(samples, int) or samples < 1:
+            raise ValueError(f"samples is {samples!r}; give a whole number, at least 1")
         errors: dict[str, str] = {}
         photos: list[Photo] = []
         for name, one in zip(names, given, strict=True):

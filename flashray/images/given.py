@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from flashray.images.levels import from_uint8
+from flashray.images.levels import from_uint8, from_uint16
 from flashray.images.source import open_image
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
@@ -25,7 +25,18 @@ def as_image(given: ImageLike) -> Tensor:
     if isinstance(given, str | Path):
         return open_image(Path(given).read_bytes()).pixels
     if isinstance(given, Image.Image):
-        given = np.array(given.convert("RGB"))
+        picture = ImageOps.exif_transpose(given)  # upright, as a file is
+        if picture.mode.startswith("I;16"):
+            grey_HW = torch.from_numpy(np.array(picture).astype(np.int32))
+            return from_uint16(grey_HW)[None].repeat(3, 1, 1)
+        if picture.mode in ("I", "F"):
+            raise ValueError(
+                f"a picture of mode {picture.mode} does not say what its values stand for; give its path, or a tensor "
+                "[3, H, W] in [-1, 1]"
+            )
+        given = np.array(picture.convert("RGB"))
+    if isinstance(given, np.ndarray | Tensor) and 0 in given.shape:
+        raise ValueError(f"an image of shape {list(given.shape)} has no pixels")
     if isinstance(given, np.ndarray):
         if given.dtype != np.uint8 or not (given.ndim == 2 or (given.ndim == 3 and given.shape[2] == 3)):
             raise ValueError(
@@ -47,9 +58,9 @@ def as_list(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
     """The images of a call that takes one or several; a tensor [B, 3, H, W] is B images."""
     if isinstance(images, Tensor) and images.ndim == 4:
         return list(images)
-    if isinstance(images, str | Path | Image.Image | np.ndarray | Tensor):
-        return [images]
-    return list(images)
+    if isinstance(images, Sequence) and not isinstance(images, str):
+        return list(images)
+    return [images]
 
 
 def name_of(image: ImageLike, position: int) -> str:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from flashray import storage
 from flashray.errors import ConfigError
-from flashray.images import IMAGE_SUFFIXES, is_photo_name
+from flashray.images import IMAGE_SUFFIXES, PLUGIN_SUFFIXES, is_photo_name
 from flashray.pipeline.kept_index import Index, index_of
 from flashray.pipeline.manifest import manifest_columns
 from flashray.pipeline.outputs import refuse_page, refuse_without_suffix, without_place
@@ -40,6 +40,7 @@ LISTING = pa.schema(
     ]
 )
 _PLACES = ["uri", "offset", "length", "size", "refused"]  # of an index, besides the key and parameters
+_LETTERS = 2**31 - 1  # bytes of all addresses: what a column of Arrow strings can hold
 _APART = "it is a link to the run's own output"
 # an image with the same key and another of these has changed
 _COMPARED = ["size", "offset", "given", "noise_std", "mask_size"]
@@ -81,20 +82,20 @@ def read_archive(config: RunConfig, predicted: Collection[str] = ()) -> Archive:
     root, entries, unreadable = _entries(config)
     images, shards = [entry for entry in entries if _is_image(entry)], _shards(root, entries, io)
     if not images and not shards:
-        raise ConfigError(
-            f"archive {archive} holds no images ({len(entries)} files; known: {', '.join(IMAGE_SUFFIXES)}; in shards: "
-            ".tar, .parquet)"
-        )
+        names = f"known: {', '.join(IMAGE_SUFFIXES + PLUGIN_SUFFIXES)}; in shards: .tar, .parquet"
+        if len(entries) == 1 and storage.join(root, entries[0].key) == archive:
+            raise ConfigError(f"{archive} does not have an image's suffix; rename it ({names})")
+        raise ConfigError(f"archive {archive} holds no images ({len(entries)} files; {names})")
     known = {entry.key for entry in (*images, *shards)}
     others = [entry for entry in entries if entry.key not in known]
     if others:
         kinds = Counter(
-            "hidden" if _is_hidden(entry.key) else posixpath.splitext(entry.key)[1].lower() or "without suffix"
+            "hidden" if is_hidden(entry.key) else posixpath.splitext(entry.key)[1].lower() or "without suffix"
             for entry in others
         )
         log.warning(
             "%d files of the archive do not have an image's name (%s) and are %s",
-            *(len(others), ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))),
+            *(len(others), ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())),
             "copied as they are" if io.copy_others else "left out; --copy-others copies them",
         )
     index = _index(config, [(storage.join(root, one.key), one.size) for one in shards]) if shards else None
@@ -138,7 +139,7 @@ def _entries(config: RunConfig) -> tuple[str, list[storage.Entry], list[str]]:
 def _shards(root: str, entries: list[storage.Entry], io: IoConfig) -> list[storage.Entry]:
     """The files that hold the archive's images, where they are not loose; the manifest is none, wherever it lies."""
     images = [entry.key for entry in entries if _is_image(entry)]
-    others = [e.key for e in entries if not _is_hidden(e.key) and storage.join(root, e.key) != io.manifest]
+    others = [e.key for e in entries if not is_hidden(e.key) and storage.join(root, e.key) != io.manifest]
     found = shards_among(f"archive {io.archive}", images, others)
     return [entry for entry in entries if entry.key in found]
 
@@ -148,7 +149,7 @@ def _index(config: RunConfig, shards: list[tuple[str, int]]) -> Index:
     degradation, policy = config.recipe.degradation.make(), config.policy
     names = () if degradation.unknown else (*degradation.parameter_names, "noise_std")
     kept = None if policy.retry_failed or policy.overwrite is not None else config.io.output
-    index = index_of(kept, shards, lambda name: is_photo_name(name) and not _is_hidden(name), names)
+    index = index_of(kept, shards, lambda name: is_photo_name(name) and not is_hidden(name), names)
     if not len(index.table):
         raise ConfigError(f"the {len(shards)} shards of archive {config.io.archive} hold no images")
     return index
@@ -163,6 +164,12 @@ def _sharded(index: pa.Table) -> pa.Table:
 def _loose(root: str, images: list[storage.Entry]) -> pa.Table:
     """The listing of loose images."""
     keys = _keys(images)
+    letters = sum(len(key.encode()) for key in keys) + len(keys) * (len(root.encode()) + 1)
+    if letters > _LETTERS:
+        raise ConfigError(
+            f"the addresses of the archive's {len(keys):,} images have {letters / 1e9:.1f} GB, and one run holds "
+            f"at most {_LETTERS / 1e9:.1f}; restore it in several runs, one a folder, or pack it into shards"
+        )
     return pa.table(
         {
             "uri": pa.array([storage.join(root, key) for key in keys], pa.string()),
@@ -201,10 +208,10 @@ def differences(old: pa.Table, new: pa.Table) -> dict[str, list[str]]:
 
 
 def _is_image(entry: storage.Entry) -> bool:
-    return (is_photo_name(entry.key) or entry.hides) and not _is_hidden(entry.key)
+    return (is_photo_name(entry.key) or entry.hides) and not is_hidden(entry.key)
 
 
-def _is_hidden(key: str) -> bool:
+def is_hidden(key: str) -> bool:
     """Whether a part of a name begins with a dot; `..` hides nothing, and is refused."""
     return any(part.startswith(".") and part.strip(".") for part in PurePosixPath(key).parts)
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,6 +14,9 @@ from flashray.pipeline.outputs import Layout
 from flashray.pipeline.run_folder import SAMPLES, run_files
 
 _READERS = 16
+_ROWS = 10_000  # of commits that are Python objects at a time
+# what `Layout.promised` looks at
+_PROMISED = ["key", "unit_id", "offset", "size", "sha256", "shard_size", "shard_sha256", "samples"]
 
 
 def restored_files(output: str) -> dict[str, int]:
@@ -45,19 +47,20 @@ def missing_and_changed(
         sizes: of the files that are there (`restored_files`).
         by_hash: compare the bytes; otherwise their number alone, where the commit has it.
     """
-    done = results.filter(pc.equal(results["status"], "ok")).to_pylist()
-    promised = {file["name"]: file for row in done for file in layout.promised(row)}
-    missing = promised.keys() - sizes.keys()
-    there = promised.keys() - missing
-    changed = {name for name in there if promised[name]["size"] not in (None, sizes[name])}
-    if by_hash:
-        found = digests(layout.output, there)
-        changed |= {name for name in there if found[name] != promised[name]["sha256"]}
-    return _keys_of(missing, layout, done), _keys_of(changed, layout, done)
-
-
-def _keys_of(files: Collection[str], layout: Layout, rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The sorted keys of the images that any of these files belongs to."""
-    if not files:
-        return []
-    return sorted(row["key"] for row in rows if any(file["name"] in files for file in layout.promised(row)))
+    done = results.filter(pc.equal(results["status"], "ok")).select(_PROMISED)
+    missing: set[str] = set()
+    changed: set[str] = set()
+    sound: dict[str, bool] = {}  # of the shards that were read, because many rows name one
+    for batch in done.to_batches(_ROWS):
+        promised = {row["key"]: layout.promised(row) for row in batch.to_pylist()}
+        files = {file["name"]: file for some in promised.values() for file in some}
+        there = files.keys() & sizes.keys()
+        right = {name for name in there if files[name]["size"] in (None, sizes[name])}
+        if by_hash:
+            found = digests(layout.output, right - sound.keys())
+            same = {name: sound.get(name, found.get(name) == files[name]["sha256"]) for name in right}
+            right = {name for name in right if same[name]}
+            sound |= same if layout.sharded else {}
+        missing |= {key for key, some in promised.items() if any(file["name"] not in there for file in some)}
+        changed |= {key for key, some in promised.items() if any(file["name"] in there - right for file in some)}
+    return sorted(missing), sorted(changed)

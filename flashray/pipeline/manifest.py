@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import math
 import os
 from collections import Counter
@@ -15,13 +16,16 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 
 from flashray import storage
 from flashray.degradations import Degradation
 from flashray.errors import ConfigError
 from flashray.pipeline.run_config import RunConfig
+from flashray.shown import first_of
 
 _READERS = 16
+log = logging.getLogger(__name__)
 
 
 def manifest_columns(
@@ -64,6 +68,8 @@ def manifest_columns(
     manifest = _plain(where, manifest, (*used, "noise_std"))
     _check_values(where, manifest, degradation)
     row_of_key = pc.index_in(keys, manifest["key"])
+    if config.policy.limit is None:  # which takes a part of the archive
+        _compare_keys(where, keys, manifest["key"])
     mask_size = pa.nulls(len(keys))
     given: list[str | None]
     if masked:
@@ -82,6 +88,22 @@ def manifest_columns(
         "noise_std": noise,
         "mask_size": mask_size,
     }
+
+
+def _compare_keys(where: str, keys: pa.ChunkedArray, named: pa.ChunkedArray) -> None:
+    """Warn of images without a row and of rows without an image; ConfigError where no row names an image."""
+    lacking = keys.filter(pc.invert(pc.is_in(keys, named)))
+    strange = named.filter(pc.invert(pc.is_in(named, keys)))
+    if len(lacking) == len(keys) and len(strange):
+        raise ConfigError(
+            f"{where} names no image of the archive: its first key is {strange[0].as_py()!r}, and the archive's first "
+            f"{keys[0].as_py()!r}; keys are paths below the archive"
+        )
+    if len(lacking):
+        log.warning("%s has no row for %d images (%s)", where, len(lacking), first_of(lacking.slice(0, 4).to_pylist()))
+    if len(strange):
+        what = first_of(strange.slice(0, 4).to_pylist())
+        log.warning("%s: %d rows name no image of the archive (%s)", where, len(strange), what)
 
 
 def _mask_sizes(masks: list[str | None]) -> pa.Array:
@@ -133,7 +155,9 @@ def _plain(where: str, manifest: pa.Table, names: Sequence[str]) -> pa.Table:
     if any(lacking):
         raise ConfigError(f"{where}: row {lacking.index(True) + 1} has no key")
     if pc.count_distinct(columns["key"]).as_py() < len(manifest):
-        raise ConfigError(f"{where} names a key more than once")
+        counts = pc.value_counts(columns["key"])
+        twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1)).to_pylist()
+        raise ConfigError(f"{where} names {len(twice)} keys more than once ({first_of(twice)})")
     for name in names:
         if name == "mask":
             columns[name] = _cast(where, manifest, name, pa.string())
@@ -171,14 +195,35 @@ def _check_values(where: str, manifest: pa.Table, degradation: Degradation) -> N
     for name in (*degradation.parameter_names, "noise_std"):
         if name not in manifest.column_names:
             continue
-        values = [v for v in manifest[name].cast(pa.float64(), safe=False).to_pylist() if v is not None]
-        if name == "noise_std" and not all(0 <= value < math.inf for value in values):
-            raise ConfigError(f"{where}: noise_std must be ≥ 0 and finite")
+        values = manifest[name].cast(pa.float64(), safe=False).to_pylist()
+        wrong = [n for n, v in enumerate(values) if v is not None and not math.isfinite(v)]
+        wrong += [n for n, v in enumerate(values) if name == "noise_std" and v is not None and v < 0]
+        if wrong:
+            n, bound = wrong[0], "≥ 0 and finite" if name == "noise_std" else "finite"
+            raise ConfigError(f"{where}, key {manifest['key'][n]}: {name} must be {bound}, and is {values[n]:g}")
     names = degradation.parameter_names
     if names and set(names) <= set(manifest.column_names):
         rows = zip(*(manifest[name].cast(pa.float64(), safe=False).to_pylist() for name in names), strict=True)
-        whole = [row for row in rows if None not in row]
-        try:
-            degradation.check_parameters(dict(zip(names, torch.tensor(whole).reshape(-1, len(names)).T, strict=True)))
-        except ConfigError as error:
-            raise ConfigError(f"{where}: {error}") from error
+        whole = [(n, row) for n, row in enumerate(rows) if None not in row]
+        table = torch.tensor([row for _, row in whole]).reshape(-1, len(names))
+        _check_parameters(where, manifest["key"], degradation, [n for n, _ in whole], table)
+
+
+def _check_parameters(
+    where: str, keys: pa.ChunkedArray, degradation: Degradation, places: Sequence[int], table_NP: Tensor
+) -> None:
+    """ConfigError with the key of the first row whose parameters are wrong."""
+    names = degradation.parameter_names
+
+    def check(rows: slice) -> None:
+        degradation.check_parameters(dict(zip(names, table_NP[rows].T, strict=True)))
+
+    try:
+        check(slice(None))
+    except ConfigError:
+        for n, place in enumerate(places):
+            try:
+                check(slice(n, n + 1))
+            except ConfigError as error:
+                raise ConfigError(f"{where}, key {keys[place]}: {error}") from error
+        raise

@@ -25,7 +25,7 @@ from flashray.pipeline.lease import held
 from flashray.pipeline.models import Models, load_models
 from flashray.pipeline.others import others_copied, read_others
 from flashray.pipeline.outputs import Layout
-from flashray.pipeline.plan import read_plans
+from flashray.pipeline.plan import gone, read_plans, write_plan
 from flashray.pipeline.run_config import RunConfig, flatten, to_dict, to_yaml
 from flashray.pipeline.run_folder import PAGE, refuse_old_layout, run_uri
 from flashray.pipeline.run_status import RunStatus
@@ -49,6 +49,8 @@ def open_run(config: RunConfig) -> Run:
     for uri in (io.archive, io.output, io.manifest, io.references):
         if uri is not None:
             storage.check(uri)
+    if io.references is not None and not storage.exists(io.references):
+        raise ConfigError(f"references {io.references} does not exist; give the folder of the clean images")
     models = load_models(config)
     config = models.config
     archive = read_archive(config, models.encoder.parameter_names if models.encoder else ())
@@ -65,6 +67,8 @@ def open_run(config: RunConfig) -> Run:
 def _erase(config: RunConfig, models: Models) -> None:
     output = config.io.output
     refuse_old_layout(output)
+    if run_record.read_record(output) is None:
+        return
     with held(output):
         record = run_record.read_record(output)
         if record is None:
@@ -135,7 +139,7 @@ class Run:
     def nothing_to_do(self) -> bool:
         """Whether earlier starts did everything that is requested."""
         unsolved = not self.requested.policy.plan_only and (len(self.status.pending) or not self._finished)
-        return not (len(self.unplanned) or self.rebudgeted or unsolved or self.unpriced)
+        return not (len(self.unplanned) or self._left() or self.rebudgeted or unsolved or self.unpriced)
 
     @property
     def needs_cluster(self) -> bool:
@@ -163,15 +167,25 @@ class Run:
         if self.models.registered is not None:
             self.record["registered"] = {"severity_encoder": self.models.registered.uri}
         self.take_choices()
+        self._let_go()
         if (self.status.attempts, self.status.units) != (before.attempts, before.units):
             self._decide()
+
+    def _let_go(self) -> None:
+        """Plan images that failed and have left the archive as gone; `examine` has refused others that left."""
+        if left := self._left():
+            log.warning("%d images that failed are no longer in the archive (%s)", len(left), first_of(left))
+            write_plan(self.output, self.status.attempts, gone(left))
+            self.read_status()
 
     def write_record(self) -> None:
         run_record.write_record(self.output, self.record)
 
     def read_status(self) -> None:
-        """Read again what is planned and committed."""
-        self.status = RunStatus.read(self.output)
+        """Read again what is planned and committed; where nothing is new, the commits that were read stay."""
+        now = RunStatus.read(self.output)
+        if (now.attempts, now.units) != (self.status.attempts, self.status.units):
+            self.status = now
 
     def worker_settings(self, pools: Pools) -> WorkerSettings:
         """The settings that are sent to the workers of these pools."""
@@ -231,12 +245,19 @@ class Run:
         copied = not self.requested.io.copy_others or others_copied(self.output)
         return copied and storage.exists(run_uri(self.output, "summary.json"))
 
+    def _left(self) -> list[str]:
+        """The planned images that the archive no longer has."""
+        planned = self.status.plan["key"]
+        return planned.filter(pc.invert(pc.is_in(planned, self.listing["key"].combine_chunks()))).to_pylist()
+
     def _unplanned(self) -> pa.Table:
         if not self.status.attempts:
             return self.listing
         again = self.status.failures["key"].to_pylist() if self.requested.policy.retry_failed else []
         again += self._damaged()
-        return self.listing.filter(pc.is_in(self.listing["key"], pa.array(again, pa.string())))
+        key = self.listing["key"]
+        new = pc.invert(pc.is_in(key, self.status.plan["key"].combine_chunks()))
+        return self.listing.filter(pc.or_(new, pc.is_in(key, pa.array(again, pa.string()))))
 
     def _damaged(self) -> list[str]:
         """Keys of the images that were restored and whose files are gone or damaged; a quote does not look."""

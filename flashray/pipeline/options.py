@@ -36,6 +36,7 @@ _SHORT = [
     "start.strength",
 ]
 DEFAULT_RECIPE = "photo"
+_FORMATS = {"jpg": "jpeg", "tif": "tiff"}  # suffixes that people give as formats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +83,7 @@ def parser_of(prog: str = "flashray restore") -> Any:
 
 
 def _run_config(argv: Sequence[str], prog: str) -> RunConfig:
+    argv = [_FORMATS.get(value, value) if name == "--io.format" else value for name, value in pairwise(["", *argv])]
     given = {name[2:]: value for name, value in pairwise(argv) if name.startswith("--")}
     if "--print_config" not in argv and "config" not in given:
         for name, what in (("io.archive", "the archive (IN)"), ("io.output", "the output (OUT)")):

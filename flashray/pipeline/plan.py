@@ -54,7 +54,7 @@ PLAN = pa.schema(
         ("noise_std", pa.float64()),
         ("parameters", pa.string()),  # JSON of the degradation's scalar parameters, or of its mask's URI
         ("estimated", pa.bool_()),  # some of these numbers were not given, and are the severity encoder's
-        ("status", pa.string()),  # ok or error
+        ("status", pa.string()),  # ok, error, or gone: it failed before, and is no longer in the archive
         ("error", pa.string()),
     ]
 )
@@ -153,7 +153,8 @@ def severities(
 ) -> pa.Table:
     """The severity pass over a listing: a table of `SEVERITY` in the listing's order.
 
-    Results are stored as shards in `folder` about once a minute, and an interrupted pass continues from there.
+    Results are stored as shards in `folder` about once a minute and at the end, and an interrupted pass continues from
+    there.
     """
     todo = chunks(listing, work.config.resources.severity_batch)
     again = "delete it, and the same command estimates its images again"
@@ -172,6 +173,8 @@ def severities(
         if time.monotonic() - saved_at > KEEP_EVERY:
             storage.put_bytes(storage.join(folder, f"{kept:08d}.parquet"), parquet(pa.concat_tables(fresh)))
             known, fresh, kept, saved_at = pa.concat_tables([known, *fresh]), [], kept + 1, time.monotonic()
+    if fresh:  # what comes next may refuse the plan, such as a budget that is too small
+        storage.put_bytes(storage.join(folder, f"{kept:08d}.parquet"), parquet(pa.concat_tables(fresh)))
     return pa.concat_tables([known, *fresh]).sort_by("index")
 
 
@@ -279,12 +282,17 @@ def read_plans(output: str) -> list[pa.Table]:
     return [read_table(plan_path(output, attempt), PLAN, lost, needed) for attempt in range(len(names))]
 
 
+def gone(keys: Sequence[str]) -> pa.Table:
+    """The plan of images that failed before and are no longer in the archive."""
+    return conformed(pa.table({"key": pa.array(keys, pa.string()), "status": ["gone"] * len(keys)}), PLAN)
+
+
 def latest_rows(plans: Sequence[pa.Table]) -> pa.Table:
-    """Each image's row of the last plan that has it."""
+    """Each image's row of the last plan that has it, without those that are gone."""
     latest = PLAN.empty_table()
     for plan in plans:
         latest = pa.concat_tables([without(latest, plan), plan])
-    return latest
+    return latest.filter(pc.not_equal(latest["status"], "gone"))
 
 
 def without(plan: pa.Table, other: pa.Table) -> pa.Table:

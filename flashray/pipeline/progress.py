@@ -27,6 +27,7 @@ class Progress:
     def __post_init__(self) -> None:
         self.images_done = self.cost_done = 0
         self._images_before = self._cost_before = 0
+        self._first_seen: tuple[float, int] | None = None  # (seconds, what was done) of the first line with a speed
         self._closed = threading.Event()
         self._started = time.monotonic()
         self._bar = sys.stdout.isatty()
@@ -56,9 +57,14 @@ class Progress:
         parts.append(f"{(images - self._images_before) / seconds:.2f} images/s")
         # the first updates of a large photo say little: they look at few of its windows
         if images > self._images_before or done - before > _TELLING * total:
-            parts.append(f"{clock((total - done) * seconds / (done - before))} left")
+            since, at = self._first_seen or (0.0, before)  # the first seconds are the workers' start
+            if self._first_seen is None or done - at <= _TELLING * total:
+                since, at = 0.0, before
+            self._first_seen = self._first_seen or (seconds, done)
+            parts.append(f"{clock((total - done) * (seconds - since) / (done - at))} left")
         else:
-            parts.append(f"{clock(max(self.expected - seconds, 0))} left" if self.expected else "starting")
+            left = (self.expected or 0) - seconds
+            parts.append(f"{clock(left)} left" if left > 0 else "starting")
         return "  ".join(parts)
 
     def __enter__(self) -> Progress:

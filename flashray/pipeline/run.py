@@ -22,6 +22,7 @@ from flashray.pipeline.open_run import Run, open_run
 from flashray.pipeline.others import copy_others, read_others
 from flashray.pipeline.outputs import Layout
 from flashray.pipeline.plan import finish_plan, found_again, packing_of, severities, workload, write_plan
+from flashray.pipeline.problems import NAMED, first_errors, problems_uri, write_problems
 from flashray.pipeline.progress import Progress, clock
 from flashray.pipeline.quarantine import nfe_under_way
 from flashray.pipeline.ray_session import STOPPED, RaySession, ray_session
@@ -34,7 +35,6 @@ from flashray.pipeline.units import index
 from flashray.shown import shown
 
 log = logging.getLogger(__name__)
-_NAMED = 5  # failed images in the last message
 
 
 def restore_archive(config: RunConfig) -> int:
@@ -90,6 +90,11 @@ def quote(run: Run, session: RaySession) -> None:
     if len(run.unplanned) or run.rebudgeted or run.unpriced:
         run.read_status()
         print(_quote(run), flush=True)
+        failures = run.status.failures
+        for line in first_errors(failures):
+            print(shown(f"  {line}"))
+        if len(failures) > NAMED:
+            print(f"  … and {len(failures) - NAMED:,} more")
 
 
 def solve(run: Run, session: RaySession) -> None:
@@ -131,11 +136,17 @@ def finish(run: Run) -> None:
         copy_others(run.config.io, run.archive.others)
     found = summary.summarise(status, run.config.recipe.solver.steps, run.models.unavailable, run.slots, run.quoted)
     found |= summary.beside_the_images(run.archive, read_others(run.output))
-    speed = run.images_solved / run.seconds_solving if run.images_solved else None
-    found["images_per_second"] = speed and round(speed, 4)  # of this start's solve pass
+    found["references"] = run.config.io.references is not None
+    solved = run.record.get("solved", {"images": 0, "seconds": 0.0})
+    solved = {"images": solved["images"] + run.images_solved, "seconds": solved["seconds"] + run.seconds_solving}
+    run.record["solved"] = solved
+    run.write_record()
+    # of the solve passes of all starts that came to their end
+    found["images_per_second"] = round(solved["images"] / solved["seconds"], 4) if solved["images"] else None
     found["wall_seconds"] = round(time.monotonic() - run.started, 3)
     write_pages(run.local_restorer(), run.config, status, found)
     run.tracker.metrics(summary.numbers(found))  # first, because a run with a summary counts as tracked
+    write_problems(run.output, status)
     storage.put_bytes(run_uri(run.output, "summary.json"), run_record.dump(found))
     run.settle_tracking()
     _print_summary(run, found)
@@ -147,11 +158,14 @@ def verdict(run: Run) -> int:
     if not len(failures):
         return 0
     log.error("%d of %d images failed:", len(failures), len(run.status.plan))
-    for row in failures.slice(0, _NAMED).to_pylist():
-        log.error("  %s: %s", row["key"], row["error"])
-    if len(failures) > _NAMED:
-        log.error("  … and %d more: %s names them", len(failures) - _NAMED, run_uri(run.output, "summary.json"))
-    log.error("repair or replace them in the archive and run the same command with --retry-failed")
+    for line in first_errors(failures):
+        log.error("  %s", line)
+    if len(failures) > NAMED:
+        log.error("  … and %d more: %s names them", len(failures) - NAMED, problems_uri(run.output))
+    log.error(
+        "repair, replace or remove them in the archive, or leave them where the machine was to blame, and run the same "
+        "command with --retry-failed"
+    )
     return 1
 
 
@@ -226,16 +240,18 @@ def _named_stop() -> Iterator[None]:
 
 
 def _print_summary(run: Run, found: dict[str, Any]) -> None:
+    part = f"this start took {run.images_solved:,} of them " if run.images_solved < found["restored"] else ""
     print(
         f"{found['restored']:,} of {found['images']:,} images restored, {found['mean_nfe'] or 0:.1f} NFE an image "
-        f"(full chain: {run.config.recipe.solver.steps:,}), in {clock(found['wall_seconds'])}"
+        f"(full chain: {run.config.recipe.solver.steps:,}), {part}in {clock(found['wall_seconds'])}"
     )
     quality = summary.table(found)
     if quality:
         print(quality)
     for metric, why in run.models.unavailable.items():
         print(f"{metric} is empty: {why}")
-    for line in summary.remarks(found):
+    learned = run.config.recipe.fusion.name == "learned"
+    for line in summary.remarks(found, problems_uri(run.output), learned):
         print(shown(line))
     print(f"restored images: {run.output}")
     print(f"page:            {page_uri(run.output)}")

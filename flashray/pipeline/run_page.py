@@ -92,7 +92,7 @@ def make_page(restorer: Restorer, config: RunConfig, status: RunStatus, found: M
         scores=_scores(found),
         images=_images(status, set(rows)),
         failures=[(row["key"], row["error"]) for row in failures.slice(0, FAILURES).to_pylist()],
-        failures_note=f"{len(failures):,} in all; the plan and the commits hold every one.",
+        failures_note=f"{len(failures):,} in all; _flashray/problems.csv names every one.",
         facts=[
             (name, f"{value:g}" if isinstance(value, float) else str(value))
             for name, value in flatten(to_dict(config)).items()
@@ -148,6 +148,8 @@ def _picture(
     ):
         facts.append(("spread", f"{row['spread']:.2f} levels"))
         maps.append(Map("Spread", "0", f"{SPREAD_SHOWN:g} levels", spread_HW / SPREAD_SHOWN))
+    if row["unchanged"]:
+        facts.append(("unchanged", "the same file"))
     return Picture(planned["key"], views(shown, restored, maps), facts, maps)
 
 
@@ -173,7 +175,7 @@ def _cards(found: Mapping[str, Any], done: pa.Table, residuals: Sequence[float],
         detail = f"of {found['full_chain_nfe']:,} in the full chain: {found['nfe_saved']:.1%} saved"
         cards.append(Card("Denoiser evaluations an image", f"{found['mean_nfe']:,.1f}", detail))
     if found["solver_seconds"]:
-        full = _full_chain_seconds(done, found["full_chain_nfe"])
+        full = found.get("predicted_full_chain_seconds") or _full_chain_seconds(done, found["full_chain_nfe"])
         detail = (
             ""
             if full is None

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import platform
+import posixpath
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -17,26 +18,27 @@ import pyarrow as pa
 
 from flashray import storage
 from flashray.errors import ConfigError
+from flashray.option_parser import typed
 from flashray.pipeline.archive import LISTING, differences, listing_hash
 from flashray.pipeline.run_config import Format, RunConfig, Shards, flatten, to_dict
 from flashray.pipeline.run_folder import RUN_FOLDER, page_uri, refuse_old_layout, run_files, run_uri
 from flashray.pipeline.run_tables import parquet, read_table
 from flashray.shown import first_of
 
-# Settings that a restored image's bytes do not depend on: which images fail or are left out, the output, the number of
-# actors, the weights' folders (their hashes count instead), and the manifest's path (the listing holds its values for
-# each image). A budget has its own entry in run.json, because it may change until something is committed.
+# Settings that a restored image's bytes do not depend on: which images fail, are left out or are taken, the output, the
+# number of actors, the weights' folders (their hashes count instead), and the manifest's path (the listing holds its
+# values for each image). A budget has its own entry in run.json, because it may change until something is committed.
 _FREE = {
     *("io.strict", "io.max_megapixels", "io.copy_others", "io.skip_unreadable"),
     *("io.output", "io.manifest", "policy.plan_only", "policy.retry_failed", "policy.overwrite", "policy.verify"),
-    *("policy.budget_seconds", "policy.budget_gpu_hours"),
+    *("policy.budget_seconds", "policy.budget_gpu_hours", "policy.limit"),
     *("resources.device", "resources.solver_actors", "resources.severity_actors", "resources.autoscale_seconds"),
     *("recipe.prior", "recipe.start.severity_encoder"),
 }
 _PACKAGES = ("flashray", "torch", "ray", "diffusers", "pyarrow", "pillow", "mlflow")
 _PARTS = (
-    *("summary.json", "contact_sheet.png", "commits", "attempts", "severity", "plan", "cost.json", "tracking"),
-    *("archive.parquet", "index.parquet", "others.parquet", "samples"),
+    *("summary.json", "problems.csv", "contact_sheet.png", "commits", "attempts", "severity", "plan", "cost.json"),
+    *("tracking", "archive.parquet", "index.parquet", "others.parquet", "samples"),
 )
 _DELETERS = 16
 log = logging.getLogger(__name__)
@@ -63,11 +65,11 @@ def examine(
     """run.json of the run that the output holds, or None where it holds none; changes nothing.
 
     ConfigError when the output holds a run of another configuration, archive or layout (the difference is named), or
-    files that no run wrote.
+    files that no run wrote. An archive may have grown.
 
     Args:
         found: `identity` of this start.
-        failed: keys that failed before; with a retry these may have changed in the archive.
+        failed: keys that failed before; with a retry these may have changed in the archive, or be gone.
     """
     output = config.io.output
     old = read_record(output)
@@ -121,8 +123,10 @@ def open_record(
             }
             _write_listing(output, listing)
             write_record(output, record)
-        elif config.policy.retry_failed:
-            _write_listing(output, listing)  # failed images may have been repaired
+        elif config.policy.retry_failed or record["archive"]["images"] != len(listing):
+            _write_listing(output, listing)  # failed images may have been repaired or removed, and others added
+            record["archive"] = {"images": len(listing), "sha256": listing_hash(listing)}
+            write_record(output, record)
     except OSError as error:
         raise ConfigError(f"output {output} cannot be written to: {error}") from error
     if record.get("single_writer"):
@@ -219,11 +223,17 @@ def dump(values: Mapping[str, Any]) -> bytes:
 def _refuse_other_configuration(config: RunConfig, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     names = sorted(name for name in (there.keys() | here.keys()) - {"sha256"} if there.get(name) != here.get(name))
     if names:
-        listed = "; ".join(f"{name} is {there.get(name)!r} there and {here.get(name)!r} here" for name in names)
+        listed = "; ".join(f"{_typed(name)} is {there.get(name)!r} there and {here.get(name)!r} here" for name in names)
+        last = posixpath.basename(config.io.output.rstrip("/"))
         raise ConfigError(
-            f"output {config.io.output} holds a run of another configuration: {listed}. "
-            "Choose another output, or give that run's settings"
+            f"output {config.io.output} holds a run of another configuration: {listed}. Choose another output, give "
+            f"that run's settings, or add --overwrite {last}, which deletes that run and its images"
         )
+
+
+def _typed(name: str) -> str:
+    """A setting's name as people type it: --strength for recipe.start.strength; hashes of weights as they are."""
+    return name if name.startswith("weights.") else f"--{typed(name.removeprefix('recipe.'))}"
 
 
 def _refuse_other_archive(config: RunConfig, listing: pa.Table, failed: Collection[str]) -> None:
@@ -235,16 +245,19 @@ def _refuse_other_archive(config: RunConfig, listing: pa.Table, failed: Collecti
         raise ConfigError(f"{uri} cannot be read ({error}); {lost}") from error
     changes = differences(old, listing)
     hint = ""
-    if set(changes["changed"]) & set(failed):
-        hint = "; --retry-failed takes up images that failed and were replaced"
+    if {*changes["changed"], *changes["removed"]} & set(failed):
+        hint = "; --retry-failed takes up images that failed and were replaced, and lets go of those that were removed"
     if config.policy.retry_failed:
-        changes["changed"] = [key for key in changes["changed"] if key not in failed]
-    named = [f"{len(keys)} {kind} ({first_of(keys)})" for kind, keys in changes.items() if keys]
-    if named:
+        for kind in ("changed", "removed"):
+            changes[kind] = [key for key in changes[kind] if key not in failed]
+    if changes["changed"] or changes["removed"]:
+        named = [f"{len(keys)} {kind} ({first_of(keys)})" for kind, keys in changes.items() if keys]
         raise ConfigError(
             f"archive {config.io.archive} is not what the run in {output} was planned from: {', '.join(named)}. "
             f"Choose another output for the archive as it is now{hint}"
         )
+    if added := changes["added"]:
+        log.warning("%d images are new in the archive, and are restored too (%s)", len(added), first_of(added))
 
 
 def _write_listing(output: str, listing: pa.Table) -> None:

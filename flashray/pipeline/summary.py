@@ -75,6 +75,8 @@ def summarise(
     predicted = predict_plan(state.planned, slots, quoted.actors, quoted.cost).solver_seconds if quoted else None
     summary["solver_seconds"] = seconds
     summary["predicted_solver_seconds"] = predicted and round(predicted, 3)
+    full = predict_full(workload_of(state.planned), chain, slots, quoted.actors, quoted.cost) if quoted else None
+    summary["predicted_full_chain_seconds"] = full and round(full.solver_seconds, 3)
     summary["predicted_over_actual_seconds"] = round(predicted / seconds, 4) if predicted and seconds else None
     summary["distributions"] = distributions(state)
     summary["failures"] = failures.slice(0, _FAILURES).to_pylist()
@@ -109,21 +111,27 @@ def read_summary(output: str) -> dict[str, Any] | None:
     return dict(found)
 
 
-def remarks(found: Mapping[str, Any]) -> list[str]:
-    """What the last message says of the files, as lines."""
+def remarks(found: Mapping[str, Any], problems: str = "problems.csv", learned: bool = False) -> list[str]:
+    """What the last message says of the files, as lines.
+
+    Args:
+        problems: where `problems.csv` is.
+        learned: whether the fusion's threshold decided what would change.
+    """
     lines = of_estimates(found["estimated"])
-    if 0 < found["scored"] < found["restored"]:
+    if found["scored"] < found["restored"] and (found["scored"] or found.get("references")):
         lines.append(
             f"scored are {found['scored']:,} of {found['restored']:,} images: the others' references cannot be read"
         )
     if found["unchanged"]:
-        lines.append(f"{found['unchanged']:,} images would not change by half a grey level, and are the same files")
-    if found["lost"]:
         lines.append(
-            f"{found['lost']:,} files lost something that their format cannot hold: column lost of the commits"
+            f"{found['unchanged']:,} images would not change by half a grey level, and are the same files"
+            + ("; where they are damaged all the same, --fusion.threshold 0.1 restores more" if learned else "")
         )
+    if found["lost"]:
+        lines.append(f"{found['lost']:,} files lost something that their format cannot hold: {problems} names them")
     if found["warnings"]:
-        lines.append(f"{found['warnings']:,} files were unclear: column warnings of the commits")
+        lines.append(f"{found['warnings']:,} files were unclear: {problems} names them")
     left = found["other_files"] - found["copied_files"]
     if left:
         how = "could not be copied" if found["not_copied"] else "are not copied; --copy-others does"
@@ -140,7 +148,8 @@ def estimated(planned: pa.Table) -> int:
 
 def of_estimates(count: int) -> list[str]:
     """What is said of so many images with estimated parameters: one line, or none."""
-    return [f"parameters of {count:,} images are estimates; a manifest would replace them"] if count else []
+    what = "the severity encoder's estimates; rows of a manifest would replace them"
+    return [f"parameters of {count:,} images are {what}"] if count else []
 
 
 def distributions(state: RunStatus) -> dict[str, dict[str, Any]]:

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from flashray import storage
 from flashray.errors import ConfigError
+from flashray.pipeline.archive import is_hidden
 from flashray.pipeline.damage import missing_and_changed, restored_files
 from flashray.pipeline.others import read_others
 from flashray.pipeline.outputs import Layout, image_of
@@ -33,7 +34,7 @@ class Verified:
         missing: committed images of which a file is not there: the image, a sample or the spread map.
         changed: committed images of which a file has other bytes.
         others_missing: copied files that are no images, and are no longer there or have another size.
-        strangers: files that no commit and no pending unit names.
+        strangers: files that no commit and no pending unit names, hidden ones aside.
         unplanned: number of images of the archive that no plan names.
     """
 
@@ -67,6 +68,8 @@ class Verified:
                 found.append(f"{len(keys):,} {name}: {', '.join(keys[:_NAMED])}{more}")
         if self.unplanned:
             found.append(f"{self.unplanned:,} images of the archive are in no plan")
+        if self.strangers:
+            found.append("no run wrote the strangers: move them away, or leave them and mind the other lines")
         if self.missing or self.changed:
             found.append("the same command with --verify makes missing and changed images again")
         return found
@@ -100,7 +103,7 @@ def verify(output: str) -> Verified:
         missing=missing,
         changed=changed,
         others_missing=sorted(name for name, size in others.items() if sizes.get(name) != size),
-        strangers=sorted(name for name in files if image_of(name) not in known),
+        strangers=sorted(name for name in files if image_of(name) not in known and not is_hidden(name)),
         unplanned=record["archive"]["images"] - len(pc.unique(status.plan["key"])),
     )
 

@@ -128,9 +128,11 @@ def is_server(uri: str) -> bool:
 
 
 def brief(error: BaseException) -> str:
-    """The first line of an error, without secrets."""
+    """The first line of an error, without secrets; of a database that a full disk broke also what helps."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return storage.redact(lines[0])
+    broken = "sqlite3" in lines[0] and re.search("_alembic_tmp|malformed|not a database", lines[0])
+    hint = "; the database file is damaged: move it away, and flashray replay OUT fills a new one" if broken else ""
+    return storage.redact(lines[0]) + hint
 
 
 def _artifacts(uri: str) -> str | None:

@@ -28,7 +28,7 @@ from tests.support.plans import found, schedule
 from tests.support.plans import work as work_of
 from tests.support.runs import changed
 
-SAID = "parameters of 3 images are estimates; a manifest would replace them"
+SAID = "parameters of 3 images are the severity encoder's estimates; rows of a manifest would replace them"
 
 
 @pytest.fixture
@@ -64,7 +64,9 @@ def test_the_plan_marks_what_no_manifest_gave(
         assert (blur, rows[key]["noise_std"]) == (1.5, 0.05) or key in keys[:3]
 
 
-def test_an_encoder_that_predicts_them_all_needs_no_manifest(work: WorkerSettings, tmp_path: Path) -> None:
+def test_an_encoder_that_predicts_them_all_needs_no_manifest(
+    work: WorkerSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     ranged = DegradationConfig(settings={"std": [0.3, 3.0]}, noise_std=[0.0, 0.2])
     config = changed(work.config, measurement="observed", degradation=ranged)
     known = ("blur_std", "noise_std")
@@ -72,9 +74,11 @@ def test_an_encoder_that_predicts_them_all_needs_no_manifest(work: WorkerSetting
     with pytest.raises(ConfigError, match=r"leaves blur_std, noise_std open.*--manifest"):
         read_archive(config, ("blur_std",))
     manifest = tmp_path / "manifest.csv"
-    manifest.write_text("key,blur_std\na.png,1.5\n")
+    manifest.write_text("key,blur_std\ncrop 0.png,1.5\n")
     config = changed(config, manifest=str(manifest))
     assert read_archive(config, known).images["noise_std"].null_count == 10
+    assert read_archive(config, known).images["given"].null_count == 9
+    assert "no row for 9 images" in caplog.text
     with pytest.raises(ConfigError, match="has no column noise_std"):
         read_archive(config, ("blur_std",))
     manifest.write_text("name,blur_std\na.png,1.5\n")

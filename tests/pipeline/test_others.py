@@ -111,8 +111,8 @@ def test_what_is_left_out_is_said(archive: Path) -> None:
     counted = COUNTS | {"unchanged": 2, "lost": 1, "warnings": 1, "unreadable_folders": ["a (Permission denied)"]}
     assert remarks(found | counted) == [
         "2 images would not change by half a grey level, and are the same files",
-        "1 files lost something that their format cannot hold: column lost of the commits",
-        "1 files were unclear: column warnings of the commits",
+        "1 files lost something that their format cannot hold: problems.csv names them",
+        "1 files were unclear: problems.csv names them",
         "3 files of the archive that are no images are not copied; --copy-others does",
         "left out, because they cannot be read: a (Permission denied)",
     ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from flashray.pipeline import progress
@@ -27,6 +29,21 @@ def test_nothing_done_yet() -> None:
     assert "1:30 left" in Progress("solve", 10, 50, expected=90.2).line()
     assert "1:30 left" in Progress("solve", 10, 50, inside=lambda: 2, expected=90.2).line()
     assert "1:30 left" not in Progress("solve", 10, 50, inside=lambda: 3, expected=90.2).line()
+    late = Progress("solve", 10, 50, expected=1e-9)
+    time.sleep(0.01)
+    assert "starting" in late.line()  # and not 0:00 left
+
+
+def test_the_workers_start_does_not_count_for_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    one = Progress("solve", 100, 1000)
+    now[0] = 50.0  # of which 40 were the start
+    one.advance(10, 100)
+    assert "7:30 left" in one.line()
+    now[0] = 60.0
+    one.advance(10, 100)
+    assert "1:20 left" in one.line()
 
 
 def test_it_prints_lines_while_it_is_open(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

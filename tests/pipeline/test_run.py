@@ -302,6 +302,39 @@ def test_one_image_is_an_archive(make: MakeConfig, archive: Path, tmp_path: Path
         make(source, archive)  # it would be replaced by its restoration
 
 
+def test_an_archive_grows_and_what_failed_may_leave(
+    make: MakeConfig, archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same command restores what is new, and nothing twice; a trial with a limit grows into the whole."""
+    folder, output = tmp_path / "photos", tmp_path / "run"
+    folder.mkdir()
+    for name in ("crop 0.png", "crop 1.png"):
+        shutil.copy(archive / name, folder / name)
+    assert restore_archive(make(folder, output, metrics=[], limit=1)) == 0
+    assert list(restored(output)) == ["crop 0.png"]
+    before = (output / "crop 0.png").stat().st_ino
+    config = make(folder, output, metrics=[])
+    assert restore_archive(config) == 0
+    shutil.copy(archive / "crop 3.png", folder / "album 2.png")
+    (folder / "broken.png").write_bytes(b"no image")
+    assert restore_archive(config) == 1
+    assert sorted(restored(output)) == ["album 2.png", "crop 0.png", "crop 1.png"]
+    assert (output / "crop 0.png").stat().st_ino == before
+    assert (record(output) / "problems.csv").read_text().splitlines()[1].startswith('"broken.png","failed",')
+    assert verify(str(output)).failed == ["broken.png"]
+
+    (folder / "broken.png").unlink()
+    with pytest.raises(ConfigError, match="lets go of those that were removed"):
+        restore_archive(config)
+    assert restore_archive(make(folder, output, metrics=[], retry_failed=True)) == 0
+    assert restore_archive(config) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert verify(str(output)).complete
+    assert summary_of(output)["images"] == 3
+    with pytest.raises(ConfigError, match="2 removed"):
+        restore_archive(make(folder, output, metrics=[], limit=1))
+
+
 def test_an_output_is_an_archive_without_its_records(done: RunConfig, make: MakeConfig, tmp_path: Path) -> None:
     from flashray.pipeline.archive import read_archive
 

@@ -63,6 +63,10 @@ def test_short_names_flags_and_hyphens() -> None:
     assert parse_run(named) == parse_run(ARGUMENTS)
 
 
+def test_suffixes_are_formats_too() -> None:
+    assert [parse_run([*ARGUMENTS, "--format", name]).io.format for name in ("jpg", "tif")] == ["jpeg", "tiff"]
+
+
 def test_keyword_arguments_are_the_command_line() -> None:
     values = {"archive": "/data/photos", "output": "/data/run", "recipe": RECIPE}
     assert run_config(values) == parse_run(ARGUMENTS)
@@ -151,7 +155,11 @@ def test_another_solver_has_its_own_settings() -> None:
         (["--limt", "3"], ["--limt is not an option", "did you mean --limit"]),
         (["third"], ["'third' is one argument too many"]),
         (["--limit"], ["--limit has no value"]),
-        (["--limit", "many"], ["limit", "many"]),
+        (["--limit", "many"], ["--limit is 'many'; give a whole number"]),
+        (["--format", "gif"], ["--format is 'gif'; give same, png, jpeg, webp, tiff"]),
+        (["--strength", "much"], ["--strength is 'much'; give a number"]),
+        (["--copy-others=perhaps"], ["--copy_others is 'perhaps'; give true or false"]),
+        (["--degradation.noise-std", "x"], ["--degradation.noise_std is 'x'; give a number or […, …]"]),
         (["--solver.name", "magic"], ["magic", "latent_dps"]),
         (["--degradation.name", "fog"], ["fog", "gaussian_blur"]),
         (["--degradation.settings.strength", "3"], ["strength", "kernel_size"]),

@@ -45,10 +45,9 @@ def test_a_run_is_opened_again(config: RunConfig) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"seed": 1}, ["seed is 0 there and 1 here"]),
+        ({"seed": 1}, ["--seed is 0 there and 1 here", "--overwrite run"]),
         ({"solver": SolverConfig(steps=10, settings={"dc_step": 2.0})}, ["solver.steps", "solver.settings.dc_step"]),
-        ({"start": Start(mode="full")}, ["start.mode is 'flash' there and 'full' here"]),
-        ({"limit": 1}, ["limit is None there and 1 here"]),
+        ({"start": Start(mode="full")}, ["--start.mode is 'flash' there and 'full' here"]),
         ({"slots": 3}, ["slots"]),
     ],
 )
@@ -81,6 +80,25 @@ def test_another_archive_is_refused_by_its_keys(config: RunConfig) -> None:
         open_run(config)
     message = str(caught.value)
     assert all(word in message for word in ("1 added (c d.png)", "1 removed (b.png)", "1 changed (a.png)"))
+
+
+def test_an_archive_may_grow(config: RunConfig, caplog: pytest.LogCaptureFixture) -> None:
+    before = open_run(config)["archive"]["images"]
+    (Path(config.io.archive) / "c d.png").write_bytes(b"x")
+    assert open_run(config)["archive"]["images"] == before + 1
+    assert "1 images are new in the archive, and are restored too (c d.png)" in caplog.text
+    caplog.clear()
+    open_run(config)
+    assert "new in the archive" not in caplog.text
+
+
+def test_an_image_that_failed_may_leave_with_a_retry(config: RunConfig) -> None:
+    open_run(config)
+    (Path(config.io.archive) / "a.png").unlink()
+    with pytest.raises(ConfigError, match=r"1 removed \(a.png\).*--retry-failed.* lets go of those that were removed"):
+        open_run(config, failed={"a.png"})
+    open_run(changed(config, retry_failed=True), failed={"a.png"})
+    open_run(config)
 
 
 def test_a_retry_takes_up_repaired_images(config: RunConfig) -> None:

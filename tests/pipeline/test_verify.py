@@ -37,6 +37,7 @@ def test_a_lost_a_changed_and_a_strange_file_are_named(run: Path):
     (run / "a.png").unlink()
     (run / "deep" / "d.png").write_bytes(b"other")
     (run / "who.png").write_bytes(b"?")
+    (run / "deep" / ".DS_Store").write_bytes(b"a desktop's")
     found = verify(str(run))
     assert (found.missing, found.changed, found.strangers) == (["a.png"], ["deep/d.png"], ["who.png"])
     assert found.restored == 2
