@@ -173,10 +173,12 @@ class Recipe:
                 f"degradation {degradation.name} stands for unknown damage, and solver {solver.name} with fusion "
                 f"{self.fusion.name} needs an operator; use solver unguided with fusion learned or none"
             )
-        if self.start.mode == "full" and not self.solver.guided:
+        whole = self.start.mode == "full" or (self.start.step or 0) >= self.solver.steps
+        if not self.solver.guided and (whole or self.start.formula == "paper"):
+            what = f"start.formula {self.start.formula}" if not whole else f"start.mode {self.start.mode}"
             raise ConfigError(
-                f"solver {self.solver.name} with start.mode full would end at a random image, because nothing tells it "
-                "of the measurement; use start.mode flash, or a recipe with a known degradation"
+                f"solver {self.solver.name} with {what} could end at a random image, because nothing tells it of the "
+                "measurement; use start.mode flash with start.formula schedule, or a recipe with a known degradation"
             )
         if self.fusion.name == "learned" and not self.start.uses_encoder:
             raise ConfigError(

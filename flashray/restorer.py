@@ -142,8 +142,6 @@ class Restorer:
     ) -> None:
         check_choice("measurement", measurement, ("observed", "simulated"))
         check_choice("fit", fit, get_args(Fit))
-        if not isinstance(slots, int) or slots < 1:
-            raise ConfigError(f"slots is {slots!r}; give a whole number of windows, at least 1")
         self.recipe, self.prior, self.slots = recipe, prior, slots
         self.encoder = encoder if recipe.start.uses_encoder else None
         self.start, self.solver = recipe.start, recipe.solver.make()
@@ -526,6 +524,8 @@ def load(
         ConfigError: when the recipe, a model or a setting is missing or wrong.
     """
     check_choice("precision", precision, ("auto", "float32", "bf16"))
+    if not isinstance(slots, int) or slots < 1:
+        raise ConfigError(f"slots is {slots!r}; give a whole number of windows, at least 1")
     if isinstance(recipe, Recipe):
         if changes:
             raise ConfigError("changes are for recipes given by name; change a Recipe with dataclasses.replace")

@@ -170,5 +170,5 @@ def test_without_an_operator_no_photo_takes_the_full_chain(prior: LatentPrior, t
     step, fallback = Restorer(recipe, prior, encoder).start_steps(torch.tensor([0.1, 9.0, torch.inf]))
     assert (step < 12).all()
     assert not fallback.any()
-    with pytest.raises(ConfigError, match="would end at a random image"):
+    with pytest.raises(ConfigError, match="could end at a random image"):
         Recipe(DegradationConfig("photo"), Start("full"), SolverConfig("unguided", steps=12)).check()

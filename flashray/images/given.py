@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -58,9 +58,9 @@ def as_list(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
     """The images of a call that takes one or several; a tensor [B, 3, H, W] is B images."""
     if isinstance(images, Tensor) and images.ndim == 4:
         return list(images)
-    if isinstance(images, Sequence) and not isinstance(images, str):
-        return list(images)
-    return [images]
+    if isinstance(images, str | Path | Image.Image | np.ndarray | Tensor):
+        return [images]
+    return list(images) if isinstance(images, Iterable) else [images]
 
 
 def name_of(image: ImageLike, position: int) -> str:

@@ -53,18 +53,20 @@ class Archive:
 
     Attributes:
         images: a table of `LISTING`, sorted by key or, in shards, by shard and the place in it; cut to `limit`.
+        total: how many there are without a limit.
         others: files that are no images by their names, and hidden files.
         unreadable: folders that cannot be listed, each with the reason.
         index: of the shards, where it was read anew.
     """
 
     images: pa.Table
+    total: int = 0
     others: list[storage.Entry] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     index: pa.Table | None = None
 
 
-def read_archive(config: RunConfig, predicted: Collection[str] = ()) -> Archive:
+def read_archive(config: RunConfig, predicted: Collection[str] = (), taken: pa.ChunkedArray | None = None) -> Archive:
     """Everything below the archive: its images, or where it holds none, those in its shards.
 
     Pipes, devices, dead links and names that are not UTF-8 are images by their names like any other: reading them
@@ -73,6 +75,7 @@ def read_archive(config: RunConfig, predicted: Collection[str] = ()) -> Archive:
 
     Args:
         predicted: what the severity encoder estimates of an image that the manifest gives nothing for.
+        taken: keys of images that count first for the limit, because the run has taken them before.
 
     Raises:
         ConfigError: when the archive is missing or holds no image, a folder of it cannot be read, it holds both loose
@@ -99,7 +102,8 @@ def read_archive(config: RunConfig, predicted: Collection[str] = ()) -> Archive:
             "copied as they are" if io.copy_others else "left out; --copy-others copies them",
         )
     index = _index(config, [(storage.join(root, one.key), one.size) for one in shards]) if shards else None
-    table = (_loose(root, images) if index is None else _sharded(index.table)).slice(0, config.policy.limit)
+    table = _loose(root, images) if index is None else _sharded(index.table)
+    total, table = len(table), limited(table, config.policy.limit, taken)
     keys = table["key"].to_pylist()
     refused = without_place(keys, io.format)
     refuse_page([] if io.shards != "none" else keys, io.format, [one.key for one in others] if io.copy_others else [])
@@ -112,7 +116,16 @@ def read_archive(config: RunConfig, predicted: Collection[str] = ()) -> Archive:
     for name, values in manifest_columns(config, table["key"], predicted, carried).items():
         table = table.append_column(name, values)
     table = table.select(LISTING.names).cast(LISTING)
-    return Archive(table, others, unreadable, index.table if index is not None and index.anew else None)
+    return Archive(table, total, others, unreadable, index.table if index is not None and index.anew else None)
+
+
+def limited(table: pa.Table, limit: int | None, taken: pa.ChunkedArray | None = None) -> pa.Table:
+    """The rows of the images that were taken before, and the first others, so many in all."""
+    if limit is None or taken is None:
+        return table.slice(0, limit)
+    before = pc.is_in(table["key"], taken.combine_chunks()).to_numpy()
+    others = np.flatnonzero(~before)[: max(limit - int(before.sum()), 0)]
+    return table.take(pa.array(np.sort(np.append(np.flatnonzero(before), others))))
 
 
 def _entries(config: RunConfig) -> tuple[str, list[storage.Entry], list[str]]:

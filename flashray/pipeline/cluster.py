@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -197,7 +197,11 @@ def cause_of(error: BaseException) -> str:
 
 
 def size_pools(
-    config: RunConfig, threads: int | None, weights: int = 0, images: int = sys.maxsize, pixels: int = 0
+    config: RunConfig,
+    threads: int | None,
+    weights: int = 0,
+    images: int = sys.maxsize,
+    pixels: Callable[[], int] = lambda: 0,
 ) -> Pools:
     """Pools that fit the cluster as it is now.
 
@@ -205,7 +209,7 @@ def size_pools(
         threads: of an actor, as an earlier start recorded them: a convolution's last digits may depend on them.
         weights: bytes of the models.
         images: of the archive; more CPU actors than that would have nothing to do.
-        pixels: of its large images, which an actor holds one of.
+        pixels: of its large images, which an actor holds one of; asked only where the number of actors follows from it.
 
     Raises:
         ConfigError: when the cluster has no CPUs, or the device is cuda and it has no GPU.
@@ -227,7 +231,8 @@ def size_pools(
     if gpus and config.resources.device != "cpu":
         return _pools_on_gpus(nodes, config, threads)
     here = [node["NodeID"] for node in found] == [ray.get_runtime_context().get_node_id()]
-    memory = _PROCESS + _WORKSPACE * weights + PIXEL_BYTES * pixels
+    photo = 0 if config.resources.solver_actors else PIXEL_BYTES * pixels()
+    memory = _PROCESS + _WORKSPACE * weights + photo
     return _pools_on_cpus(nodes, config, threads, memory, images, cores() if here else None)
 
 
@@ -252,10 +257,10 @@ def _pools_on_cpus(
     images: int,
     most: int | None = None,
 ) -> Pools:
-    """Actors of `memory` bytes with as few equal threads as nodes allow, or as requested; `most` cores of this machine.
+    """Actors of `memory` bytes and equal threads, or as requested; `most` cores of this machine.
 
-    Threads of one actor wait for each other at every operation; actors do not. Where there are fewer images than cores
-    an actor has more threads, because an image is restored by one actor.
+    Threads of one actor wait for each other at every operation; actors do not. So there are as many actors as images
+    and memory allow, up to one a core, and their threads share the cores.
     """
     free = [min(max(1, int(node.cpus) - 1), most or sys.maxsize) for node in nodes]  # one CPU a node is left for tasks
 

@@ -13,7 +13,7 @@ from flashray.pipeline.load import read_images
 from flashray.shards.place import Place
 
 SAMPLE = 16  # images whose files are read
-READ = 32 * 2**20  # bytes of a file that is read; of a larger one the pixels follow from its size
+READ = 16 * 2**20  # bytes of a file that is read; of a larger one the pixels follow from its size
 _BYTES = 6  # of a pixel of an uncompressed file of 16 bits a channel
 LARGE = 0.75  # of the sample's images have no more pixels than a large one
 
@@ -24,15 +24,17 @@ def large_pixels(listing: pa.Table, max_megapixels: float) -> int:
     count = min(SAMPLE, len(listing))
     rows = listing.take(pa.array(np.arange(count) * len(listing) // max(count, 1))).to_pylist()
     pixels = [row["size"] // _BYTES for row in rows if row["size"] > READ]
-    places = [Place(row["uri"], row["offset"], row["length"]) for row in rows if row["size"] <= READ]
-    try:
-        files = read_images(places, [None] * len(places))
-    except storage.Unavailable:  # the workers wait for it to come back
-        files = []
-    for data in (file.data for file in files if file.data is not None):
+    for row in rows:
+        place = Place(row["uri"], row["offset"], row["length"])
+        if row["size"] > READ or place.is_row:  # a row of Parquet is read with its row group
+            continue
         try:
-            header = read_header(data, max_megapixels)
+            (file,) = read_images([place], [None])
+            header = read_header(file.data, max_megapixels) if file.data is not None else None
+        except storage.Unavailable:  # the workers wait for it to come back
+            break
         except ImageError:  # its row will say so
             continue
-        pixels.append(header.width * header.height)
+        if header is not None:
+            pixels.append(header.width * header.height)
     return int(np.quantile(pixels, LARGE, method="higher")) if pixels else 0

@@ -200,7 +200,7 @@ def _check_values(where: str, manifest: pa.Table, degradation: Degradation) -> N
         wrong += [n for n, v in enumerate(values) if name == "noise_std" and v is not None and v < 0]
         if wrong:
             n, bound = wrong[0], "≥ 0 and finite" if name == "noise_std" else "finite"
-            raise ConfigError(f"{where}, key {manifest['key'][n]}: {name} must be {bound}, and is {values[n]:g}")
+            raise ConfigError(f"{where}: key {manifest['key'][n]}: {name} must be {bound}, and is {values[n]:g}")
     names = degradation.parameter_names
     if names and set(names) <= set(manifest.column_names):
         rows = zip(*(manifest[name].cast(pa.float64(), safe=False).to_pylist() for name in names), strict=True)
@@ -225,5 +225,5 @@ def _check_parameters(
             try:
                 check(slice(n, n + 1))
             except ConfigError as error:
-                raise ConfigError(f"{where}, key {keys[place]}: {error}") from error
+                raise ConfigError(f"{where}: key {keys[place]}: {error}") from error
         raise

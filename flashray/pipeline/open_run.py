@@ -53,7 +53,8 @@ def open_run(config: RunConfig) -> Run:
         raise ConfigError(f"references {io.references} does not exist; give the folder of the clean images")
     models = load_models(config)
     config = models.config
-    archive = read_archive(config, models.encoder.parameter_names if models.encoder else ())
+    predicted = models.encoder.parameter_names if models.encoder else ()
+    archive = read_archive(config, predicted, _taken_before(config))
     if config.policy.overwrite is not None:
         _erase(config, models)
     status = RunStatus.read(io.output)
@@ -62,6 +63,14 @@ def open_run(config: RunConfig) -> Run:
     if record is None:
         models.warn_of_prior()
     return Run(config, models, archive, status, record, started)
+
+
+def _taken_before(config: RunConfig) -> pa.ChunkedArray | None:
+    """Keys of the images that the run in the output has taken; asked only where a limit leaves others out."""
+    limited = config.policy.limit is not None and config.policy.overwrite is None
+    if not limited or run_record.read_record(config.io.output) is None:
+        return None
+    return run_record.read_listing(config.io.output)["key"]
 
 
 def _erase(config: RunConfig, models: Models) -> None:
@@ -139,7 +148,8 @@ class Run:
     def nothing_to_do(self) -> bool:
         """Whether earlier starts did everything that is requested."""
         unsolved = not self.requested.policy.plan_only and (len(self.status.pending) or not self._finished)
-        return not (len(self.unplanned) or self._left() or self.rebudgeted or unsolved or self.unpriced)
+        left = not self.requested.policy.plan_only and self._left()
+        return not (len(self.unplanned) or left or self.rebudgeted or unsolved or self.unpriced)
 
     @property
     def needs_cluster(self) -> bool:
@@ -167,7 +177,8 @@ class Run:
         if self.models.registered is not None:
             self.record["registered"] = {"severity_encoder": self.models.registered.uri}
         self.take_choices()
-        self._let_go()
+        if not self.requested.policy.plan_only:
+            self._let_go()
         if (self.status.attempts, self.status.units) != (before.attempts, before.units):
             self._decide()
 
@@ -175,8 +186,13 @@ class Run:
         """Plan images that failed and have left the archive as gone; `examine` has refused others that left."""
         if left := self._left():
             log.warning("%d images that failed are no longer in the archive (%s)", len(left), first_of(left))
+            self.delete_summary()
             write_plan(self.output, self.status.attempts, gone(left))
             self.read_status()
+
+    def delete_summary(self) -> None:
+        """A run with a summary counts as finished; it is written again at the end."""
+        storage.delete(run_uri(self.output, "summary.json"))
 
     def write_record(self) -> None:
         run_record.write_record(self.output, self.record)
@@ -254,10 +270,13 @@ class Run:
         if not self.status.attempts:
             return self.listing
         again = self.status.failures["key"].to_pylist() if self.requested.policy.retry_failed else []
-        again += self._damaged()
-        key = self.listing["key"]
-        new = pc.invert(pc.is_in(key, self.status.plan["key"].combine_chunks()))
-        return self.listing.filter(pc.or_(new, pc.is_in(key, pa.array(again, pa.string()))))
+        again += self._damaged() + self._new()["key"].to_pylist()
+        return self.listing.filter(pc.is_in(self.listing["key"], pa.array(again, pa.string())))
+
+    def _new(self) -> pa.Table:
+        """Rows of the listing that no plan has."""
+        planned = self.status.plan["key"].combine_chunks()
+        return self.listing.filter(pc.invert(pc.is_in(self.listing["key"], planned)))
 
     def _damaged(self) -> list[str]:
         """Keys of the images that were restored and whose files are gone or damaged; a quote does not look."""
@@ -272,14 +291,20 @@ class Run:
         return [key for keys in parts for key in keys]
 
     def _rebudgeted(self) -> bool:
-        """Whether the budget has changed since the plan; ConfigError if a unit of that plan is committed already."""
+        """Whether the budget, or what it has to last for, has changed since the plan.
+
+        ConfigError if a unit of that plan is committed already.
+        """
         here, there = self.requested.policy.budget, (self.record.get("budget") or {}).get("requested", {})
-        if not self.status.attempts or here == there:
+        new = len(self._new())
+        if not self.status.attempts or (here == there and not (here and new)):
             return False
         if set(pc.unique(self.status.planned["unit_id"]).to_pylist()) & self.status.units:
+            why = f"this start asks for {here or 'unlimited'}: choose another output, or give that budget"
+            grown = f"{new} images are new: restore them to another output"
             raise ConfigError(
                 f"output {self.output} holds a run planned with the budget {there or 'unlimited'} and partly done, and "
-                f"this start asks for {here or 'unlimited'}: choose another output, or give that budget"
+                f"{why if here != there else grown}"
             )
         return True
 

@@ -90,19 +90,27 @@ def _run_config(argv: Sequence[str], prog: str) -> RunConfig:
             if name not in given:
                 raise ConfigError(f"{what} is missing: {prog} IN OUT")
     parser = parser_of(prog)
-    named = given.get("recipe") or _configured_recipe(given.get("config", "")) or DEFAULT_RECIPE
-    names = {section: given.get(f"{section}.name") for section in ("degradation", "solver")}
+    configured = _configured(given.get("config", ""))
+    named = given.get("recipe") or configured.get("recipe") or DEFAULT_RECIPE
+    names: dict[str, Any] = {}
+    for section in ("degradation", "solver"):
+        typed, inner = given.get(f"{section}.name"), configured.get(section)
+        inner = inner if isinstance(inner, dict) else {}
+        names[section] = typed or inner.get("name")
+        if typed is not None and inner.get("name") not in (None, typed):  # the file's settings are the other one's
+            at = argv.index("--config") + 2
+            argv[at:at] = [f"--{section}.settings", "{}"]
     parser.set_defaults(dict(_leaves(without_settings_of_others(read_recipe(named), names))))
     values = parse(parser, argv)
     recipe = Recipe(**{name: getattr(values, name) for name in (*_RECIPE, "prior", "seed")})
     return check(RunConfig(recipe=recipe, **{name: getattr(values, name) for name in _RUN}))
 
 
-def _configured_recipe(path: str) -> str | None:
-    """The recipe that a configuration file names; what is wrong with the file is said when it is parsed."""
+def _configured(path: str) -> dict[str, Any]:
+    """The values of a configuration file; what is wrong with them is said when they are parsed."""
     values = read_yaml(Path(path).read_bytes(), f"config {path}") if os.path.isfile(path) else None
-    named = values.get("recipe") if isinstance(values, dict) else None
-    return named if isinstance(named, str) else None
+    values = values if isinstance(values, dict) else {}
+    return values if isinstance(values.get("recipe"), str | None) else values | {"recipe": None}
 
 
 def _leaves(values: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -160,8 +160,12 @@ def severities(
     again = "delete it, and the same command estimates its images again"
     names = own_names(folder, r"\d+\.parquet")
     shards = [read_table(storage.join(folder, name), SEVERITY, again, SEVERITY.names) for name in names]
-    known = pa.concat_tables([SEVERITY.empty_table(), *shards])
-    todo = todo.filter(pc.invert(pc.is_in(_firsts(todo["index"]), known["index"])))
+    known = _placed(pa.concat_tables([SEVERITY.empty_table(), *shards]), listing)
+    if len(todo):  # a chunk is estimated whole
+        keys = todo["key"].combine_chunks()
+        there = pc.is_in(keys.flatten(), known["key"].combine_chunks()).to_numpy(False)
+        todo = todo.filter(pa.array(~np.logical_and.reduceat(there, keys.offsets.to_numpy()[:-1])))
+        known = known.filter(pc.invert(pc.is_in(known["key"], todo["key"].combine_chunks().flatten())))
     progress.skip(len(known))
 
     fresh: list[pa.Table] = []
@@ -178,10 +182,17 @@ def severities(
     return pa.concat_tables([known, *fresh]).sort_by("index")
 
 
-def _firsts(column: pa.ChunkedArray) -> pa.Array:
-    """The first element of each list."""
-    column = column.combine_chunks()
-    return column.values.take(column.offsets[:-1]) if len(column) else pa.array([], column.type.value_type)
+def _placed(known: pa.Table, listing: pa.Table) -> pa.Table:
+    """The latest results of images that are in the listing, with their places in it.
+
+    The archive may have grown since they were kept, and chunks that were half known estimated again.
+    """
+    known = known.filter(pc.is_in(known["key"], listing["key"].combine_chunks()))
+    if pc.count_distinct(known["key"]).as_py() < len(known):
+        latest = {key: row for row, key in enumerate(known["key"].to_pylist())}
+        known = known.take(pa.array(sorted(latest.values())))
+    index = listing["index"].take(pc.index_in(known["key"], listing["key"].combine_chunks()))
+    return known.set_column(0, SEVERITY.field("index"), index)
 
 
 def estimate_all(todo: pa.Table, work: WorkerSettings, pools: Pools, quarantine: Any) -> Iterator[pa.Table]:

@@ -37,8 +37,7 @@ def ray_session(run: Run) -> Iterator[RaySession]:
     try:
         await_nodes(run.config)
         threads = run.record.get("threads")
-        pixels = 0 if threads else large_pixels(run.listing, run.config.io.max_megapixels)
-        pools = size_pools(run.config, threads, run.models.weights, len(run.listing), pixels)
+        pools = size_pools(run.config, threads, run.models.weights, run.archive.total, lambda: _pixels(run))
         if run.record.get("device") not in (None, pools.device):
             raise ConfigError(
                 f"output {run.output} holds a run made on {run.record['device']}, and this start would use "
@@ -55,6 +54,13 @@ def ray_session(run: Run) -> Iterator[RaySession]:
     finally:
         if own:
             ray.shutdown()
+
+
+def _pixels(run: Run) -> int:
+    """Of the archive's large images; they are looked at once, at the first start."""
+    if "large_pixels" not in run.record:
+        run.record["large_pixels"] = large_pixels(run.listing, run.config.io.max_megapixels)
+    return int(run.record["large_pixels"])
 
 
 def _note_choices(run: Run, pools: Pools) -> None:

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from flashray import storage
 from flashray.errors import ConfigError, FlashrayError
+from flashray.memory import freed_memory_kept
 from flashray.pipeline import attempt_markers, budget, run_record, summary
 from flashray.pipeline.calibrate import cost_key, measure_cost
 from flashray.pipeline.clean import orphans_of
@@ -21,7 +22,16 @@ from flashray.pipeline.lease import held
 from flashray.pipeline.open_run import Run, open_run
 from flashray.pipeline.others import copy_others, read_others
 from flashray.pipeline.outputs import Layout
-from flashray.pipeline.plan import finish_plan, found_again, packing_of, severities, workload, write_plan
+from flashray.pipeline.plan import (
+    SEVERITY,
+    finish_plan,
+    found_again,
+    packing_of,
+    severities,
+    without,
+    workload,
+    write_plan,
+)
 from flashray.pipeline.problems import NAMED, first_errors, problems_uri, write_problems
 from flashray.pipeline.progress import Progress, clock
 from flashray.pipeline.quarantine import nfe_under_way
@@ -67,10 +77,10 @@ def restore_archive(config: RunConfig) -> int:
 def plan(run: Run, session: RaySession) -> None:
     """σ̂, start step and unit of every image that has none; with a budget, starts that fit it."""
     run.models.share()
-    if run.rebudgeted:
-        _write_plan(run, session, found_again(run.status.plan, run.listing), run.status.attempts)
+    attempt = run.status.attempts
+    kept = without(run.status.plan, run.unplanned)
+    before = found_again(kept, run.listing) if run.rebudgeted else SEVERITY.empty_table()
     if len(run.unplanned):
-        attempt = run.status.attempts
         folder = run_uri(run.output, "severity", f"{attempt:02d}")
         work = run.worker_settings(session.pools)
         with Progress("plan", len(run.unplanned)) as progress:
@@ -79,8 +89,10 @@ def plan(run: Run, session: RaySession) -> None:
             raise FlashrayError(
                 f"the plan pass lost or duplicated images; delete {folder} and run the same command again"
             )
-        _write_plan(run, session, found, attempt)
+        _write_plan(run, session, pa.concat_tables([before, found]).sort_by("index"), attempt)
         storage.delete(folder)
+    elif run.rebudgeted:
+        _write_plan(run, session, before, attempt)
 
 
 def quote(run: Run, session: RaySession) -> None:
@@ -99,7 +111,7 @@ def quote(run: Run, session: RaySession) -> None:
 
 def solve(run: Run, session: RaySession) -> None:
     """Restore and commit the pending units."""
-    storage.delete(run_uri(run.output, "summary.json"))  # it is written again at the end
+    run.delete_summary()
     run.keep_tracked()
     pending, began = run.status.pending, time.monotonic()
     if not len(pending):
@@ -136,7 +148,6 @@ def finish(run: Run) -> None:
         copy_others(run.config.io, run.archive.others)
     found = summary.summarise(status, run.config.recipe.solver.steps, run.models.unavailable, run.slots, run.quoted)
     found |= summary.beside_the_images(run.archive, read_others(run.output))
-    found["references"] = run.config.io.references is not None
     solved = run.record.get("solved", {"images": 0, "seconds": 0.0})
     solved = {"images": solved["images"] + run.images_solved, "seconds": solved["seconds"] + run.seconds_solving}
     run.record["solved"] = solved
@@ -144,7 +155,8 @@ def finish(run: Run) -> None:
     # of the solve passes of all starts that came to their end
     found["images_per_second"] = round(solved["images"] / solved["seconds"], 4) if solved["images"] else None
     found["wall_seconds"] = round(time.monotonic() - run.started, 3)
-    write_pages(run.local_restorer(), run.config, status, found)
+    with freed_memory_kept():
+        write_pages(run.local_restorer(), run.config, status, found)
     run.tracker.metrics(summary.numbers(found))  # first, because a run with a summary counts as tracked
     write_problems(run.output, status)
     storage.put_bytes(run_uri(run.output, "summary.json"), run_record.dump(found))
@@ -161,7 +173,8 @@ def verdict(run: Run) -> int:
     for line in first_errors(failures):
         log.error("  %s", line)
     if len(failures) > NAMED:
-        log.error("  … and %d more: %s names them", len(failures) - NAMED, problems_uri(run.output))
+        more = f": {problems_uri(run.output)} names them" if storage.exists(problems_uri(run.output)) else ""
+        log.error("  … and %d more%s", len(failures) - NAMED, more)
     log.error(
         "repair, replace or remove them in the archive, or leave them where the machine was to blame, and run the same "
         "command with --retry-failed"
@@ -214,6 +227,7 @@ def _write_plan(run: Run, session: RaySession, found: pa.Table, attempt: int) ->
         )
         run.record["budget"] = budget.entry(run.requested, fitted)
         rows = planned()
+    run.delete_summary()
     write_plan(run.output, attempt, rows)
     run.write_record()  # after the plan: a budget in run.json says that its plan is there
     run.read_status()
@@ -251,7 +265,8 @@ def _print_summary(run: Run, found: dict[str, Any]) -> None:
     for metric, why in run.models.unavailable.items():
         print(f"{metric} is empty: {why}")
     learned = run.config.recipe.fusion.name == "learned"
-    for line in summary.remarks(found, problems_uri(run.output), learned):
+    scored = run.config.io.references is not None
+    for line in summary.remarks(found, problems_uri(run.output), learned, scored):
         print(shown(line))
     print(f"restored images: {run.output}")
     print(f"page:            {page_uri(run.output)}")

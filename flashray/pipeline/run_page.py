@@ -92,7 +92,7 @@ def make_page(restorer: Restorer, config: RunConfig, status: RunStatus, found: M
         scores=_scores(found),
         images=_images(status, set(rows)),
         failures=[(row["key"], row["error"]) for row in failures.slice(0, FAILURES).to_pylist()],
-        failures_note=f"{len(failures):,} in all; _flashray/problems.csv names every one.",
+        failures_note=f"{len(failures):,} in all; _flashray/problems.csv of a finished run names every one.",
         facts=[
             (name, f"{value:g}" if isinstance(value, float) else str(value))
             for name, value in flatten(to_dict(config)).items()

@@ -124,6 +124,9 @@ def open_record(
             _write_listing(output, listing)
             write_record(output, record)
         elif config.policy.retry_failed or record["archive"]["images"] != len(listing):
+            before = record["archive"]["images"]
+            if len(listing) > before:
+                log.warning("%d images are new in the archive, and are restored too", len(listing) - before)
             _write_listing(output, listing)  # failed images may have been repaired or removed, and others added
             record["archive"] = {"images": len(listing), "sha256": listing_hash(listing)}
             write_record(output, record)
@@ -221,7 +224,8 @@ def dump(values: Mapping[str, Any]) -> bytes:
 
 
 def _refuse_other_configuration(config: RunConfig, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    names = sorted(name for name in (there.keys() | here.keys()) - {"sha256"} if there.get(name) != here.get(name))
+    compared = (there.keys() | here.keys()) - {"sha256"} - _FREE  # an earlier version may have kept more
+    names = sorted(name for name in compared if there.get(name) != here.get(name))
     if names:
         listed = "; ".join(f"{_typed(name)} is {there.get(name)!r} there and {here.get(name)!r} here" for name in names)
         last = posixpath.basename(config.io.output.rstrip("/"))
@@ -238,12 +242,7 @@ def _typed(name: str) -> str:
 
 def _refuse_other_archive(config: RunConfig, listing: pa.Table, failed: Collection[str]) -> None:
     output = config.io.output
-    uri, lost = run_uri(output, "archive.parquet"), "put it back, or choose another output"
-    try:
-        old = read_table(uri, LISTING, lost, ("key", "size"))
-    except OSError as error:
-        raise ConfigError(f"{uri} cannot be read ({error}); {lost}") from error
-    changes = differences(old, listing)
+    changes = differences(read_listing(output), listing)
     hint = ""
     if {*changes["changed"], *changes["removed"]} & set(failed):
         hint = "; --retry-failed takes up images that failed and were replaced, and lets go of those that were removed"
@@ -256,8 +255,15 @@ def _refuse_other_archive(config: RunConfig, listing: pa.Table, failed: Collecti
             f"archive {config.io.archive} is not what the run in {output} was planned from: {', '.join(named)}. "
             f"Choose another output for the archive as it is now{hint}"
         )
-    if added := changes["added"]:
-        log.warning("%d images are new in the archive, and are restored too (%s)", len(added), first_of(added))
+
+
+def read_listing(output: str) -> pa.Table:
+    """The listing of the run in an output, as it was taken; ConfigError where it is damaged or gone."""
+    uri, lost = run_uri(output, "archive.parquet"), "put it back, or choose another output"
+    try:
+        return read_table(uri, LISTING, lost, ("key", "size"))
+    except OSError as error:
+        raise ConfigError(f"{uri} cannot be read ({error}); {lost}") from error
 
 
 def _write_listing(output: str, listing: pa.Table) -> None:

@@ -111,15 +111,18 @@ def read_summary(output: str) -> dict[str, Any] | None:
     return dict(found)
 
 
-def remarks(found: Mapping[str, Any], problems: str = "problems.csv", learned: bool = False) -> list[str]:
+def remarks(
+    found: Mapping[str, Any], problems: str = "problems.csv", learned: bool = False, referenced: bool = False
+) -> list[str]:
     """What the last message says of the files, as lines.
 
     Args:
         problems: where `problems.csv` is.
         learned: whether the fusion's threshold decided what would change.
+        referenced: whether references are given.
     """
     lines = of_estimates(found["estimated"])
-    if found["scored"] < found["restored"] and (found["scored"] or found.get("references")):
+    if found["scored"] < found["restored"] and (found["scored"] or referenced):
         lines.append(
             f"scored are {found['scored']:,} of {found['restored']:,} images: the others' references cannot be read"
         )
@@ -177,7 +180,7 @@ def numbers(summary: Mapping[str, Any]) -> dict[str, float | None]:
         elif name == "distributions":
             for of, one in value.items():
                 found |= {f"{of}_{which}": number for which, number in one.items() if which != "histogram"}
-        elif value is None or isinstance(value, int | float):
+        elif value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
             found[name] = value
     return found
 

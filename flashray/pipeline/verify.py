@@ -104,7 +104,7 @@ def verify(output: str) -> Verified:
         changed=changed,
         others_missing=sorted(name for name, size in others.items() if sizes.get(name) != size),
         strangers=sorted(name for name in files if image_of(name) not in known and not is_hidden(name)),
-        unplanned=record["archive"]["images"] - len(pc.unique(status.plan["key"])),
+        unplanned=max(0, record["archive"]["images"] - len(pc.unique(status.plan["key"]))),
     )
 
 

@@ -49,10 +49,10 @@ class WorkerSettings:
         return cls(dataclasses.replace(config, tracking=TrackingConfig()), device, threads, lpips, run_id, weights)
 
     def restorer(self, prior: LatentPrior | None = None, encoder: SeverityEncoder | None = None) -> Restorer:
-        """The run's restorer in this process, which computes with `threads` threads and keeps freed memory from now on.
+        """The run's restorer in this process, which computes with `threads` threads. A worker keeps freed memory.
 
         Args:
-            prior, encoder: the models, if they are loaded already.
+            prior, encoder: the models, in the driver, which has them.
 
         Raises:
             FlashrayError: when what this machine loads is not what the run began with.
@@ -62,9 +62,9 @@ class WorkerSettings:
         from flashray.restorer import Restorer, load_models
 
         torch.set_num_threads(self.threads)
-        keep_freed_memory()
         config = self.config
         if prior is None:
+            keep_freed_memory()
             prior, encoder = load_models(config.recipe, self.device)
             if self.weights is not None:
                 self._compare(hashes(prior, encoder))

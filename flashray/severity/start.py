@@ -76,7 +76,7 @@ class Start:
 
         Args:
             guided: whether the solver looks at the measurement. Without it a full chain would end at another image, so
-                with formula schedule σ̂ is then held at the limit, and nothing falls back.
+                σ̂ is then held at the limit, and nothing falls back. A recipe refuses formula paper with it.
         """
         import torch
 
@@ -90,7 +90,7 @@ class Start:
             return step_B, torch.zeros_like(full, dtype=torch.bool)
         fallback_B = self.falls_back(sigma_hat_B).cpu()
         sigma_B = (self.scale * sigma_hat_B).nan_to_num(nan=torch.inf)
-        if not guided and self.formula == "schedule":
+        if not guided:
             fallback_B, sigma_B = torch.zeros_like(fallback_B), sigma_B.clamp(max=1.0)
         if self.scale == 0:
             return torch.where(fallback_B, full, 0), fallback_B

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flashray.errors import ConfigError
-from flashray.pipeline.archive import LISTING, differences, listing_hash, read_archive
+from flashray.pipeline.archive import LISTING, differences, limited, listing_hash, read_archive
 from flashray.pipeline.load import read_file
 from flashray.pipeline.outputs import output_names
 from flashray.pipeline.run_config import RunConfig
@@ -218,3 +218,11 @@ def test_two_keys_that_map_to_one_output_are_refused_before_any_work() -> None:
     output_names(["a.jpg", "a.png"], "webp")
     with pytest.raises(ConfigError, match=r"'a\.jpg' and 'a\.jpg\.png' would be written to one file, 'a\.jpg\.png'"):
         output_names(["a.jpg", "a.jpg.png", "b.png"], "png")
+
+
+def test_a_limit_counts_what_was_taken_before_first() -> None:
+    table = pa.table({"key": [f"{n}.png" for n in range(6)]})
+    taken = pa.chunked_array([pa.array(["4.png", "1.png", "gone.png"])])
+    for limit, keys in ((None, range(6)), (1, (1, 4)), (2, (1, 4)), (3, (0, 1, 4)), (9, range(6))):
+        assert limited(table, limit, taken)["key"].to_pylist() == [f"{n}.png" for n in keys]
+    assert limited(table, 2)["key"].to_pylist() == ["0.png", "1.png"]

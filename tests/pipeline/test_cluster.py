@@ -29,7 +29,7 @@ def pools(
     monkeypatch.setattr(ray, "nodes", lambda: [*found, dead])
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "0"))
     monkeypatch.setattr(cluster, "cores", lambda: 8)
-    return size_pools(config_of("/a", "/o", **values), threads, weights, images, pixels)
+    return size_pools(config_of("/a", "/o", **values), threads, weights, images, lambda: pixels)
 
 
 def test_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from flashray.cli import main
 from flashray.errors import ConfigError, FlashrayError
 from flashray.images import encode_png, open_image, to_uint8
+from flashray.pipeline import run
 from flashray.pipeline.run import restore_archive
 from flashray.pipeline.run_config import RunConfig
 from flashray.pipeline.run_status import RunStatus
@@ -331,8 +333,46 @@ def test_an_archive_grows_and_what_failed_may_leave(
     assert "nothing to do" in capsys.readouterr().out
     assert verify(str(output)).complete
     assert summary_of(output)["images"] == 3
-    with pytest.raises(ConfigError, match="2 removed"):
-        restore_archive(make(folder, output, metrics=[], limit=1))
+    assert restore_archive(make(folder, output, metrics=[], limit=1)) == 0  # what was taken stays
+    assert verify(str(output)).complete
+
+
+def test_a_budget_is_for_all_images(make: MakeConfig, archive: Path, tmp_path: Path) -> None:
+    """Planned again where the archive has grown; refused where a part is done with the starts of another share."""
+    folder, output = tmp_path / "photos", tmp_path / "run"
+    folder.mkdir()
+    shutil.copy(archive / "crop 0.png", folder / "0.png")
+    budget: dict[str, Any] = {"metrics": [], "budget_seconds": 300.0}
+    assert restore_archive(make(folder, output, plan_only=True, **budget)) == 0
+    shutil.copy(archive / "crop 1.png", folder / "1.png")
+    assert restore_archive(make(folder, output, **budget)) == 0
+    status = RunStatus.read(str(output))
+    assert sorted(status.plan["key"].to_pylist()) == ["0.png", "1.png"]
+    assert {unit[:2] for unit in status.plan["unit_id"].to_pylist()} == {"01"}  # one plan has both
+    assert verify(str(output)).complete
+    shutil.copy(archive / "crop 2.png", folder / "2.png")
+    with pytest.raises(ConfigError, match="1 images are new: restore them to another output"):
+        restore_archive(make(folder, output, **budget))
+
+
+def test_a_run_that_let_go_and_was_killed_ends_with_the_next_start(
+    make: MakeConfig, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, output = tmp_path / "photos", tmp_path / "run"
+    folder.mkdir()
+    shutil.copy(archive / "crop 0.png", folder / "0.png")
+    (folder / "broken.png").write_bytes(b"no image")
+    config = make(folder, output, metrics=[], retry_failed=True)
+    assert restore_archive(config) == 1
+    (folder / "broken.png").unlink()
+    assert restore_archive(make(folder, output, metrics=[], retry_failed=True, plan_only=True)) == 0
+    assert summary_of(output)["failed"] == 1  # a quote changes nothing
+    with monkeypatch.context() as killed:
+        killed.setattr(run, "write_pages", lambda *_: sys.exit(9))
+        with pytest.raises(SystemExit):
+            restore_archive(config)
+    assert restore_archive(make(folder, output, metrics=[])) == 0
+    assert summary_of(output)["failed"] == 0
 
 
 def test_an_output_is_an_archive_without_its_records(done: RunConfig, make: MakeConfig, tmp_path: Path) -> None:

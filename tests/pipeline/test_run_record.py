@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +87,19 @@ def test_an_archive_may_grow(config: RunConfig, caplog: pytest.LogCaptureFixture
     before = open_run(config)["archive"]["images"]
     (Path(config.io.archive) / "c d.png").write_bytes(b"x")
     assert open_run(config)["archive"]["images"] == before + 1
-    assert "1 images are new in the archive, and are restored too (c d.png)" in caplog.text
+    assert "1 images are new in the archive, and are restored too" in caplog.text
     caplog.clear()
     open_run(config)
     assert "new in the archive" not in caplog.text
+
+
+def test_a_limit_of_an_earlier_version_is_no_difference(config: RunConfig) -> None:
+    open_run(config)
+    path = record(config.io.output) / "run.json"
+    there = json.loads(path.read_text())
+    there["fingerprint"]["policy.limit"] = 1
+    path.write_text(json.dumps(there))
+    open_run(config)
 
 
 def test_an_image_that_failed_may_leave_with_a_retry(config: RunConfig) -> None:

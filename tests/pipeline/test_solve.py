@@ -172,6 +172,37 @@ def test_an_interrupted_severity_pass_goes_on(
     assert undisturbed == planned(work, quarantine)
 
 
+def test_kept_severities_serve_an_archive_that_has_grown(
+    work: WorkerSettings, quarantine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks are cut anew, and what is known of a chunk in part is estimated again, and not twice."""
+    actor, seen = SeverityActor(work, quarantine), []
+
+    def estimate_all(todo: pa.Table, *_: Any) -> Any:
+        for i in range(len(todo)):
+            seen.append(todo["key"][i].as_py())
+            yield actor(load(todo.slice(i, 1), work, quarantine))
+
+    whole, folder = read_archive(work.config).images, str(Path(work.config.io.output) / "grown")
+    monkeypatch.setattr(plan, "estimate_all", estimate_all)
+
+    def severities(listing: pa.Table) -> pa.Table:
+        with plan.Progress("plan", len(listing)) as progress:
+            return plan.severities(listing, folder, work, None, quarantine, progress)  # type: ignore[arg-type]
+
+    size = work.config.resources.severity_batch
+    assert size < 6 <= len(whole)
+    severities(whole.slice(0, size + 1))  # a whole chunk, and a part of the next
+    before, _ = len(seen), seen.clear()
+    found = severities(whole)
+    assert before == 2
+    assert whole["key"][0].as_py() not in [key for keys in seen for key in keys]
+    assert found["key"].equals(whole["key"])
+    assert severities(whole).equals(found)
+    later = severities(whole.slice(1))  # the first image has left: all chunks are cut anew, and nothing is unknown
+    assert later["key"].equals(whole["key"].slice(1))
+
+
 def test_a_name_too_long_for_the_output_is_an_error_row(work: WorkerSettings) -> None:
     config = changed(work.config, format="png")
     source = Path(config.io.archive) / "crop 0.png"
