@@ -92,7 +92,7 @@ class Calibration:
 
         Args:
             severity_N: the cheap severity of validation images.
-            sigma_N: their true latent error σ̄ (`error_std`).
+            sigma_N: their true latent error σ̄ (`Restorer.true_sigma`).
 
         Raises:
             ValueError: unless both are [N] with N ≥ 1 and finite.

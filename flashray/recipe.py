@@ -175,7 +175,7 @@ class Recipe:
             )
         whole = self.start.mode == "full" or (self.start.step or 0) >= self.solver.steps
         if not self.solver.guided and (whole or self.start.formula == "paper"):
-            what = f"start.formula {self.start.formula}" if not whole else f"start.mode {self.start.mode}"
+            what = f"start.mode {self.start.mode}" if whole else f"start.formula {self.start.formula}"
             raise ConfigError(
                 f"solver {self.solver.name} with {what} could end at a random image, because nothing tells it of the "
                 "measurement; use start.mode flash with start.formula schedule, or a recipe with a known degradation"

@@ -12,9 +12,9 @@ from flashray import engine
 from flashray.active_image import Job
 from flashray.degradations import Degradation, Operator, Parameters, make_degradation
 from flashray.seeding import STREAM_RESAMPLE, STREAM_SOLVER
-from flashray.severity import error_std, severity_loss
 from flashray.solvers import Problem, Solver, make_solver
 from tests.support.golden import golden, keys, toy_prior, toy_schedule
+from tests.support.paper_loss import error_std, severity_loss
 
 TOLERANCE = 1e-4
 GRADIENT_SOLVERS = ("latent_dps", "gml_dps", "psld")

@@ -196,13 +196,7 @@ def cause_of(error: BaseException) -> str:
     return lines[0] if lines else f"{type(error).__name__}: {error}"
 
 
-def size_pools(
-    config: RunConfig,
-    threads: int | None,
-    weights: int = 0,
-    images: int = sys.maxsize,
-    pixels: Callable[[], int] = lambda: 0,
-) -> Pools:
+def size_pools(config: RunConfig, threads: int | None, weights: int, images: int, pixels: Callable[[], int]) -> Pools:
     """Pools that fit the cluster as it is now.
 
     Args:

@@ -30,11 +30,11 @@ def large_pixels(listing: pa.Table, max_megapixels: float) -> int:
             continue
         try:
             (file,) = read_images([place], [None])
-            header = read_header(file.data, max_megapixels) if file.data is not None else None
+            if file.data is not None:
+                header = read_header(file.data, max_megapixels)
+                pixels.append(header.width * header.height)
         except storage.Unavailable:  # the workers wait for it to come back
             break
         except ImageError:  # its row will say so
             continue
-        if header is not None:
-            pixels.append(header.width * header.height)
     return int(np.quantile(pixels, LARGE, method="higher")) if pixels else 0

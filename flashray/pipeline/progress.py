@@ -58,7 +58,7 @@ class Progress:
         # the first updates of a large photo say little: they look at few of its windows
         if images > self._images_before or done - before > _TELLING * total:
             since, at = self._first_seen or (0.0, before)  # the first seconds are the workers' start
-            if self._first_seen is None or done - at <= _TELLING * total:
+            if done - at <= _TELLING * total:
                 since, at = 0.0, before
             self._first_seen = self._first_seen or (seconds, done)
             parts.append(f"{clock((total - done) * (seconds - since) / (done - at))} left")

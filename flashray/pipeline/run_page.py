@@ -85,7 +85,7 @@ def make_page(restorer: Restorer, config: RunConfig, status: RunStatus, found: M
     page = Page(
         title=f"Restored: {output.rstrip('/').rpartition('/')[2]}",
         subtitle=f"{recipe.degradation.name}, {recipe.start.mode}({recipe.solver.name}), {output}",
-        cards=_cards(found, done, residuals, pending),
+        cards=_cards(found, residuals, pending),
         remarks=said,
         galleries=galleries,
         histogram=_starts(status.planned, recipe.solver.steps),
@@ -161,7 +161,7 @@ def _spread(uri: str) -> torch.Tensor | None:
         return None
 
 
-def _cards(found: Mapping[str, Any], done: pa.Table, residuals: Sequence[float], pending: int) -> list[Card]:
+def _cards(found: Mapping[str, Any], residuals: Sequence[float], pending: int) -> list[Card]:
     missing = [f"{count:,} {what}" for count, what in ((found["failed"], "failed"), (pending, "pending")) if count]
     unchanged = f"{found['unchanged']:,} needed no change" if found["unchanged"] else ""
     cards = [
@@ -175,12 +175,9 @@ def _cards(found: Mapping[str, Any], done: pa.Table, residuals: Sequence[float],
         detail = f"of {found['full_chain_nfe']:,} in the full chain: {found['nfe_saved']:.1%} saved"
         cards.append(Card("Denoiser evaluations an image", f"{found['mean_nfe']:,.1f}", detail))
     if found["solver_seconds"]:
-        full = found.get("predicted_full_chain_seconds") or _full_chain_seconds(done, found["full_chain_nfe"])
-        detail = (
-            ""
-            if full is None
-            else f"the full chain: about {_duration(full)}, {1 - found['solver_seconds'] / full:.1%} saved"
-        )
+        full = found.get("predicted_full_chain_seconds")  # of the quote, where one was asked for
+        saved = f"{1 - found['solver_seconds'] / full:.1%} saved" if full else ""
+        detail = f"the full chain: about {_duration(full)}, {saved}" if full else ""
         cards.append(Card("Solver time", _duration(found["solver_seconds"]), detail))
     if found["psnr"] is not None and found["measurement_psnr"] is not None:
         gain = found["psnr"] - found["measurement_psnr"]
@@ -191,16 +188,6 @@ def _cards(found: Mapping[str, Any], done: pa.Table, residuals: Sequence[float],
         detail = "‖y - A(x̂)‖, median of the pictures below; 1 is the noise alone"
         cards.append(Card("Residual", f"{np.median(residuals):.2f} × noise", detail))
     return cards
-
-
-def _full_chain_seconds(done: pa.Table, chain: int) -> float | None:
-    """What the full chain would have taken these images, from a line through (NFE, seconds); None without one."""
-    known = done.filter(pc.and_(pc.is_valid(done["nfe"]), pc.is_valid(done["seconds"])))
-    nfe, seconds = (known[name].cast(pa.float64()).to_numpy() for name in ("nfe", "seconds"))
-    if len(nfe) == 0 or nfe.min() == nfe.max():
-        return None
-    slope, besides = np.polyfit(nfe, seconds, 1)
-    return float(len(done) * (slope * chain + max(besides, 0.0))) if slope > 0 else None
 
 
 def _duration(seconds: float) -> str:

@@ -227,17 +227,15 @@ def _refuse_other_configuration(config: RunConfig, there: Mapping[str, Any], her
     compared = (there.keys() | here.keys()) - {"sha256"} - _FREE  # an earlier version may have kept more
     names = sorted(name for name in compared if there.get(name) != here.get(name))
     if names:
-        listed = "; ".join(f"{_typed(name)} is {there.get(name)!r} there and {here.get(name)!r} here" for name in names)
+        typed_as = {name: f"--{typed(name.removeprefix('recipe.'))}" for name in names if "weights." not in name}
+        listed = "; ".join(
+            f"{typed_as.get(name, name)} is {there.get(name)!r} there and {here.get(name)!r} here" for name in names
+        )
         last = posixpath.basename(config.io.output.rstrip("/"))
         raise ConfigError(
             f"output {config.io.output} holds a run of another configuration: {listed}. Choose another output, give "
             f"that run's settings, or add --overwrite {last}, which deletes that run and its images"
         )
-
-
-def _typed(name: str) -> str:
-    """A setting's name as people type it: --strength for recipe.start.strength; hashes of weights as they are."""
-    return name if name.startswith("weights.") else f"--{typed(name.removeprefix('recipe.'))}"
 
 
 def _refuse_other_archive(config: RunConfig, listing: pa.Table, failed: Collection[str]) -> None:

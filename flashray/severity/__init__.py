@@ -8,17 +8,14 @@ from flashray.severity.start import Start
 
 if TYPE_CHECKING:
     from flashray.severity.encoder import Severity, SeverityEncoder, estimate, load_severity_encoder
-    from flashray.severity.loss import error_std, severity_loss
 
-__all__ = ["Severity", "SeverityEncoder", "Start", "error_std", "estimate", "load_severity_encoder", "severity_loss"]
+__all__ = ["Severity", "SeverityEncoder", "Start", "estimate", "load_severity_encoder"]
 
 
 def __getattr__(name: str) -> Any:
     """Import on first use: every configuration needs `Start`, and the encoder imports diffusers."""
     from importlib import import_module
 
-    if name in ("error_std", "severity_loss"):
-        return getattr(import_module("flashray.severity.loss"), name)
     if name in ("Severity", "SeverityEncoder", "estimate", "load_severity_encoder"):
         return getattr(import_module("flashray.severity.encoder"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

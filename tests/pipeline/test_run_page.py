@@ -12,7 +12,7 @@ import pytest
 from flashray.pipeline.commit import COMMIT, write_commit
 from flashray.pipeline.plan import PLAN, write_plan
 from flashray.pipeline.run_folder import run_files
-from flashray.pipeline.run_page import ROWS, _duration, _full_chain_seconds, _images, _movers, _starts
+from flashray.pipeline.run_page import ROWS, _duration, _images, _movers, _starts
 from flashray.pipeline.run_status import RunStatus
 
 
@@ -33,15 +33,6 @@ def test_movers_are_the_ends_of_the_gain() -> None:
     assert _movers(done) == (["+16", "+15", "+14"], ["-3", "-2", "-1"])
     few = commits(key=["a", "b", "c", "d"], psnr=[1.0, 2.0, 3.0, None], measurement_psnr=[1.0, 1.0, float("inf"), 1.0])
     assert _movers(few) == ([], []), "of so few all are in the sample"
-
-
-def test_the_full_chain_takes_what_a_line_says() -> None:
-    nfe = [0, 1, 5, 10]
-    done = commits(nfe=nfe, seconds=[0.5 + 0.25 * n for n in nfe])
-    assert _full_chain_seconds(done, 100) == pytest.approx(4 * 25.5)
-    assert _full_chain_seconds(commits(nfe=[3, 3], seconds=[1.0, 1.1]), 100) is None
-    assert _full_chain_seconds(commits(nfe=[3, 4], seconds=[2.0, 1.0]), 100) is None
-    assert _full_chain_seconds(commits(nfe=[None], seconds=[None]), 100) is None
 
 
 def test_durations_are_words() -> None:

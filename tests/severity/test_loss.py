@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from flashray.severity import error_std, severity_loss
 from flashray.severity.loss import FLOOR, map_loss, normal_loss, position_error
+from tests.support.paper_loss import error_std, severity_loss
 
 
 def case() -> tuple[torch.Tensor, ...]:
