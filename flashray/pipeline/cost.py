@@ -115,8 +115,10 @@ def predict_plan(plan: pa.Table, slots: int, actors: int, cost: CostModel) -> Pr
     return predict(workload_of(plan), unit_starts(plan["unit_id"].combine_chunks()), slots, actors, cost)
 
 
-def predict_full(load: Workload, chain: int, slots: int, actors: int, cost: CostModel) -> Prediction:
-    """The cost of the full chain for these images."""
+def predict_full(load: Workload, chain: int, slots: int, actors: int, cost: CostModel) -> Prediction | None:
+    """The cost of the full chain for these images; None where no step was timed, because the plan has none."""
+    if not any(cost.step_seconds):
+        return None
     all_touched = np.ones(len(load), bool)
     steps = np.full(len(load), chain, np.int64)
     full = Workload(np.arange(len(load) + 1), steps, load.windows, load.pixels, all_touched)

@@ -109,8 +109,7 @@ def _run_config(argv: Sequence[str], prog: str) -> RunConfig:
 def _configured(path: str) -> dict[str, Any]:
     """The values of a configuration file; what is wrong with them is said when they are parsed."""
     values = read_yaml(Path(path).read_bytes(), f"config {path}") if os.path.isfile(path) else None
-    values = values if isinstance(values, dict) else {}
-    return values if isinstance(values.get("recipe"), str | None) else values | {"recipe": None}
+    return values if isinstance(values, dict) and isinstance(values.get("recipe"), str | None) else {}
 
 
 def _leaves(values: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -264,7 +264,7 @@ def _price(planned: pa.Table, chain: int, slots: int, quoted: Quoted) -> list[st
         pool = f"{actors:,} CPU actor{'s' * (actors > 1)} of {threads} thread{'s' * (threads > 1)}"
     return [
         f"about {clock(found.wall_seconds)} on {pool} with {slots} slots, {clock(cost.start_up_seconds)} of it to "
-        f"start, and {hours}; the full chain: {clock(full.wall_seconds)}",
+        f"start, and {hours}" + (f"; the full chain: {clock(full.wall_seconds)}" if full else ""),
         f"{found.units:,} units, {found.slot_utilization:.1%} of the slots filled; measured: "
         f"{cost.nfe_seconds:.3g} s an NFE with all slots filled, {_besides(cost)} besides",
     ]

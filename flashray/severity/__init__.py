@@ -16,6 +16,6 @@ def __getattr__(name: str) -> Any:
     """Import on first use: every configuration needs `Start`, and the encoder imports diffusers."""
     from importlib import import_module
 
-    if name in ("Severity", "SeverityEncoder", "estimate", "load_severity_encoder"):
+    if name in __all__:
         return getattr(import_module("flashray.severity.encoder"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -67,6 +67,7 @@ def test_a_plan_is_read_in_its_units() -> None:
 
 def test_the_full_chain_costs_every_step_of_every_image() -> None:
     found = predict_full(Workload.of_windows(np.full(64, 3)), 1000, 4, 2, COST)
+    assert found is not None
     assert found.solver_seconds == pytest.approx(64 * (1000 * 2.5 / 4 + 0.1))
     assert found.slot_utilization == 1
 
