@@ -16,7 +16,7 @@ from flashray.severity.start import Start
 from flashray.sources import check_source
 from flashray.yaml_text import read_yaml
 
-_WITH_SETTINGS = ("degradation", "solver")
+WITH_SETTINGS = ("degradation", "solver")  # sections whose settings belong to their name
 _SHIPPED = Path(__file__).parent / "recipes"
 
 if TYPE_CHECKING:
@@ -243,7 +243,7 @@ def load_recipe(name: str, changes: Mapping[str, Any] | None = None) -> Recipe:
         changes: values that replace the file's, such as {"solver": {"steps": 50}} or {"solver.steps": 50}.
     """
     changes = changes or {}
-    names = {section: _name_in(changes, section) for section in _WITH_SETTINGS}
+    names = {section: _name_in(changes, section) for section in WITH_SETTINGS}
     values = without_settings_of_others(read_recipe(name), names)
     for key, value in changes.items():
         _put(values, key.split("."), value)

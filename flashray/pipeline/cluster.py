@@ -244,12 +244,7 @@ def _pools_on_gpus(nodes: Sequence[Node], config: RunConfig, threads: int | None
 
 
 def _pools_on_cpus(
-    nodes: Sequence[Node],
-    config: RunConfig,
-    threads: int | None,
-    memory: int,
-    images: int,
-    most: int | None = None,
+    nodes: Sequence[Node], config: RunConfig, threads: int | None, memory: int, images: int, most: int | None
 ) -> Pools:
     """Actors of `memory` bytes and equal threads, or as requested; `most` cores of this machine.
 

@@ -13,6 +13,7 @@ from flashray.errors import ConfigError
 from flashray.option_parser import Options, make_parser, parse
 from flashray.pipeline.run_config import IoConfig, PolicyConfig, ResourcesConfig, RunConfig, check, flatten
 from flashray.recipe import (
+    WITH_SETTINGS,
     DegradationConfig,
     FusionConfig,
     Recipe,
@@ -93,7 +94,7 @@ def _run_config(argv: Sequence[str], prog: str) -> RunConfig:
     configured = _configured(given.get("config", ""))
     named = given.get("recipe") or configured.get("recipe") or DEFAULT_RECIPE
     names: dict[str, Any] = {}
-    for section in ("degradation", "solver"):
+    for section in WITH_SETTINGS:
         typed, inner = given.get(f"{section}.name"), configured.get(section)
         inner = inner if isinstance(inner, dict) else {}
         names[section] = typed or inner.get("name")

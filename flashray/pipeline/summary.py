@@ -180,7 +180,7 @@ def numbers(summary: Mapping[str, Any]) -> dict[str, float | None]:
         elif name == "distributions":
             for of, one in value.items():
                 found |= {f"{of}_{which}": number for which, number in one.items() if which != "histogram"}
-        elif value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+        elif value is None or isinstance(value, int | float):
             found[name] = value
     return found
 

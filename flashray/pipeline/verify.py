@@ -69,7 +69,7 @@ class Verified:
         if self.unplanned:
             found.append(f"{self.unplanned:,} images of the archive are in no plan")
         if self.strangers:
-            found.append("no run wrote the strangers: move them away, or leave them and mind the other lines")
+            found.append("no run wrote the strangers; move them away")
         if self.missing or self.changed:
             found.append("the same command with --verify makes missing and changed images again")
         return found
