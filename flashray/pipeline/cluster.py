@@ -146,12 +146,15 @@ def _start_here() -> None:
 def _on_this_machine_only() -> Iterator[None]:
     """Let Ray's ports listen on 127.0.0.1 alone, by its switch for machines that join no cluster."""
     name, before = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
-    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    given = os.environ.pop(name, None)
+    ray_constants.ENABLE_RAY_CLUSTER = False
     try:
-        yield
+        with _environment({name: "0"}):
+            yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
-        del os.environ[name]
+        if given is not None:
+            os.environ[name] = given
 
 
 @contextmanager
@@ -170,9 +173,11 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 def _own_sigterm() -> Iterator[None]:
     """Keep the process's handler of SIGTERM; `ray.init` replaces it."""
     handler = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread() and handler is not None:
-        signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread() and handler is not None:
+            signal.signal(signal.SIGTERM, handler)
 
 
 @contextmanager

@@ -258,7 +258,7 @@ class Run:
     @property
     def _finished(self) -> bool:
         """Whether an earlier start wrote the summary, and copied the other files where that is requested."""
-        copied = not self.requested.io.copy_others or others_copied(self.output)
+        copied = not self.requested.io.copy_others or others_copied(self.output, self.archive.others)
         return copied and storage.exists(run_uri(self.output, "summary.json"))
 
     def _left(self) -> list[str]:

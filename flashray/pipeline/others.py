@@ -24,12 +24,14 @@ log = logging.getLogger(__name__)
 
 
 def copy_others(run: IoConfig, others: Sequence[storage.Entry]) -> None:
-    """Copy these files of the archive to the same keys below the output, and record them; nothing if that is done.
+    """Copy these files of the archive to the same keys below the output, and record them; not those recorded before.
 
     An interrupted copy begins anew. A file that cannot be read is recorded with the reason.
     """
-    if others_copied(run.output):
+    if others_copied(run.output, others):
         return
+    before = read_others(run.output)
+    known = set(before["key"].to_pylist())
 
     def copy(entry: storage.Entry) -> dict[str, Any]:
         row: dict[str, Any] = {"key": storable(entry.key), "size": entry.size, "error": None}
@@ -45,13 +47,15 @@ def copy_others(run: IoConfig, others: Sequence[storage.Entry]) -> None:
         return row
 
     with ThreadPoolExecutor(_COPIERS) as copiers:
-        rows = list(copiers.map(copy, others))
-    storage.put_bytes(run_uri(run.output, _RECORD), parquet(pa.Table.from_pylist(rows, schema=OTHERS)))
+        rows = list(copiers.map(copy, (entry for entry in others if storable(entry.key) not in known)))
+    table = pa.concat_tables([before, pa.Table.from_pylist(rows, schema=OTHERS)])
+    storage.put_bytes(run_uri(run.output, _RECORD), parquet(table))
 
 
-def others_copied(output: str) -> bool:
-    """Whether a run has copied its archive's other files."""
-    return storage.exists(run_uri(output, _RECORD))
+def others_copied(output: str, others: Sequence[storage.Entry]) -> bool:
+    """Whether a run has copied all of these files, or tried to."""
+    known = set(read_others(output)["key"].to_pylist())
+    return storage.exists(run_uri(output, _RECORD)) and all(storable(entry.key) in known for entry in others)
 
 
 def read_others(output: str) -> pa.Table:

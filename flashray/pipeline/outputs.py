@@ -50,9 +50,10 @@ class Layout:
         return f"{row['unit_id']}.{self.shards}" if self.sharded else output_name(row["key"], self.format)
 
     def files(self, *tables: pa.Table) -> set[str]:
-        """The names of the files of all rows; a row without a unit has none in shards."""
+        """The names of the files of all rows, all below the output; a row without a unit has none in shards."""
         if not self.sharded:
-            return {output_name(key, self.format) for table in tables for key in table["key"].to_pylist()}
+            keys = (key for table in tables for key in table["key"].to_pylist())
+            return {output_name(key, self.format) for key in keys if is_relative_name(key)}
         units = {unit for table in tables for unit in table["unit_id"].unique().to_pylist()}
         return {self.file({"unit_id": unit}) for unit in units - {None}}
 

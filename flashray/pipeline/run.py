@@ -217,7 +217,9 @@ def _write_plan(run: Run, session: RaySession, found: pa.Table, attempt: int) ->
     wanted = run.requested.policy.budget and "budget" not in run.record
     if len(units) and (run.requested.policy.plan_only or wanted):
         price(run, session, units)
-    if len(units) and wanted and run.quoted:
+    if len(units) and wanted:
+        if run.quoted is None:
+            raise ConfigError("the cost of the plan could not be measured, so no budget can be kept; leave it out")
         sound = found.filter(pc.equal(found["status"], "ok"))
         fitted = budget.fit(
             lambda scale: workload(sound, run.schedule, budget.scaled(run.requested, scale).recipe)[0],

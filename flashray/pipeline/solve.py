@@ -326,7 +326,7 @@ def _solve_wave(units: pa.Table, work: WorkerSettings, pools: Pools, quarantine:
                 size=min(pools.solver_actors, len(units)), max_tasks_in_flight_per_actor=2
             ),
         )
-        .map_batches(write, batch_size=1, batch_format="pyarrow", **pools.io, fn_kwargs={"work": work})
+        .map_batches(write, batch_size=1, batch_format="pyarrow", **pools.io, fn_kwargs=arguments)
     )
     for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         yield from table.to_pylist()

@@ -21,7 +21,9 @@ def storage_needed(listing: pa.Table, planned: pa.Table, format: OutputFormat, s
     A file that keeps a lossless format is taken to keep its size too; one of a lossy format is written at a high
     quality and does not become smaller.
     """
-    files = listing.take(pc.index_in(planned["key"], listing["key"].combine_chunks()))
+    row = pc.index_in(planned["key"], listing["key"].combine_chunks())
+    planned = planned.filter(pc.is_valid(row))  # an image that failed may have left the archive
+    files = listing.take(row.drop_null())
     size = files["size"].to_numpy().astype(np.float64)
     pixels = planned["width"].to_numpy().astype(np.float64) * planned["height"].to_numpy()
     spread = SPREAD * pixels.sum() if samples > 1 else 0.0

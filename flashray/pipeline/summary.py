@@ -136,7 +136,7 @@ def remarks(
     if found["warnings"]:
         lines.append(f"{found['warnings']:,} files were unclear: {problems} names them")
     left = found["other_files"] - found["copied_files"]
-    if left:
+    if left > 0:
         how = "could not be copied" if found["not_copied"] else "are not copied; --copy-others does"
         lines.append(f"{left:,} files of the archive that are no images {how}")
     if found["unreadable_folders"]:

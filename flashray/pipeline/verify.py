@@ -96,7 +96,7 @@ def verify(output: str) -> Verified:
     known = layout.files(status.plan)
     return Verified(
         images=len(status.plan),
-        restored=len(promised) - len(missing) - len(changed),
+        restored=len(promised.difference(missing, changed)),
         failed=failed,
         pending=pending,
         duplicated=sorted({*_twice(status.plan["key"]), *_twice(results["key"])}),

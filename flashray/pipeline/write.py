@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from flashray.errors import ImageError
 from flashray.pipeline.commit import write_commit
+from flashray.pipeline.quarantine import watched
 from flashray.pipeline.worker_settings import WorkerSettings
 
 WRITTEN = pa.schema([("unit_id", pa.string()), ("images", pa.int64()), ("failed", pa.int64())])
@@ -21,8 +22,11 @@ _WRITERS = 8
 _LARGE = 2_000_000  # pixels, or bytes of a file; larger images are encoded one after the other to save memory
 
 
-def write(table: pa.Table, work: WorkerSettings) -> pa.Table:
-    """Every restored image of a unit in one put each, or all in one; then the unit's commit marker."""
+def write(table: pa.Table, work: WorkerSettings, quarantine: Any) -> pa.Table:
+    """Every restored image of a unit in one put each, or all in one; then the unit's commit marker.
+
+    An image that kills the process while it is encoded is given up, as in the other stages.
+    """
     from flashray.pipeline.encoding import encode_output  # torch, which the load tasks do without
     from flashray.pipeline.unit_writers import FileWriter, ShardWriter
 
@@ -48,8 +52,14 @@ def write(table: pa.Table, work: WorkerSettings) -> pa.Table:
             row |= {"unchanged": encoded.unchanged, "lost": encoded.lost, "warnings": encoded.warnings}
             row |= {"sha256": hashlib.sha256(encoded.data).hexdigest(), "size": len(encoded.data)}
 
-    with ThreadPoolExecutor(_WRITERS) as writers:
-        list(writers.map(put, unit["rows"], unit["images"]))
+    rows, images = unit["rows"], unit["images"]
+    with watched(quarantine, f"writing {unit['unit_id']}") as watch, ThreadPoolExecutor(_WRITERS) as writers:
+        for indices, given_up in watch.parts([row["key"] for row in rows]):
+            if given_up is None:
+                list(writers.map(put, (rows[i] for i in indices), (images[i] for i in indices)))
+            for i in indices if given_up else ():
+                if images[i] is not None:
+                    rows[i] |= {"status": "error", "error": str(given_up)}
     writer.close()
     write_commit(io.output, unit["unit_id"], unit["rows"])
     failed = sum(row["status"] != "ok" for row in unit["rows"])

@@ -26,7 +26,7 @@ def restored_but_poison(job: Job, undisturbed: Job) -> None:
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize("point", ["read", "severity", "solve"])
+@pytest.mark.parametrize("point", ["read", "severity", "solve", "encode"])
 def test_a_poison_image(job: Job, undisturbed: Job, tell: Told, point: str) -> None:
     assert job.run(faults=[Fault(point, poison=POISON)]) == 1
     assert job.strikes == ATTEMPTS

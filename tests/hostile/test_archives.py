@@ -19,10 +19,10 @@ from flashray.pipeline.archive import Archive, read_archive
 from flashray.pipeline.load import read_file, read_images
 from flashray.pipeline.outputs import without_place
 from flashray.pipeline.run_config import RunConfig, check
-from flashray.pipeline.write import write
 from flashray.recipe import DegradationConfig
 from flashray.shards.place import Place
 from tests.support.runs import config_of
+from tests.support.small_runs import write_unwatched
 
 FIXED = DegradationConfig(settings={"std": [1.0, 1.0]})
 
@@ -272,7 +272,7 @@ def written(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         work = WorkerSettings.of(config_of(tmp_path, tmp_path / "out", provenance=False), "cpu", 1, lpips=False)
         rows = [{"key": key, "status": "ok", "nfe": 1} for key in keys]
         unit = {"unit_id": "00-00000000", "rows": rows, "images": [image] * len(keys)}
-        write(pa.Table.from_pylist([unit], schema=SOLVED), work)
+        write_unwatched(pa.Table.from_pylist([unit], schema=SOLVED), work)
         found = read_commits(str(tmp_path / "out"), ["00-00000000"])
         return {row["key"]: row for row in found.to_pylist()}
 

@@ -10,6 +10,7 @@ from flashray.errors import ConfigError, FlashrayError
 from flashray.pipeline import clean as module
 from flashray.pipeline.clean import clean
 from flashray.pipeline.lease import held
+from flashray.pipeline.outputs import Layout
 from flashray.pipeline.plan import write_plan
 from flashray.pipeline.run_folder import RUN_FOLDER
 from flashray.pipeline.run_record import write_record
@@ -50,3 +51,9 @@ def test_nothing_is_deleted_beside_a_driver_or_without_a_plan(
     monkeypatch.setattr(module, "held", None)  # it does not come so far
     with pytest.raises(ConfigError, match="holds no run"):
         clean(str(tmp_path_factory.mktemp("other")))
+
+
+def test_a_name_that_leads_out_of_the_output_is_no_file_of_the_run() -> None:
+    """An archive's shard may name `../x.png`; the image is refused, and --overwrite must not delete a file there."""
+    rows = planned(["../x.png", "a/../../y.png", "/z.png", *KEYS], [None, None, None, *["u0"] * len(KEYS)])
+    assert Layout("/out").files(rows) == set(KEYS)

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 import torch
 
 from flashray.errors import ImageError
 from flashray.pipeline import calibrate
-from flashray.pipeline.calibrate import Calibrator, TrialActor, evenly, mean, numbers_filled, part, sample
+from flashray.pipeline.calibrate import Calibrator, TrialActor, evenly, mean, numbers_filled, of_actor, part, sample
 from flashray.pipeline.cost import CostModel, Quoted, predict, predict_full, predict_plan, read_quoted, write_quoted
 from flashray.pipeline.load import load
 from flashray.pipeline.quarantine import start_quarantine
@@ -174,6 +175,12 @@ def test_a_real_measurement_is_finite_and_positive(
     monkeypatch.setattr(calibrate, "SECONDS", 0.0)
     cost = CostModel(**Calibrator(work, start_quarantine()).measure(sample(plan, work)), start_up_seconds=0.0)
     assert all(0 < seconds < math.inf for seconds in (*cost.step_seconds, cost.decode_seconds, cost.other_seconds))
+
+
+def test_actors_that_are_timed_at_the_same_time_count_as_no_deaths(plan: pa.Table, work: WorkerSettings) -> None:
+    quarantine, unit = start_quarantine(), sample(plan, work)
+    names = [of_actor(unit, n)["unit_id"][0].as_py() for n in range(4)]
+    assert [ray.get(quarantine.begin.remote(f"solving {name}")).deaths for name in names] == [0] * 4
 
 
 def test_an_archive_that_vanished_cannot_be_measured(plan: pa.Table, work: WorkerSettings, tmp_path: Path) -> None:

@@ -22,10 +22,10 @@ from flashray.pipeline.commit import read_commits
 from flashray.pipeline.run_config import check
 from flashray.pipeline.solve import SOLVED, as_pixels
 from flashray.pipeline.worker_settings import WorkerSettings
-from flashray.pipeline.write import write
 from tests.support import profiles
 from tests.support.image_files import colour_photo, deep, grey_photo, phone_exif, saved, saved_tiff, soft_alpha
 from tests.support.runs import config_of
+from tests.support.small_runs import write_unwatched
 
 UNIT = "00-00000000"
 EXIF = phone_exif()
@@ -77,7 +77,7 @@ class Archive:
             images.append(as_pixels(restore(open_image(data).pixels)) | {"uri": str(path), "data": data})
         config = config_of(str(self.folder), str(self.output), **values)
         table = pa.Table.from_pylist([{"unit_id": UNIT, "rows": rows, "images": images}], schema=SOLVED)
-        write(table, WorkerSettings.of(config, "cpu", 1, lpips=False, run_id="abc"))
+        write_unwatched(table, WorkerSettings.of(config, "cpu", 1, lpips=False, run_id="abc"))
         found = read_commits(config.io.output, [UNIT]).to_pylist()
         return {row["key"]: row for row in found}
 

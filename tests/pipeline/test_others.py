@@ -40,7 +40,7 @@ def test_they_are_copied_once(archive: Path, tmp_path: Path) -> None:
     run = config_of(str(archive), str(output)).io
     others = read(archive).others
     assert [entry.key for entry in others] == [".DS_Store", "album.txt", "sub/a.xmp"]
-    assert not others_copied(run.output)
+    assert not others_copied(run.output, others)
     copy_others(run, others)
     assert (output / "sub" / "a.xmp").read_bytes() == b"sub/a.xmp"
     assert (output / "sub" / "a.xmp").stat().st_mtime_ns == 2
@@ -50,6 +50,18 @@ def test_they_are_copied_once(archive: Path, tmp_path: Path) -> None:
     found = beside_the_images(read(archive), read_others(run.output))
     assert (found["other_files"], found["copied_files"], found["not_copied"]) == (3, 3, [])
     assert remarks(found | COUNTS) == []
+
+
+def test_what_a_grown_archive_adds_is_copied_too(archive: Path, tmp_path: Path) -> None:
+    run = config_of(str(archive), str(tmp_path / "restored")).io
+    copy_others(run, read(archive).others)
+    (archive / "later.txt").write_bytes(b"later")
+    others = read(archive).others
+    assert not others_copied(run.output, others)
+    copy_others(run, others)
+    assert (tmp_path / "restored" / "later.txt").read_bytes() == b"later"
+    assert others_copied(run.output, others)
+    assert read_others(run.output)["key"].to_pylist() == [".DS_Store", "album.txt", "sub/a.xmp", "later.txt"]
 
 
 def test_what_would_be_written_where_the_page_is_is_refused(archive: Path) -> None:
@@ -77,7 +89,7 @@ def test_an_interrupted_copy_begins_anew(archive: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr(storage, "copy", dies)
     with pytest.raises(KeyboardInterrupt):
         copy_others(run, read(archive).others)
-    assert not others_copied(run.output)
+    assert not others_copied(run.output, read(archive).others)
     monkeypatch.setattr(storage, "copy", whole)
     copy_others(run, read(archive).others)
     assert len(read_others(run.output)) == 3

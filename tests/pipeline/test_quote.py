@@ -129,7 +129,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Measured:
     def solve_units(plan: pa.Table, work: Any, pools: Any, quarantine: Any) -> Iterator[dict[str, Any]]:
         actor = SolverActor(work, quarantine)
         for one in _each(rows_of(plan, index(plan), work)):
-            yield from write(actor(load(one, work, quarantine)), work).to_pylist()
+            yield from write(actor(load(one, work, quarantine)), work, quarantine).to_pylist()
 
     measured = Measured()
     for name, value in {"severities": severities, "solve_units": solve_units, "measure_cost": measured}.items():
@@ -221,6 +221,15 @@ def test_ask_the_price_then_name_a_budget_then_run(
     assert len(set(one.values())) == 10
     assert read_quoted(scaled.io.output) is None  # nobody asked for its price
     assert summary_of(scaled.io.output)["predicted_solver_seconds"] is None
+
+
+def test_a_budget_whose_cost_cannot_be_measured_is_refused(
+    config: RunConfig, measured: Measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "measure_cost", lambda *_: None)
+    with pytest.raises(ConfigError, match="could not be measured, so no budget can be kept"):
+        restore_archive(changed(config, budget_seconds=1000.0))
+    assert restore_archive(config) == 0, "without a budget nothing has to be measured"
 
 
 def test_an_interrupted_budget_goes_on_with_the_same_starts(

@@ -73,7 +73,7 @@ def restored_here(config: RunConfig) -> dict[str, dict[str, Any]]:
     write_plan(output, 0, plan)
     actor = SolverActor(work, quarantine)
     for n in range(len(index(plan))):
-        write(actor(load(rows_of(plan, index(plan), work).slice(n, 1), work, quarantine)), work)
+        write(actor(load(rows_of(plan, index(plan), work).slice(n, 1), work, quarantine)), work, quarantine)
     return {row["key"]: row for row in RunStatus.read(output).results.to_pylist()}
 
 

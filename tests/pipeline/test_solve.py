@@ -24,11 +24,11 @@ from flashray.pipeline.quarantine import start_quarantine
 from flashray.pipeline.solve import UNIT_COLUMNS, SolverActor
 from flashray.pipeline.units import gather, index
 from flashray.pipeline.worker_settings import WorkerSettings
-from flashray.pipeline.write import write
 from flashray.recipe import FusionConfig, SolverConfig
 from tests.pipeline.conftest import planned
 from tests.support.models import SIDE
 from tests.support.runs import changed
+from tests.support.small_runs import write_unwatched
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +212,7 @@ def test_a_name_too_long_for_the_output_is_an_error_row(work: WorkerSettings) ->
     rows = [{"key": key, "status": "ok", "nfe": 2} for key in ("a b.png", long)]
     schema = solving.SOLVED
     table = pa.Table.from_pylist([{"unit_id": "00-00000000", "rows": rows, "images": [image, image]}], schema=schema)
-    written = write(table, WorkerSettings.of(config, "cpu", 1, lpips=False)).to_pylist()
+    written = write_unwatched(table, WorkerSettings.of(config, "cpu", 1, lpips=False)).to_pylist()
     assert written == [{"unit_id": "00-00000000", "images": 2, "failed": 1}]
     first, second = read_commits(config.io.output, ["00-00000000"]).to_pylist()
     assert (first["status"], second["status"]) == ("ok", "error")

@@ -46,6 +46,21 @@ def test_a_lost_a_changed_and_a_strange_file_are_named(run: Path):
     assert found.lines()[-1] == "the same command with --verify makes missing and changed images again"
 
 
+def test_an_image_with_a_lost_and_a_changed_file_counts_once(tmp_path: Path):
+    run = tmp_path
+    write_record(str(run), record_of(1))
+    write_plan(str(run), 0, planned(KEYS[:1], ["u2"]))
+    names = ["_flashray/samples/a.png/1.png", "_flashray/samples/a.png/spread.png"]
+    samples = [{"name": name, "size": 1, "sha256": "0"} for name in names]
+    row = {"key": "a.png", "status": "ok", "nfe": 1, "size": 1, "sha256": hashlib.sha256(b"x").hexdigest()}
+    (run / "a.png").write_bytes(b"x")
+    write_commit(str(run), "u2", [row | {"samples": samples}])
+    (run / names[0]).parent.mkdir(parents=True)
+    (run / names[0]).write_bytes(b"other")
+    found = verify(str(run))
+    assert (found.missing, found.changed, found.restored) == (["a.png"], ["a.png"], 0)
+
+
 def test_an_image_that_two_units_committed_is_a_duplicate(run: Path):
     replan(run, 0, planned([*KEYS, "a.png"], ["u0", "u0", "u1", "u1", "u1"]))
     (run / "_flashray" / "commits" / "u1.parquet").unlink()

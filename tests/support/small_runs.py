@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pyarrow as pa
 
 from flashray import storage
+from flashray.pipeline.attempt_markers import Past
 from flashray.pipeline.commit import write_commit
 from flashray.pipeline.plan import PLAN, plan_path, write_plan
+from flashray.pipeline.quarantine import Watch, unnoted
+from flashray.pipeline.worker_settings import WorkerSettings
+from flashray.pipeline.write import write
 
 KEYS = ["a.png", "b c.png", "deep/d.png", "e.png"]
+
+
+@contextmanager
+def _unwatched(*_: Any) -> Iterator[Watch]:
+    yield Watch(None, "", Past(), unnoted)
+
+
+def write_unwatched(table: pa.Table, work: WorkerSettings) -> pa.Table:
+    """The write stage without a quarantine, which is an actor of Ray."""
+    with mock.patch("flashray.pipeline.write.watched", _unwatched):
+        return write(table, work, None)
 
 
 def record_of(images: int) -> dict[str, Any]:
