@@ -23,12 +23,12 @@ from benchmarks.experiment_photos import Bundle, archive_photos, calibration_pho
 from benchmarks.pages.experiment_report import write_report
 from benchmarks.results import Result, Store
 from flashray import storage
+from flashray.device import chosen_device
 from flashray.errors import ConfigError
 from flashray.pipeline.lease import held
 from flashray.storage.working_folder import refuse_relative
 from flashray.tracking import Tracker
 from flashray.tracking.tracking_config import TrackingConfig
-from flashray.training.launch import resolve_device
 from flashray.training.train_config import absolute
 
 log = logging.getLogger(__name__)
@@ -264,7 +264,7 @@ def _setting(config: ExperimentConfig) -> Setting:
         severity_encoders=tuple(sorted((family, absolute(one)) for family, one in config.severity_encoders.items())),
         models=os.path.abspath(config.models),
         seed=config.seed,
-        device=resolve_device(config.device),
+        device=chosen_device(config.device),
         precision=config.precision,
         slots=config.slots,
         threads=config.threads,

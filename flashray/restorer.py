@@ -20,13 +20,13 @@ from torch import Tensor
 
 from flashray.active_image import Job, Regions, Solved, grid_of, make_problem
 from flashray.build import nearest
+from flashray.device import chosen_device, native_precision
 from flashray.engine import solve
 from flashray.errors import ConfigError, ImageError
 from flashray.images import Fit, ImageLike, as_image, as_list, name_of, sample_spread, to_pil
 from flashray.measurement import Frame, Measurement, Measurer, Photo
 from flashray.memory import freed_memory_kept
 from flashray.metrics import LPIPS, score
-from flashray.precision import native_precision
 from flashray.prior import LatentPrior, load_prior
 from flashray.recipe import Recipe, load_recipe
 from flashray.seeding import sample_seed
@@ -532,9 +532,7 @@ def load(
         chosen = recipe.check()
     else:
         chosen = load_recipe(recipe, changes)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    check_device(device)
+    device = chosen_device(device)
     prior, encoder = load_models(chosen, device)
     prior.bf16 = (native_precision(device) if precision == "auto" else precision) == "bf16"
     return Restorer(chosen, prior, encoder, measurement, fit, slots)
@@ -544,18 +542,6 @@ def check_choice(name: str, value: Any, known: Sequence[str]) -> None:
     """Raise ConfigError with the nearest names unless the value is one of those known."""
     if value not in known:
         raise ConfigError(f"{name} is {value!r}{nearest(str(value), known)}; give {', '.join(known)}")
-
-
-def check_device(device: str) -> None:
-    """Raise ConfigError unless it is the CPU or a GPU that is there."""
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        kind = ""
-    if kind not in ("cpu", "cuda"):
-        raise ConfigError(f"device is {device!r}; give cpu, cuda or auto")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device is {device!r}, and PyTorch finds no GPU here; give cpu or auto")
 
 
 def load_models(recipe: Recipe, device: str | torch.device = "cpu") -> tuple[LatentPrior, SeverityEncoder | None]:

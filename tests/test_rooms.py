@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 # from the ground up; what stands together on a floor does not import each other
 FLOORS: list[tuple[str, ...]] = [
     ("errors", "shown"),
-    ("build", "yaml_text", "seeding", "precision", "memory", "storage", "strips", "windows"),
+    ("build", "yaml_text", "seeding", "device", "memory", "storage", "strips", "windows"),
     ("images", "schedule", "metrics", "shards", "sources"),
     ("prior", "degradations"),
     ("checkpoints", "solvers"),

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from benchmarks.speed.timing import precision
 from benchmarks.stopwatch import seconds_of
+from flashray.device import native_precision
 from flashray.errors import FlashrayError
 from flashray.images import encode_png
 from flashray.pipeline.run_folder import run_uri
-from flashray.precision import native_precision
 from flashray.restorer import Restorer
 
 

@@ -1,7 +1,7 @@
 """Images in and out: files to tensors and back, colour profiles and metadata, sizes, contact sheets.
 
 Inside flashray an image is a float32 tensor [3, H, W] of RGB in [-1, 1]. `open_image` and `encode_like` read a photo of
-any kind and write the same kind of photo again; `fit_image` and `encode_png` serve experiments on squares.
+any kind and write the same kind of photo again; `fit_image` brings one to a square, `encode_png` writes a plain PNG.
 """
 
 from flashray.images.formats import (

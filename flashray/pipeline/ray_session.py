@@ -10,13 +10,13 @@ from typing import Any
 
 import ray
 
+from flashray.device import Precision, native_precision
 from flashray.errors import ConfigError, FlashrayError
 from flashray.pipeline.cluster import Pools, await_nodes, cause_of, connect, data_settings, size_pools
 from flashray.pipeline.large_pixels import large_pixels
 from flashray.pipeline.open_run import Run
 from flashray.pipeline.quarantine import start_quarantine
 from flashray.pipeline.slots import choose_slots
-from flashray.precision import Precision, native_precision
 
 STOPPED = "the run stopped: {}. What is committed stays, and the same command goes on from there"
 

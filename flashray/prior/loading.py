@@ -195,7 +195,7 @@ def _latent_scaling(
         return 1 / std, mean
     # diffusers fills in 0.18215 for a VQModel whose config says nothing, but LDM's VQ models were trained unscaled
     default = 0.18215 if config["_class_name"] == "AutoencoderKL" else 1.0
-    scale = finite_number(config, "scaling_factor", default, path) or default
+    scale = finite_number(config, "scaling_factor", default, path)
     if not scale > 0:
         raise ConfigError(f"{path}: scaling_factor is {scale:g}; give a number above 0")
     return scale, finite_number(config, "shift_factor", 0.0, path)

@@ -32,7 +32,7 @@ class Step:
     epsilon_BCHW: Tensor  # the denoiser's noise estimate
     alpha_B: Tensor  # ᾱ before this update
     alpha_prev_B: Tensor  # and after it
-    timestep_B: Tensor  # the denoiser's time, 0 … 999
+    timestep_B: Tensor  # the denoiser's time: 0 … 999, of flows up to 1000 and no whole number
     index_B: Tensor  # the step's index on the (respaced) schedule
     noise: Callable[[int], Tensor]  # a function of a stream number, giving this step's own standard normal noise
     eta: float = 1.0  # DDIM's η; 1 is ancestral sampling

@@ -29,8 +29,8 @@ def cached_latents(
 ) -> Tensor:
     """[views · n, C, h, w] half-precision latents of random views of n windows, mapped from a file.
 
-    Its name tells the autoencoder's weights, the photos' names and the views, so that trainings share it. `load` reads
-    the uint8 windows where the file is missing; each view of a window has its own crop, zoom and mirroring.
+    Its name tells the prior's encoder and latent scaling, the photos' paths and the views: trainings share it. `load`
+    reads the uint8 windows where the file is missing; each view of a window has its own crop, zoom and mirroring.
     """
     path = storage / f"latents-{_key(prior, paths, views)}.npy"
     if not path.is_file():
@@ -66,7 +66,8 @@ def _encode(prior: LatentPrior, window_NCHW: Tensor, views: int, path: Path, dev
 
 def _key(prior: LatentPrior, paths: Sequence[Path | Place], views: int) -> str:
     """Ten digits of what decides the latents."""
-    digest = hashlib.sha256(repr([views, prior.sample_size, [path.name for path in paths]]).encode())
+    scaling = (prior.scale.flatten().tolist(), prior.shift.flatten().tolist())
+    digest = hashlib.sha256(repr([views, prior.sample_size, scaling, [str(path) for path in paths]]).encode())
     for name, value in sorted(prior.autoencoder.encoder.state_dict().items()):
         digest.update(name.encode() + value.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()[:10]

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from flashray.device import chosen_device
 from flashray.errors import ConfigError
 from flashray.training.loop import STATE_FILE, BuildTask, LoopConfig, Task, fit, line, load_averaged
 from flashray.training.photo_windows import load_windows, shuffled_batches
@@ -20,11 +21,6 @@ from flashray.training.photos import list_places
 from flashray.training.train_config import LaunchConfig
 
 T = TypeVar("T", bound=Task)
-
-
-def resolve_device(device: str) -> str:
-    """`auto` is the GPU where there is one."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
 def train(
@@ -35,26 +31,33 @@ def train(
     `side` is that of the square windows cut from the photos, of which a task takes its views.
     Checkpoints are stored under `<storage>/<name>-<fingerprint>`, so that another training does not continue this one.
     """
+    device = device_here(config)
     name = f"{name}-{fingerprint(build, loop, photos)}"
     if config.launcher == "ray":
         from flashray.training.ray_train import launch_on_ray
 
         state = launch_on_ray(build, loop, photos, side, name, config)
     else:
-        state = launch_here(build, loop, photos, side, name, config)
+        state = launch_here(build, loop, photos, side, name, config, device)
     task = build()
     figures = load_averaged(task, state)
-    task.to(resolve_device(config.device)).eval()
-    return task, state, task.validate() if figures is None else figures
+    task.to(device).eval()
+    return task, state, figures
 
 
-def launch_here(build: BuildTask, loop: LoopConfig, photos: str, side: int, name: str, config: LaunchConfig) -> Path:
+def device_here(config: LaunchConfig) -> str:
+    """This process's device; on Ray a driver may have no GPU, and its workers have. ConfigError as `chosen_device`."""
+    return "cpu" if config.launcher == "ray" and not torch.cuda.is_available() else chosen_device(config.device)
+
+
+def launch_here(
+    build: BuildTask, loop: LoopConfig, photos: str, side: int, name: str, config: LaunchConfig, device: str
+) -> Path:
     """Train in this process: checkpoints in `<storage>/<name>/last`, the one before a cool-down in `constant`."""
     if "://" in config.storage:
         raise ConfigError(
             f"launch.storage is {config.storage}: the local launcher keeps checkpoints in a folder; name one"
         )
-    device = resolve_device(config.device)
     folder = Path(config.storage) / name
     last = folder / "last"
     if config.threads:

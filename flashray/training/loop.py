@@ -69,6 +69,10 @@ class LoopConfig:
     progress_every: float = field(default=20.0, repr=False)  # not in the repr, which names the checkpoints
 
     def __post_init__(self) -> None:
+        least = {"epochs": 1, "batch_size": 1, "validate_every": 1, "epoch_steps": 0, "seconds": 0, "warmup_steps": 0}
+        for name, value in least.items():
+            if not getattr(self, name) >= value:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give at least {value}")
         if not 0 < self.cooldown <= 1:
             raise ConfigError(f"cooldown is {self.cooldown}; give the share of the training that it takes, up to 1")
 
@@ -272,18 +276,15 @@ def _load_state(
     return state
 
 
-def load_averaged(task: Task, folder: Path) -> dict[str, float] | None:
-    """Put the averaged weights of a saved training state into `task.model`; returns their validation's figures.
-
-    States of earlier versions have none.
-    """
+def load_averaged(task: Task, folder: Path) -> dict[str, float]:
+    """Put the averaged weights of a saved training state into `task.model`; returns their validation's figures."""
     state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
     task.model.load_state_dict(state["model"])
     trained = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
     ema = EMAModel(trained)
     ema.load_state_dict(state["ema"])
     ema.copy_to(trained)
-    figures: dict[str, float] | None = state.get("figures")
+    figures: dict[str, float] = state["figures"]
     return figures
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Mapping
@@ -183,7 +184,7 @@ def note_training(folder: Path, stage: str, state: Path, loop: LoopConfig) -> di
         "command": command_line(),
         "seed": loop.seed,
         "seconds": round(saved["seconds"]),
-        "samples": saved.get("samples", saved["step"] * loop.batch_size),
+        "samples": saved["samples"],
     }
     path.write_text(json.dumps(notes, indent=2) + "\n")
     return notes
@@ -191,8 +192,13 @@ def note_training(folder: Path, stage: str, state: Path, loop: LoopConfig) -> di
 
 def command_line() -> str:
     """This process's command, with folders cut to their last two parts: a card must not name a machine's disks."""
-    words = ("/".join(Path(word).parts[-2:]) if word.startswith("/") else shlex.quote(word) for word in sys.argv[1:])
-    return " ".join([Path(sys.argv[0]).name and f"python jobs/{Path(sys.argv[0]).name}", *words])
+    program = Path(sys.argv[0]).name
+    begun = f"python jobs/{program}" if program.startswith("train_") else "flashray"
+    return " ".join([begun, *(shlex.quote(re.sub(r"^(--[^=]+=)?(/.*)", _cut, word)) for word in sys.argv[1:])])
+
+
+def _cut(word: re.Match[str]) -> str:
+    return (word[1] or "") + "/".join(Path(word[2]).parts[-2:])
 
 
 def machine() -> str:

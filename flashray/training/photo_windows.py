@@ -60,18 +60,23 @@ def load_windows(paths: Iterable[Path | Place], side: int) -> Tensor:
     """[n, 3, side, side] uint8 windows of all these photos; ImageError names an unreadable file."""
 
     def read(path: Path | Place) -> list[Tensor]:
-        try:
-            return windows(open_image(path.read_bytes()).pixels, side)
-        except ImageError as error:
-            raise ImageError(f"{path}: {error}") from error
+        return windows(open_photo(path, path.read_bytes()), side)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return torch.stack([window for cut in pool.map(read, paths) for window in cut])
 
 
+def open_photo(path: Path | Place, data: bytes) -> Tensor:
+    """[3, H, W] in [-1, 1] of a photo's file; ImageError with its name where it cannot be read."""
+    try:
+        return open_image(data).pixels
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from error
+
+
 def load_fitted(paths: Iterable[Path | Place], size: int) -> Tensor:
     """[n, 3, size, size] photos in [-1, 1], resized and centre-cropped as the restoration job does."""
-    return torch.stack([fit_image(open_image(path.read_bytes()).pixels, size, "resize") for path in paths])
+    return torch.stack([fit_image(open_photo(path, path.read_bytes()), size, "resize") for path in paths])
 
 
 def random_views(

@@ -23,10 +23,9 @@ from torch import Tensor
 
 from flashray import storage
 from flashray.errors import FlashrayError, ImageError
-from flashray.images import open_image
 from flashray.shards.place import Place, read_places
 from flashray.training.loop import BuildTask, LoopConfig, fit, line
-from flashray.training.photo_windows import windows
+from flashray.training.photo_windows import open_photo, windows
 from flashray.training.photos import list_places
 from flashray.training.train_config import LaunchConfig
 
@@ -71,7 +70,7 @@ def cut_windows(batch: pa.Table, side: int) -> dict[str, Any]:
         for place, data in zip(found := list(some), read_places(found), strict=True):
             if data is None:
                 raise ImageError(f"{place} holds no image")
-            cut += [window.numpy() for window in windows(open_image(data).pixels, side)]
+            cut += [window.numpy() for window in windows(open_photo(place, data), side)]
     return {"window": np.stack(cut)}
 
 

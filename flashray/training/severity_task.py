@@ -44,6 +44,8 @@ class BeyondConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.share < 1:
             raise ConfigError(f"severity.beyond.share is {self.share}; give a share from 0 to below 1")
+        if "preset" in self.settings:
+            raise ConfigError("severity.beyond.settings: preset is for degradation.settings; name the settings here")
         _ = self.noise_range  # raises
 
     @property

@@ -46,11 +46,8 @@ class StartTask(DenoiserTask):
         self.families = [make_degradation(one.degradation, one.config.degradation_settings or {}) for one in encoders]
         side = config.crop or prior.sample_size
         least = max((one.min_side for one in lpips), default=1)
-        if side < least or any(side % one.factor for one in encoders):
-            raise ConfigError(
-                f"denoiser.crop is {side} pixels; LPIPS needs {least} or more, and the encoders multiples of the "
-                "latent factor"
-            )
+        if side < least:
+            raise ConfigError(f"denoiser.crop is {side} pixels; LPIPS needs {least} or more")
         for family in self.families:
             family.check_size((side, side))
 

@@ -35,6 +35,12 @@ class LaunchConfig:
     cache: bool = True
     max_failures: int = 3
 
+    def __post_init__(self) -> None:
+        if self.device.partition(":")[0] not in ("auto", "cpu", "cuda"):
+            raise ConfigError(f"launch.device is {self.device!r}; give cpu, cuda or auto")
+        if self.workers < 1:
+            raise ConfigError(f"launch.workers is {self.workers}; give at least 1")
+
 
 @dataclass(frozen=True)
 class TrainConfig:

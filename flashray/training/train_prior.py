@@ -30,7 +30,7 @@ from flashray.training.denoiser_task import (
     use_plain_attention,
 )
 from flashray.training.latents import latent_statistics
-from flashray.training.launch import resolve_device, train
+from flashray.training.launch import device_here, train
 from flashray.training.loop import LoopConfig, save_half
 from flashray.training.model_card import note_training, write_prior_card
 from flashray.training.photo_windows import list_photos, load_fitted, window_side
@@ -104,7 +104,7 @@ def train_prior(config: TrainPriorConfig) -> None:
         if config.card:
             val = load_fitted(list_photos(config.val_photos), config.size)
             trained = json.loads((Path(config.output) / "training.json").read_text())
-            prior = load_prior(config.output, resolve_device(config.launch.device))
+            prior = load_prior(config.output, device_here(config.launch))
             write_prior_card(Path(config.output), prior, config.card, val, trained)
 
 
@@ -118,7 +118,7 @@ def train_autoencoder(config: TrainPriorConfig) -> None:
         task, state, _ = train(build, loop, config.photos, window_side(config.size), "autoencoder", config.launch)
         autoencoder = task.model
         note_training(output, "autoencoder", state, loop)
-    device = resolve_device(config.launch.device)
+    device = device_here(config.launch)
     photos = load_fitted(spread(list_places(config.photos), 1024), config.size)
     scale = latent_scale(autoencoder, photos, device)
     autoencoder.register_to_config(scaling_factor=scale)
@@ -181,7 +181,7 @@ def build_denoiser_task(config: TrainPriorConfig) -> DenoiserTask:
         resolve(config.init or config.output) / "unet", torch_dtype=torch.float32
     )
     prior.denoiser.requires_grad_(True)
-    if resolve_device(config.launch.device) == "cpu":
+    if device_here(config.launch) == "cpu":
         use_plain_attention(prior.denoiser)
     chosen, val = config.denoiser, load_fitted(list_photos(config.val_photos), config.size)
     if not chosen.needs_photos:

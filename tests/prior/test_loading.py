@@ -185,6 +185,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "grey images": (config_of("vqvae", in_channels=1), "in_channels is 1; images have 3 channels"),
     "given channels": (config_of("unet", out_channels=5), "the denoiser gives 5 channels, and the latents have 4"),
     "scale": (config_of("vqvae", scaling_factor=-1.0), "scaling_factor is -1; give a number above 0"),
+    "scale of 0": (config_of("vqvae", scaling_factor=0), "scaling_factor is 0; give a number above 0"),
     "scale of text": (config_of("vqvae", scaling_factor="large"), "scaling_factor is 'large'; give a finite number"),
     "NaN scale": (config_of("vqvae", scaling_factor=float("nan")), "scaling_factor (is|holds) nan"),
     "no betas at all": (

@@ -58,8 +58,12 @@ def test_another_autoencoder_or_set_of_photos_has_its_own_file(tmp_path: Path):
     other.autoencoder.encoder.conv_out.weight.data += 1
     cached_latents(other, windows, PATHS, 1, tmp_path, "cpu")
     cached_latents(prior(), windows, PATHS[:4], 1, tmp_path, "cpu")
+    cached_latents(prior(), windows, [Path("others", path.name) for path in PATHS], 1, tmp_path, "cpu")
+    scaled = prior()
+    scaled.scale = scaled.scale * 2
+    cached_latents(scaled, windows, PATHS, 1, tmp_path, "cpu")
     cached_latents(prior(), windows, PATHS, 2, tmp_path, "cpu")
-    assert len(list(tmp_path.iterdir())) == 4
+    assert len(list(tmp_path.iterdir())) == 6
 
 
 def test_a_broken_encoding_leaves_nothing(tmp_path: Path):

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from flashray.errors import ConfigError
 from flashray.training.loop import STATE_FILE, LoopConfig, Task, fit, learning_rate, load_averaged
+from flashray.training.model_card import command_line
 from flashray.training.photo_windows import shuffled_batches
+from flashray.training.train_config import LaunchConfig
 
 WINDOWS = torch.randint(0, 256, (24, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 LOOP = LoopConfig(epochs=6, batch_size=4, learning_rate=1e-2, warmup_steps=5)
@@ -260,6 +262,30 @@ class Keeper:
         self.calls += 1
         self.folder.mkdir(parents=True, exist_ok=True)
         save(self.folder)
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["/venv/bin/flashray", "train", "prior", "--photos=/data/me/a b"], "flashray train prior '--photos=me/a b'"),
+        (["/x/flashray/__main__.py", "train", "prior", "--init", "/a/b/c"], "flashray train prior --init b/c"),
+        (["jobs/train_prior.py", "--seed", "1"], "python jobs/train_prior.py --seed 1"),
+    ],
+)
+def test_a_card_names_the_command_and_no_disk(argv: list[str], expected: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.argv", argv)
+    assert command_line() == expected
+
+
+def test_a_device_that_nothing_has_is_refused_before_any_work():
+    with pytest.raises(ConfigError, match=r"launch.device is 'gpu'"):
+        LaunchConfig(device="gpu")
+
+
+@pytest.mark.parametrize("name", ["epochs", "batch_size", "validate_every"])
+def test_a_count_below_one_is_a_config_error(name: str):
+    with pytest.raises(ConfigError, match=f"{name} is 0; give at least 1"):
+        LoopConfig(**{name: 0})
 
 
 def test_the_state_before_the_cooldown_is_kept_and_another_training_goes_on_from_it(tmp_path: Path):

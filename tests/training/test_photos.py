@@ -82,6 +82,8 @@ def test_an_unreadable_photo_is_named(tmp_path: Path):
     (tmp_path / "broken.png").write_bytes(b"nothing")
     with pytest.raises(ImageError, match=r"broken\.png: this is not an image"):
         load_windows(list_photos(tmp_path), 20)
+    with pytest.raises(ImageError, match=r"broken\.png: this is not an image"):
+        load_fitted(list_photos(tmp_path), 16)
 
 
 def noise_windows(count: int, side: int) -> Tensor:

@@ -226,12 +226,12 @@ def build_something(value: int) -> None:
 def test_a_trainings_name_is_the_same_in_every_process_and_differs_by_its_settings():
     code = (
         "import functools; from flashray.training import launch, loop;"
-        "build = functools.partial(launch.resolve_device, 'x');"
+        "build = functools.partial(launch.device_here, 'x');"
         "print(launch.fingerprint(build, loop.LoopConfig(epochs=3), 'photos'))"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     theirs = subprocess.check_output([sys.executable, "-c", code], env=environment, text=True).strip()
-    assert theirs == launch.fingerprint(functools.partial(launch.resolve_device, "x"), LoopConfig(epochs=3), "photos")
+    assert theirs == launch.fingerprint(functools.partial(launch.device_here, "x"), LoopConfig(epochs=3), "photos")
     build = functools.partial(build_something, 1)
     base = launch.fingerprint(build, LoopConfig(), "photos")
     others = [

@@ -255,7 +255,9 @@ def test_without_a_share_beyond_a_batch_is_the_family_alone(photo: Tensor):
     assert torch.equal(y, expected)
 
 
-@pytest.mark.parametrize("settings", [{"share": 1.0}, {"share": -0.1}, {"noise_std": [0.4, 0.1]}])
+@pytest.mark.parametrize(
+    "settings", [{"share": 1.0}, {"share": -0.1}, {"noise_std": [0.4, 0.1]}, {"settings": {"preset": "fixed"}}]
+)
 def test_bad_settings_beyond_the_family_are_config_errors(settings: dict[str, Any]):
     with pytest.raises(ConfigError, match=f"severity.beyond.{next(iter(settings))}"):
         BeyondConfig(**settings)

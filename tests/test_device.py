@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flashray.precision import native_precision
+from flashray.device import chosen_device, native_precision
+from flashray.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -21,3 +22,13 @@ def test_a_gpu_that_multiplies_bfloat16_uses_it(
 ):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     assert native_precision("cuda") == expected
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert (chosen_device("auto"), chosen_device("cpu")) == ("cpu", "cpu")
+    for device, message in {"cuda": "finds no GPU here", "mps": "give cpu, cuda", "gpu": "give cpu, cuda"}.items():
+        with pytest.raises(ConfigError, match=message):
+            chosen_device(device)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert (chosen_device("auto"), chosen_device("cuda:0")) == ("cuda", "cuda:0")
