@@ -26,7 +26,8 @@ from benchmarks.sigma_sources import with_sigma
 from benchmarks.stopwatch import seconds_of
 from flashray.images import encode_png
 from flashray.metrics import LPIPS, mean_interval
-from flashray.restorer import BATCH, Restored, Restorer
+from flashray.restored import Restored
+from flashray.restorer import BATCH, Restorer
 
 log = logging.getLogger(__name__)
 ENOUGH = 32  # images: a distance between smaller sets says little

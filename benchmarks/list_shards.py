@@ -23,9 +23,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from benchmarks.command import run_command
-from flashray.pipeline import kept_index
-from flashray.pipeline.archive import listing_hash, read_archive
-from flashray.pipeline.kept_index import write_index
+from flashray.pipeline import archive as archives
+from flashray.pipeline.archive import listing_hash, read_archive, write_index
 from flashray.pipeline.run_config import IoConfig, RunConfig
 from flashray.pipeline.run_tables import parquet
 from flashray.recipe import load_recipe
@@ -81,7 +80,7 @@ def first_start(steps: Steps, run: RunConfig, shards: list[tuple[str, int]], ima
     """All that follows the reading of the headers; leaves the kept index."""
     tables = [index_of_tar(number, images) for number in range(len(shards))]
     made = steps.timed("first start: join the indexes, look for doubled keys", joined, shards, tables)
-    with mock.patch.object(kept_index, "index_shards", return_value=made):  # what it reads from the shards
+    with mock.patch.object(archives, "index_shards", return_value=made):  # what it reads from the shards
         found = steps.timed("first start: the listing", read_archive, run)
     steps.timed("first start: keep the index", write_index, run.io.output, found.index)
     steps.timed("first start: keep the listing", parquet, found.images)

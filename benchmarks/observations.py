@@ -13,7 +13,8 @@ from torch import Tensor
 from benchmarks.experiment_photos import Photos
 from flashray.degradations import Degradation
 from flashray.measurement import Measurement
-from flashray.restorer import BATCH, Estimate, Restorer
+from flashray.restored import Estimate
+from flashray.restorer import BATCH, Restorer
 from flashray.severity import Severity, Start
 
 

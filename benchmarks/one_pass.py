@@ -9,7 +9,8 @@ from torch import Tensor
 
 from benchmarks.observations import Observed
 from benchmarks.swinir import SwinIR
-from flashray.restorer import Restored, Restorer
+from flashray.restored import Restored
+from flashray.restorer import Restorer
 
 
 def _autoencoder(one: Observed, restorer: Restorer) -> Tensor:

@@ -309,5 +309,6 @@ def _track(tracker: Tracker, result: Result) -> None:
 
 def _plain(config: ExperimentConfig) -> dict[str, Any]:
     values = dataclasses.asdict(config)
-    values["tracking"]["tracking_uri"] = storage.redact(config.tracking.tracking_uri)
+    uri = config.tracking.tracking_uri
+    values["tracking"]["tracking_uri"] = uri and storage.redact(uri)
     return values

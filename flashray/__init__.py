@@ -14,15 +14,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flashray.loading import load
     from flashray.pipeline.restore import restore
     from flashray.recipe import Recipe
-    from flashray.restorer import Restorer, load
+    from flashray.restorer import Restorer
 
 __all__ = ["Recipe", "Restorer", "load", "restore"]
 _ROOMS = {
     "Recipe": "flashray.recipe",
     "Restorer": "flashray.restorer",
-    "load": "flashray.restorer",
+    "load": "flashray.loading",
     "restore": "flashray.pipeline.restore",
 }
 

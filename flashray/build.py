@@ -95,3 +95,9 @@ def mapping(values: Any, where: str) -> Mapping[str, Any]:
     if strange := [name for name in values if not isinstance(name, str)]:
         raise ConfigError(f"{where}: {strange[0]!r} is no name; quote it if it is one")
     return values
+
+
+def check_choice(name: str, value: Any, known: Sequence[str]) -> None:
+    """Raise ConfigError with the nearest names unless the value is one of those known."""
+    if value not in known:
+        raise ConfigError(f"{name} is {value!r}{nearest(str(value), known)}; give {', '.join(known)}")

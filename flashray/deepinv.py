@@ -12,8 +12,10 @@ from torch import Tensor
 
 from flashray.degradations.deepinv_physics import parameters_of
 from flashray.errors import ConfigError, FlashrayError
+from flashray.loading import load
 from flashray.recipe import DegradationConfig, Recipe
-from flashray.restorer import Restored, Restorer, load
+from flashray.restored import Restored
+from flashray.restorer import Restorer
 
 
 def degradation(physics: Physics, noise_std: float | None = None, size: tuple[int, int] = (0, 0)) -> DegradationConfig:

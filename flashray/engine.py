@@ -38,26 +38,6 @@ Epsilon = Callable[[Tensor, Tensor], Tensor]  # (z_BCHW, timestep_B) → ε_BCHW
 DIVERGED = "the solver diverged: the reconstruction is not finite; lower the recipe's step size"
 
 
-class Lookahead:
-    """An iterator of jobs whose next one can be seen before it is taken; true while there is one."""
-
-    def __init__(self, jobs: Iterable[Job]) -> None:
-        self._rest = iter(jobs)
-        self._first = next(self._rest, None)
-
-    def __bool__(self) -> bool:
-        return self._first is not None
-
-    @property
-    def first(self) -> Job:
-        assert self._first is not None
-        return self._first
-
-    def take(self) -> Job:
-        taken, self._first = self.first, next(self._rest, None)
-        return taken
-
-
 def solve(
     prior: LatentPrior,
     degradation: Degradation,
@@ -71,8 +51,8 @@ def solve(
 ) -> Iterator[Solved]:
     """Solve photos of any sizes, up to `slots` windows at a time; yields each as it finishes.
 
-    Photos are taken from `jobs`, which may be a generator, while their windows fit the slots (give them in descending
-    start step, so that a batch drains evenly). One that has more windows than there are slots is solved alone, its
+    Photos are taken from `jobs` while their windows fit the slots (give them in descending start step, so that a batch
+    drains evenly). One that has more windows than there are slots is solved alone, its
     windows in several denoiser batches. A photo takes exactly `start_step` updates, with noise from its own (seed,
     step, position) and norms of its own, so its result does not depend on its neighbours beyond the arithmetic's
     rounding. A step that runs out of memory halves the slots and is taken again; the photos that lost theirs wait with
@@ -90,7 +70,7 @@ def solve(
         torch.OutOfMemoryError: where one photo with one window at a time is too large.
     """
     grid = grid or grid_of(prior)
-    queue = Lookahead(jobs)
+    queue = deque(jobs)
     waiting: deque[ActiveImage] = deque()  # begun, and without slots since memory ran out
     active: list[ActiveImage] = []
     groups: list[SizeGroup] = []
@@ -98,12 +78,12 @@ def solve(
     while queue or waiting or active:
         final: list[ActiveImage] = []  # nothing to solve: the start latent is what is decoded
         while queue or waiting:
-            size = waiting[0].size if waiting else photo_size(degradation, queue.first)
+            size = waiting[0].size if waiting else photo_size(degradation, queue[0])
             taken = _windows(active) + _windows(final)
             if taken and taken + len(grid.windows(size)) > slots:
                 break
             changed = True
-            image = waiting.popleft() if waiting else activate(queue.take(), size, grid, prior.device)
+            image = waiting.popleft() if waiting else activate(queue.popleft(), size, grid, prior.device)
             (active if image.job.start_step else final).append(image)
         if final:
             yield from _finish(prior, final)

@@ -9,28 +9,26 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from numbers import Real
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from flashray.active_image import Job, Regions, Solved, grid_of, make_problem
-from flashray.build import nearest
-from flashray.device import chosen_device, native_precision
+from flashray.build import check_choice
 from flashray.engine import solve
 from flashray.errors import ConfigError, ImageError
-from flashray.images import Fit, ImageLike, as_image, as_list, name_of, sample_spread, to_pil
+from flashray.images import Fit, ImageLike, as_image, as_list, name_of
 from flashray.measurement import Frame, Measurement, Measurer, Photo
 from flashray.memory import freed_memory_kept
 from flashray.metrics import LPIPS, score
-from flashray.prior import LatentPrior, load_prior
-from flashray.recipe import Recipe, load_recipe
+from flashray.prior import LatentPrior
+from flashray.recipe import Recipe
+from flashray.restored import Estimate, Restored
 from flashray.seeding import sample_seed
-from flashray.severity import Severity, SeverityEncoder, estimate, load_severity_encoder
+from flashray.severity import Severity, SeverityEncoder, estimate
 from flashray.severity.fusion import agree_with_measurement, fuse, settled_weight
 from flashray.severity.loss import position_error
 from flashray.severity.regions import spared_windows, window_sigma
@@ -38,82 +36,6 @@ from flashray.windows import LatentGrid, crop
 
 BATCH = 16  # images in one call of a network, outside the solver
 GRADIENT_MEGAPIXELS = 4.0  # of a photo whose solver keeps gradients; latent_dps takes 3 GB for so many
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """The severity encoder's estimates of B images of one size, which have K windows.
-
-    Attributes:
-        z_hat_BCHW: ẑ, latents of unit variance of the padded images, on their device; None where no encoder is used.
-        sigma_BK: σ̂ of every window, float64 on the CPU; NaN where no encoder is used.
-        severity: all that the encoder says, of the padded images; None where no encoder is used.
-        spared_BK: bool, windows that the restored images take nothing from; None where there can be none.
-    """
-
-    z_hat_BCHW: Tensor | None
-    sigma_BK: Tensor
-    severity: Severity | None = None
-    spared_BK: Tensor | None = None
-
-    @property
-    def start_sigma_BK(self) -> Tensor:
-        """The σ̂ by which windows start: 0 in those that are spared."""
-        return self.sigma_BK if self.spared_BK is None else self.sigma_BK.masked_fill(self.spared_BK, 0.0)
-
-    @property
-    def weight_Bhw(self) -> Tensor | None:
-        """The learned fusion weights."""
-        return None if self.severity is None else self.severity.weight_Bhw
-
-    @property
-    def sigma_hat_B(self) -> Tensor:
-        """σ̂ of each image: the root mean square over its windows."""
-        if self.sigma_BK.shape[1] == 1:
-            return self.sigma_BK[:, 0]
-        return self.sigma_BK.square().mean(dim=1).sqrt()
-
-
-@dataclass(frozen=True)
-class Restored:
-    """Restored images and the cost of each, in the order in which they were given.
-
-    Attributes:
-        images: [3, H, W] in [-1, 1] on the CPU; None where there is an error.
-        sigma_hat: σ̂ of each image; NaN without an encoder.
-        nfe: denoiser evaluations of each image, a mean over its windows; of several samples each takes so many.
-        fallback: whether a window took the full chain because its σ̂ was too large for the start.
-        seconds: each image's share of the solver's time, for all of its samples.
-        errors: why an image could not be restored, else None.
-        sigma_maps: [h, w] σ̂ of each latent position, on the CPU; None without an encoder.
-        samples: the N restorations of each image, the first of which is the one in `images`; None where there is an
-            error.
-    """
-
-    images: list[Tensor | None]
-    sigma_hat: list[float]
-    nfe: list[float]
-    fallback: list[bool]
-    seconds: list[float]
-    errors: list[str | None]
-    sigma_maps: list[Tensor | None]
-    samples: Sequence[Sequence[Tensor] | None]
-
-    def __repr__(self) -> str:
-        failed = sum(error is not None for error in self.errors)
-        return f"Restored({len(self.images)} images, {failed} of them with an error; nfe {self.nfe})"
-
-    @property
-    def spread(self) -> list[Tensor | None]:
-        """[H, W] the standard deviation over each image's samples, in grey levels of 8 bits; None without several."""
-        return [None if some is None or len(some) < 2 else sample_spread(some) for some in self.samples]
-
-    def pil(self, index: int = 0) -> Image.Image:
-        """One restored image as a picture; ImageError where it could not be restored."""
-        image = self.images[index]
-        if image is None:
-            raise ImageError(str(self.errors[index]))
-        return to_pil(image)
 
 
 class Restorer:
@@ -498,65 +420,3 @@ class Restorer:
             sigma_maps=[maps.get(name) for name in names],
             samples=whole,
         )
-
-
-def load(
-    recipe: str | Recipe,
-    device: str = "auto",
-    precision: Literal["auto", "float32", "bf16"] = "auto",
-    measurement: Literal["observed", "simulated"] = "observed",
-    fit: Fit = "whole",
-    slots: int = 8,
-    **changes: Any,
-) -> Restorer:
-    """A restorer with its models loaded.
-
-    Args:
-        recipe: a shipped recipe's name, the path of a recipe file, or a Recipe.
-        device: cpu, cuda, or auto (cuda where there is one).
-        precision: of the networks; auto is bf16 where the device computes in it natively, else float32.
-        measurement: simulated degrades the images that are given, each by its key.
-        fit: whole restores an image at its own size; resize, crop and error bring it to the prior's.
-        slots: windows in one call of the denoiser, and photos in flight.
-        changes: keys of the recipe with new values, such as `seed=1` or `solver={"steps": 50}`.
-
-    Raises:
-        ConfigError: when the recipe, a model or a setting is missing or wrong.
-    """
-    check_choice("precision", precision, ("auto", "float32", "bf16"))
-    if not isinstance(slots, int) or slots < 1:
-        raise ConfigError(f"slots is {slots!r}; give a whole number of windows, at least 1")
-    if isinstance(recipe, Recipe):
-        if changes:
-            raise ConfigError("changes are for recipes given by name; change a Recipe with dataclasses.replace")
-        chosen = recipe.check()
-    else:
-        chosen = load_recipe(recipe, changes)
-    device = chosen_device(device)
-    prior, encoder = load_models(chosen, device)
-    prior.bf16 = (native_precision(device) if precision == "auto" else precision) == "bf16"
-    return Restorer(chosen, prior, encoder, measurement, fit, slots)
-
-
-def check_choice(name: str, value: Any, known: Sequence[str]) -> None:
-    """Raise ConfigError with the nearest names unless the value is one of those known."""
-    if value not in known:
-        raise ConfigError(f"{name} is {value!r}{nearest(str(value), known)}; give {', '.join(known)}")
-
-
-def load_models(recipe: Recipe, device: str | torch.device = "cpu") -> tuple[LatentPrior, SeverityEncoder | None]:
-    """(prior, severity encoder or None for a full chain) of a recipe, in float32.
-
-    Raises:
-        ConfigError: when one is missing, or the encoder's name is one of a model registry.
-    """
-    prior = load_prior(recipe.prior, device)
-    if not recipe.start.uses_encoder:
-        return prior, None
-    source = recipe.start.severity_encoder
-    if source.startswith("models:/"):
-        raise ConfigError(
-            f"severity encoder {source}: only the job reads from a model registry; in Python give the encoder's "
-            "folder, which flashray.tracking.model_registry.fetch returns"
-        )
-    return prior, load_severity_encoder(source, device)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from flashray.errors import ConfigError
+from flashray.loading import load
 from flashray.prior import LatentPrior, load_prior
 from flashray.recipe import DegradationConfig, Recipe, SolverConfig
-from flashray.restorer import Restorer, load
+from flashray.restorer import Restorer
 from flashray.severity import Start, estimate, load_severity_encoder
 from tests.conftest import TinyModels
 from tests.support.models import SIDE

@@ -24,7 +24,8 @@ from benchmarks.speed.bench_setup import Part, SpeedSetup
 from flashray.active_image import Job, make_problem
 from flashray.engine import advance
 from flashray.measurement import Measurement
-from flashray.restorer import Estimate, Restorer
+from flashray.restored import Estimate
+from flashray.restorer import Restorer
 from flashray.solvers import make_solver
 
 UTILIZATION_IMAGES = 512

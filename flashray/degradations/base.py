@@ -169,18 +169,9 @@ def check_range(name: str, limits: tuple[float, float], least: float, most: floa
         name: the family and the setting.
         unit: the unit of the setting.
     """
-    numbers = isinstance(limits, tuple) and len(limits) == 2 and all(isinstance(v, int | float) for v in limits)
-    if not (numbers and least <= limits[0] <= limits[1] <= most and math.isfinite(limits[1])):
-        given = list(limits) if isinstance(limits, tuple) else limits
+    if not (least <= limits[0] <= limits[1] <= most and math.isfinite(limits[1])):
         bound = f"{least:g} ≤ low ≤ high" + (f" ≤ {most:g}" if math.isfinite(most) else "")
-        raise ConfigError(f"degradation {name} is {given}; give [low, high] with {bound}, in {unit}")
-
-
-def check_flags(name: str, **flags: bool) -> None:
-    """Raise ConfigError for a setting that is neither true nor false."""
-    for setting, value in flags.items():
-        if not isinstance(value, bool):
-            raise ConfigError(f"degradation {name}: {setting} is {value!r}; give true or false")
+        raise ConfigError(f"degradation {name} is {list(limits)}; give [low, high] with {bound}, in {unit}")
 
 
 def between(low: float, high: float, severity_B: Tensor) -> Tensor:

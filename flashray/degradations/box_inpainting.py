@@ -27,7 +27,6 @@ class BoxInpainting(MaskFamily):
     limits: ClassVar[Limits] = {"box_side": (0, math.inf, "pixels")}
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         check_range("box_inpainting: side", self.side, 0, math.inf, "pixels")
 
     def check_size(self, size: tuple[int, int]) -> None:

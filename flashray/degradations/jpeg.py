@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flashray.degradations.base import Degradation, Limits, Operator, Parameters, between, check_flags, check_range
+from flashray.degradations.base import Degradation, Limits, Operator, Parameters, between, check_range
 
 # Quantisation tables of ITU-T T.81, Annex K, at quality 50
 LUMA = (
@@ -48,7 +48,6 @@ class Jpeg(Degradation):
 
     def __post_init__(self) -> None:
         check_range("jpeg: quality", self.quality, 1, 100, "libjpeg's scale")
-        check_flags("jpeg", subsampling=self.subsampling)
 
     def parameters_at(self, severity_B: Tensor, generator: torch.Generator | None = None) -> Parameters:
         low, high = self.quality

@@ -15,16 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flashray.degradations.base import (
-    Degradation,
-    Limits,
-    Operator,
-    Parameters,
-    between,
-    check_flags,
-    check_range,
-    draw_seeds,
-)
+from flashray.degradations.base import Degradation, Limits, Operator, Parameters, between, check_range, draw_seeds
 from flashray.errors import ConfigError
 from flashray.seeding import STREAM_OPERATOR, normal
 
@@ -60,7 +51,6 @@ class KernelWizard(Degradation):
                 "GOPRO_wVAE.pth of VinAIResearch/blur-kernel-space-exploring, or its tensors as safetensors"
             )
         check_range("kernel_wizard: strength", self.strength, 0, 10, "standard deviations of the code")
-        check_flags("kernel_wizard", paper=self.paper)
 
     def check_size(self, size: tuple[int, int]) -> None:
         code_size(size)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flashray.degradations.base import AffineOperator, Degradation, Parameters, check_flags
+from flashray.degradations.base import AffineOperator, Degradation, Parameters
 from flashray.degradations.gaussian_blur import SeparableBlur
 from flashray.errors import ConfigError
 
@@ -70,9 +70,6 @@ class MaskFamily(Degradation):
 
     linear: ClassVar[bool] = True
     takes_mask: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_flags(self.name, fill=self.fill)
 
     def bind(self, parameters: Parameters, size: tuple[int, int]) -> Masking:
         mask = parameters["mask"] if "mask" in parameters else self.draw(parameters, size)

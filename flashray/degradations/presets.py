@@ -7,43 +7,31 @@ default.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from flashray.errors import ConfigError
 
-_FLASH = "Flash-Diffusion (Fabian et al., ICML 2024), the configurations of its public code"
 _PAPER = {"paper": True, "fill": False}
 
-
-@dataclass(frozen=True)
-class Preset:
-    """Settings of a family, and their source."""
-
-    settings: Mapping[str, Any]
-    source: str
-
-
-PRESETS: dict[str, dict[str, Preset]] = {
+# Those without another source are the configurations of the public code of Flash-Diffusion (Fabian et al., ICML 2024)
+PRESETS: dict[str, dict[str, Mapping[str, Any]]] = {
     "gaussian_blur": {
-        "varying": Preset({"std": (0.3, 3.0), "kernel_size": 61}, f"{_FLASH}: training, and tests of varying blur"),
-        "fixed": Preset({"std": (3.0, 3.0), "kernel_size": 61}, f"{_FLASH}: tests of fixed blur"),
+        "varying": {"std": (0.3, 3.0), "kernel_size": 61},  # its training, and its tests of varying blur
+        "fixed": {"std": (3.0, 3.0), "kernel_size": 61},  # its tests of fixed blur
     },
     "random_inpainting": {
-        "paper_train": Preset({**_PAPER, "missing": (0.0, 0.8)}, f"{_FLASH}: training, one nested mask"),
-        "paper_test": Preset({**_PAPER, "missing": (0.7, 0.8)}, f"{_FLASH}: tests, one nested mask"),
-        "test": Preset({"missing": (0.7, 0.8)}, f"{_FLASH}: the range of its tests; here each image has its own mask"),
+        "paper_train": {**_PAPER, "missing": (0.0, 0.8)},  # one nested mask
+        "paper_test": {**_PAPER, "missing": (0.7, 0.8)},  # one nested mask
+        "test": {"missing": (0.7, 0.8)},  # the range of its tests; here each image has its own mask
     },
-    "kernel_wizard": {
-        "paper": Preset({"strength": (1.2, 1.2), "paper": True}, f"{_FLASH}: training and tests of nonlinear blur"),
-    },
+    "kernel_wizard": {"paper": {"strength": (1.2, 1.2), "paper": True}},  # nonlinear blur
     "box_inpainting": {
-        "dps_256": Preset({"side": (128, 128)}, "DPS (Chung et al., ICLR 2023): a box of 128 in images of 256"),
-        "dps_128": Preset({"side": (64, 64)}, "the same share, a quarter of the area, in images of 128"),
+        "dps_256": {"side": (128, 128)},  # DPS (Chung et al., ICLR 2023): a box of 128 in images of 256
+        "dps_128": {"side": (64, 64)},  # the same share, a quarter of the area, in images of 128
     },
     "super_resolution": {
-        "x2": Preset({"scale": 2}, "area means, half the size"),
-        "x4": Preset({"scale": 4}, "DDRM (Kawar et al., NeurIPS 2022): area means, a quarter of the size"),
+        "x2": {"scale": 2},  # area means, half the size
+        "x4": {"scale": 4},  # DDRM (Kawar et al., NeurIPS 2022): area means, a quarter of the size
     },
 }
 
@@ -62,4 +50,4 @@ def with_preset(family: str, settings: Mapping[str, Any] | None) -> dict[str, An
     if not isinstance(name, str) or name not in known:
         listed = ", ".join(known) or "none"
         raise ConfigError(f"degradation {family}: preset {name!r} is not known; known: {listed}")
-    return {**known[name].settings, **settings}
+    return {**known[name], **settings}

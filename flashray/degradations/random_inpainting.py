@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flashray.degradations.base import Limits, Parameters, between, check_flags, check_range, draw_seeds
+from flashray.degradations.base import Limits, Parameters, between, check_range, draw_seeds
 from flashray.degradations.masking import MaskFamily
 from flashray.seeding import STREAM_OPERATOR, random_words
 
@@ -28,9 +28,7 @@ class RandomInpainting(MaskFamily):
     limits: ClassVar[Limits] = {"missing": (0, 1, "shares of the pixels")}
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         check_range("random_inpainting: missing", self.missing, 0, 1, "shares of the pixels")
-        check_flags("random_inpainting", paper=self.paper)
 
     def parameters_at(self, severity_B: Tensor, generator: torch.Generator | None = None) -> Parameters:
         seed_B = draw_seeds(None if self.paper else generator, len(severity_B))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import posixpath
 from collections import Counter
@@ -13,16 +14,17 @@ from pathlib import PurePosixPath
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from flashray import storage
 from flashray.errors import ConfigError
 from flashray.images import IMAGE_SUFFIXES, PLUGIN_SUFFIXES, is_photo_name
-from flashray.pipeline.kept_index import Index, index_of
 from flashray.pipeline.manifest import manifest_columns
 from flashray.pipeline.outputs import refuse_page, refuse_without_suffix, without_place
 from flashray.pipeline.run_config import IoConfig, RunConfig
-from flashray.pipeline.run_folder import run_files
-from flashray.shards.shard_index import shards_among
+from flashray.pipeline.run_folder import run_files, run_uri
+from flashray.pipeline.run_tables import parquet
+from flashray.shards.shard_index import index_shards, shards_among
 from flashray.shown import storable
 
 LISTING = pa.schema(
@@ -40,6 +42,7 @@ LISTING = pa.schema(
     ]
 )
 _PLACES = ["uri", "offset", "length", "size", "refused"]  # of an index, besides the key and parameters
+_INDEX, _MADE_FROM = "index.parquet", b"flashray.made_from"  # of shards, in the run folder; what it was made from
 _LETTERS = 2**31 - 1  # bytes of all addresses: what a column of Arrow strings can hold
 _APART = "it is a link to the run's own output"
 # an image with the same key and another of these has changed
@@ -101,8 +104,10 @@ def read_archive(config: RunConfig, predicted: Collection[str] = (), taken: pa.C
             *(len(others), ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())),
             "copied as they are" if io.copy_others else "left out; --copy-others copies them",
         )
-    index = _index(config, [(storage.join(root, one.key), one.size) for one in shards]) if shards else None
-    table = _loose(root, images) if index is None else _sharded(index.table)
+    index, anew = None, False
+    if shards:
+        index, anew = _index(config, [(storage.join(root, one.key), one.size) for one in shards])
+    table = _loose(root, images) if index is None else _sharded(index)
     total, table = len(table), limited(table, config.policy.limit, taken)
     keys = table["key"].to_pylist()
     refused = without_place(keys, io.format)
@@ -112,11 +117,11 @@ def read_archive(config: RunConfig, predicted: Collection[str] = (), taken: pa.C
         why = pa.array([refused.get(key) for key in keys], pa.string())
         table = table.set_column(table.column_names.index("refused"), "refused", pc.coalesce(table["refused"], why))
     table = table.append_column("index", pa.array(np.arange(len(table))))
-    carried = None if index is None or io.simulated else index.table.drop_columns(_PLACES)
+    carried = None if index is None or io.simulated else index.drop_columns(_PLACES)
     for name, values in manifest_columns(config, table["key"], predicted, carried).items():
         table = table.append_column(name, values)
     table = table.select(LISTING.names).cast(LISTING)
-    return Archive(table, total, others, unreadable, index.table if index is not None and index.anew else None)
+    return Archive(table, total, others, unreadable, index if anew else None)
 
 
 def limited(table: pa.Table, limit: int | None, taken: pa.ChunkedArray | None = None) -> pa.Table:
@@ -157,15 +162,32 @@ def _shards(root: str, entries: list[storage.Entry], io: IoConfig) -> list[stora
     return [entry for entry in entries if entry.key in found]
 
 
-def _index(config: RunConfig, shards: list[tuple[str, int]]) -> Index:
-    """Of the archive's shards (URI, size); read again where failed images may have been replaced."""
+def _index(config: RunConfig, shards: list[tuple[str, int]]) -> tuple[pa.Table, bool]:
+    """(the index of the archive's shards (URI, size), whether it was read anew).
+
+    The one in the run's records saves a restart from reading the shards again, where it was made from them and no
+    failed image may have been replaced.
+    """
     degradation, policy = config.recipe.degradation.make(), config.policy
     names = () if degradation.unknown else (*degradation.parameter_names, "noise_std")
-    kept = None if policy.retry_failed or policy.overwrite is not None else config.io.output
-    index = index_of(kept, shards, lambda name: is_photo_name(name) and not is_hidden(name), names)
-    if not len(index.table):
+    made_from = json.dumps([sorted(names), shards]).encode()
+    if not policy.retry_failed and policy.overwrite is None:
+        try:
+            data = storage.read_bytes(run_uri(config.io.output, _INDEX))
+            kept = pq.read_table(pa.BufferReader(data), read_dictionary=["uri"])
+            if (kept.schema.metadata or {}).get(_MADE_FROM) == made_from:
+                return kept, False
+        except (OSError, pa.ArrowException):  # none there yet, or damaged: it only saves time
+            pass
+    found = index_shards(shards, lambda name: is_photo_name(name) and not is_hidden(name), names)
+    if not len(found):
         raise ConfigError(f"the {len(shards)} shards of archive {config.io.archive} hold no images")
-    return index
+    return found.replace_schema_metadata({_MADE_FROM: made_from}), True
+
+
+def write_index(output: str, index: pa.Table) -> None:
+    """Keep the index of an archive's shards in the output's records."""
+    storage.put_bytes(run_uri(output, _INDEX), parquet(index))
 
 
 def _sharded(index: pa.Table) -> pa.Table:

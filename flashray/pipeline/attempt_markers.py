@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import socket
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -32,7 +31,7 @@ class Past:
 
 def put(output: str, unit_id: str, number: int, image: str | None = None) -> None:
     """Record that attempt `number` (from 1) at a unit begins, or that it begins this image alone."""
-    by = {"image": image, "host": socket.gethostname(), "pid": os.getpid()}
+    by = {"image": image, "pid": os.getpid()}
     try:
         storage.put_bytes(_uri(output, f"{unit_id}.{number}"), json.dumps(by).encode())
     except OSError as error:

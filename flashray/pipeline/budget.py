@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from flashray.errors import ConfigError
@@ -16,31 +15,8 @@ from flashray.pipeline.workload import Workload
 GRAIN = 1024  # factors are multiples of 1/GRAIN
 
 
-@dataclass(frozen=True)
-class Fit:
-    """A budget and its effect on a plan."""
-
-    scale: float  # factor on σ̂, in (0, 1]; 1 if the budget is enough
-    whole: Prediction  # the plan's cost without the budget
-    fitted: Prediction  # and with it
-    mean_nfe: tuple[float, float]  # of the images, without and with the budget
-    decoded: int  # images that take no step because of the budget, so that ẑ alone is decoded
-
-
-def entry(config: RunConfig, found: Fit) -> dict[str, Any]:
-    """The entry of a budget in run.json, from which `effective` makes the same starts again."""
-    return {
-        "requested": config.policy.budget,
-        "scale": found.scale,
-        "sigma_scale": config.recipe.start.sigma_scale * found.scale,
-        "mean_nfe": found.mean_nfe[1],
-        "mean_nfe_without": found.mean_nfe[0],
-        "decoded_alone": found.decoded,
-    }
-
-
 def effective(config: RunConfig, kept: Mapping[str, Any] | None) -> RunConfig:
-    """The configuration with the starts that fit its budget, as `entry` recorded them."""
+    """The configuration with the starts that fit its budget, as `fit` found them."""
     return scaled(config, kept["scale"]) if kept else config
 
 
@@ -50,8 +26,8 @@ def scaled(config: RunConfig, scale: float) -> RunConfig:
     return config.replaced("recipe", start=start)
 
 
-def fit(workload: Callable[[float], Workload], cost: CostModel, packing: Packing, config: RunConfig) -> Fit:
-    """The largest factor on σ̂ with which the run fits its budget.
+def fit(workload: Callable[[float], Workload], cost: CostModel, packing: Packing, config: RunConfig) -> dict[str, Any]:
+    """The entry of a budget in run.json, with the largest factor on σ̂, `scale`, with which the run fits it.
 
     The start step of a window is a monotone function of its σ̂, so any factor keeps the order of difficulty, and the
     result is exactly that of the recipe with this `start.sigma_scale`. A chain respaced to fewer steps would keep the
@@ -69,22 +45,24 @@ def fit(workload: Callable[[float], Workload], cost: CostModel, packing: Packing
     def predicted(scale: int) -> Prediction:
         return predict_packed(workload(scale / GRAIN), packing, cost)
 
-    whole = fitted = predicted(GRAIN)
     high, low = GRAIN, GRAIN
-    if spent(whole) > budget:
-        low, fitted = 1, predicted(1)
-        if spent(fitted) > budget:
+    if spent(predicted(GRAIN)) > budget:
+        low = 1
+        if (least := spent(predicted(1))) > budget:
             raise ConfigError(
-                f"{name} is {budget:g}, and decoding the severity encoder's estimates alone takes {spent(fitted):.4g}; "
+                f"{name} is {budget:g}, and decoding the severity encoder's estimates alone takes {least:.4g}; "
                 "give at least that, or more actors"
             )
     while high - low > 1:
         middle = (low + high) // 2
-        prediction = predicted(middle)
-        if spent(prediction) <= budget:
-            low, fitted = middle, prediction
-        else:
-            high = middle
-    before, after = workload(1.0), workload(low / GRAIN)
-    means = (before.mean_nfe, after.mean_nfe)
-    return Fit(low / GRAIN, whole, fitted, means, int(((after.start_step == 0) & (before.start_step > 0)).sum()))
+        low, high = (middle, high) if spent(predicted(middle)) <= budget else (low, middle)
+    scale = low / GRAIN
+    before, after = workload(1.0), workload(scale)
+    return {
+        "requested": config.policy.budget,
+        "scale": scale,
+        "sigma_scale": config.recipe.start.sigma_scale * scale,
+        "mean_nfe": after.mean_nfe,
+        "mean_nfe_without": before.mean_nfe,
+        "decoded_alone": int(((after.start_step == 0) & (before.start_step > 0)).sum()),
+    }

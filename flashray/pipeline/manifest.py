@@ -22,6 +22,7 @@ from flashray import storage
 from flashray.degradations import Degradation
 from flashray.errors import ConfigError
 from flashray.pipeline.run_config import RunConfig
+from flashray.shards.shard_index import doubled
 from flashray.shown import first_of
 
 _READERS = 16
@@ -155,8 +156,7 @@ def _plain(where: str, manifest: pa.Table, names: Sequence[str]) -> pa.Table:
     if any(lacking):
         raise ConfigError(f"{where}: row {lacking.index(True) + 1} has no key")
     if pc.count_distinct(columns["key"]).as_py() < len(manifest):
-        counts = pc.value_counts(columns["key"])
-        twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1)).to_pylist()
+        twice = doubled(columns["key"])
         raise ConfigError(f"{where} names {len(twice)} keys more than once ({first_of(twice)})")
     for name in names:
         if name == "mask":

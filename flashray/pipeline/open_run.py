@@ -15,12 +15,11 @@ import pyarrow.compute as pc
 from flashray import storage
 from flashray.errors import ConfigError
 from flashray.pipeline import budget, run_record
-from flashray.pipeline.archive import Archive, read_archive
+from flashray.pipeline.archive import Archive, read_archive, write_index
 from flashray.pipeline.cluster import Pools
 from flashray.pipeline.commit import committed_units, read_commits
 from flashray.pipeline.cost import read_quoted
 from flashray.pipeline.damage import missing_and_changed, restored_files
-from flashray.pipeline.kept_index import write_index
 from flashray.pipeline.lease import held
 from flashray.pipeline.models import Models, load_models
 from flashray.pipeline.others import others_copied, read_others

@@ -221,13 +221,12 @@ def _write_plan(run: Run, session: RaySession, found: pa.Table, attempt: int) ->
         if run.quoted is None:
             raise ConfigError("the cost of the plan could not be measured, so no budget can be kept; leave it out")
         sound = found.filter(pc.equal(found["status"], "ok"))
-        fitted = budget.fit(
+        run.record["budget"] = budget.fit(
             lambda scale: workload(sound, run.schedule, budget.scaled(run.requested, scale).recipe)[0],
             run.quoted.cost,
             packing_of(run.requested, actors),
             run.requested,
         )
-        run.record["budget"] = budget.entry(run.requested, fitted)
         rows = planned()
     run.delete_summary()
     write_plan(run.output, attempt, rows)

@@ -235,7 +235,8 @@ def images_per_shard(io: IoConfig) -> int | None:
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """The resolved configuration as plain values, with passwords in addresses hidden."""
     values = dataclasses.asdict(config)
-    values["tracking"]["tracking_uri"] = storage.redact(config.tracking.tracking_uri)
+    uri = config.tracking.tracking_uri
+    values["tracking"]["tracking_uri"] = uri and storage.redact(uri)
     return values
 
 

@@ -166,6 +166,7 @@ def with_choices(config: RunConfig, record: Mapping[str, Any]) -> RunConfig:
 def given_record(output: str) -> tuple[str, dict[str, Any]]:
     """(the URI of an output that a user names, its run.json); ConfigError where it holds no run."""
     output = storage.given(output, "output")
+    refuse_old_layout(output)
     record = read_record(output)
     if record is None:
         raise ConfigError(f"output {output} holds no run; name the output of flashray restore")

@@ -305,10 +305,11 @@ def solve_units(plan: pa.Table, work: WorkerSettings, pools: Pools, quarantine: 
 
 def rows_of(plan: pa.Table, units: pa.Table, work: WorkerSettings) -> pa.Table:
     """These units of `index(plan)` with all columns that the load stage needs."""
-    units = gather(plan, units, UNIT_COLUMNS)
-    if work.config.io.references is not None:
-        units = units.append_column("reference_uri", _reference_uris(units["key"], work.config.io.references))
-    return units
+    columns, references = UNIT_COLUMNS, work.config.io.references
+    if references is not None:
+        uris = pc.binary_join_element_wise(references.rstrip("/"), plan["key"], "/")
+        plan, columns = plan.append_column("reference_uri", uris), [*columns, "reference_uri"]
+    return gather(plan, units, columns)
 
 
 def _solve_wave(units: pa.Table, work: WorkerSettings, pools: Pools, quarantine: Any) -> Iterator[dict[str, Any]]:
@@ -330,11 +331,3 @@ def _solve_wave(units: pa.Table, work: WorkerSettings, pools: Pools, quarantine:
     )
     for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         yield from table.to_pylist()
-
-
-def _reference_uris(keys: pa.ChunkedArray, references: str) -> pa.Array:
-    lists = keys.combine_chunks()
-    uris = pc.binary_join_element_wise(pa.scalar(references.rstrip("/")), lists.flatten(), "/")
-    return pa.ListArray.from_arrays(
-        pa.array(np.append(0, np.cumsum(lists.value_lengths().to_numpy())), pa.int32()), uris
-    )

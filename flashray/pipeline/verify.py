@@ -5,18 +5,16 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
-from flashray import storage
 from flashray.errors import ConfigError
 from flashray.pipeline.archive import is_hidden
 from flashray.pipeline.damage import missing_and_changed, restored_files
 from flashray.pipeline.others import read_others
 from flashray.pipeline.outputs import Layout, image_of
-from flashray.pipeline.run_folder import refuse_old_layout
-from flashray.pipeline.run_record import read_record
+from flashray.pipeline.run_record import given_record
 from flashray.pipeline.run_status import RunStatus
+from flashray.shards.shard_index import doubled
 
 _NAMED = 5  # keys a line
 
@@ -99,7 +97,7 @@ def verify(output: str) -> Verified:
         restored=len(promised.difference(missing, changed)),
         failed=failed,
         pending=pending,
-        duplicated=sorted({*_twice(status.plan["key"]), *_twice(results["key"])}),
+        duplicated=sorted({*doubled(status.plan["key"]), *doubled(results["key"])}),
         missing=missing,
         changed=changed,
         others_missing=sorted(name for name, size in others.items() if sizes.get(name) != size),
@@ -114,17 +112,8 @@ def read_run(output: str) -> tuple[dict[str, Any], RunStatus]:
     Raises:
         ConfigError: when the output holds no run with a plan.
     """
-    output = storage.given(output, "output")
-    refuse_old_layout(output)
-    record = read_record(output)
-    if record is None:
-        raise ConfigError(f"{output} holds no run; name the output of flashray restore")
+    output, record = given_record(output)
     status = RunStatus.read(output)
     if not status.attempts:
         raise ConfigError(f"{output} has no plan yet, so there is nothing to verify")
     return record, status
-
-
-def _twice(keys: pa.ChunkedArray) -> list[str]:
-    counted = pc.value_counts(keys.combine_chunks())
-    return counted.field("values").filter(pc.greater(counted.field("counts"), 1)).to_pylist()

@@ -59,7 +59,8 @@ class WorkerSettings:
         """
         import torch
 
-        from flashray.restorer import Restorer, load_models
+        from flashray.loading import load_models
+        from flashray.restorer import Restorer
 
         torch.set_num_threads(self.threads)
         config = self.config

@@ -17,7 +17,7 @@ from flashray.pipeline.commit import write_commit
 from flashray.pipeline.quarantine import watched
 from flashray.pipeline.worker_settings import WorkerSettings
 
-WRITTEN = pa.schema([("unit_id", pa.string()), ("images", pa.int64()), ("failed", pa.int64())])
+WRITTEN = pa.schema([("unit_id", pa.string()), ("images", pa.int64())])
 _WRITERS = 8
 _LARGE = 2_000_000  # pixels, or bytes of a file; larger images are encoded one after the other to save memory
 
@@ -62,9 +62,7 @@ def write(table: pa.Table, work: WorkerSettings, quarantine: Any) -> pa.Table:
                     rows[i] |= {"status": "error", "error": str(given_up)}
     writer.close()
     write_commit(io.output, unit["unit_id"], unit["rows"])
-    failed = sum(row["status"] != "ok" for row in unit["rows"])
-    written = {"unit_id": unit["unit_id"], "images": len(unit["rows"]), "failed": failed}
-    return pa.Table.from_pylist([written], schema=WRITTEN)
+    return pa.Table.from_pylist([{"unit_id": unit["unit_id"], "images": len(rows)}], schema=WRITTEN)
 
 
 def _provenance(row: Mapping[str, Any], work: WorkerSettings) -> dict[str, str] | None:

@@ -82,13 +82,18 @@ def joined(shards: Sequence[tuple[str, int]], tables: Sequence[pa.Table]) -> pa.
     return table
 
 
+def doubled(keys: pa.ChunkedArray) -> list[str]:
+    """The values that occur more than once."""
+    counted = pc.value_counts(keys.combine_chunks())
+    return counted.field("values").filter(pc.greater(counted.field("counts"), 1)).to_pylist()
+
+
 def _refuse_doubled(table: pa.Table) -> None:
     if pc.count_distinct(table["key"]).as_py() == len(table):
         return
-    counted = pc.value_counts(table["key"].combine_chunks())
-    twice = counted.field("values").filter(pc.greater(counted.field("counts"), 1))
+    twice = doubled(table["key"])
     where = table.filter(pc.equal(table["key"], twice[0]))["uri"].to_pylist()
     raise ConfigError(
-        f"{len(twice):,} keys are in the shards more than once, such as {twice[0].as_py()!r} in {where[0]} and "
+        f"{len(twice):,} keys are in the shards more than once, such as {twice[0]!r} in {where[0]} and "
         f"{where[1]}; keys name images, so give each its own"
     )

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import re
-from typing import overload
 from urllib.parse import unquote_plus, urlsplit
 
 _HIDDEN = "***"
 _SECRET_NAMES = ("auth", "credential", "jwt", "key", "pass", "pwd", "secret", "sig", "token")  # parts of names
 
 
-@overload
-def redact(text: str) -> str: ...
-@overload
-def redact(text: None) -> None: ...
-def redact(text: str | None) -> str | None:
+def redact(text: str) -> str:
     """The text with the secrets of its URIs replaced by ***: user name and password, and secret parameters.
 
     A URI ends at white space. Where the text can be read in two ways, too much is hidden rather than too little: an
     unescaped `/`, `?` or `@` belongs to the password if it may, and all that follows the first secret parameter is
     hidden with it. Text without secrets comes back unchanged.
     """
-    return None if text is None else re.sub(r"\S+", lambda word: _redact_word(word[0]), text)
+    return re.sub(r"\S+", lambda word: _redact_word(word[0]), text)
 
 
 def _redact_word(word: str) -> str:

@@ -1,6 +1,6 @@
 """S3 as `storage` uses it: pyarrow's filesystem for reads, boto3 for what it cannot do: single-shot, conditional puts.
 
-A place is `bucket/key`, as pyarrow writes it. Credentials, region, endpoint and `Limits` are those of the process's
+A place is `bucket/key`, as pyarrow writes it. Credentials, region, endpoint and limits are those of the process's
 environment when it first asks.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
 
@@ -17,36 +16,23 @@ from pyarrow import fs as pafs
 
 from flashray.errors import ConfigError
 
+# How long a process waits for a server; FLASHRAY_S3_<NAME> of its environment replaces each
+CONNECT_TIMEOUT = 5.0  # seconds until a connection stands
+REQUEST_TIMEOUT = 30.0  # seconds without a byte of an answer
+ATTEMPTS = 6  # how often a request is made before it fails, with growing pauses
 
-@dataclass(frozen=True)
-class Limits:
-    """How long a process waits for an S3 server, from its environment.
 
-    Attributes:
-        connect_timeout: seconds until a connection stands (FLASHRAY_S3_CONNECT_TIMEOUT).
-        request_timeout: seconds without a byte of an answer (FLASHRAY_S3_REQUEST_TIMEOUT).
-        attempts: how often a request is made before it fails, with growing pauses (FLASHRAY_S3_ATTEMPTS).
-    """
-
-    connect_timeout: float = 5.0
-    request_timeout: float = 30.0
-    attempts: int = 6
-
-    @classmethod
-    def of_environment(cls) -> Limits:
-        """ConfigError when a variable is no positive number."""
-        values = {}
-        for item in fields(cls):
-            name = f"FLASHRAY_S3_{item.name.upper()}"
-            text = os.environ.get(name, str(item.default))
-            kind = int if item.name == "attempts" else float
-            try:
-                values[item.name] = kind(text)
-            except ValueError:
-                values[item.name] = 0
-            if not 0 < values[item.name] < 1e6:
-                raise ConfigError(f"{name} is {text!r}; give a positive number")
-        return cls(**values)  # type: ignore[arg-type]
+def limit(name: str) -> Any:
+    """The limit of this name, from the environment where it is there; ConfigError when that is no positive number."""
+    default = globals()[name]
+    text = os.environ.get(f"FLASHRAY_S3_{name}", str(default))
+    try:
+        value = type(default)(text)
+    except ValueError:
+        value = 0
+    if not 0 < value < 1e6:
+        raise ConfigError(f"FLASHRAY_S3_{name} is {text!r}; give a positive number")
+    return value
 
 
 def _endpoint() -> str | None:
@@ -62,14 +48,13 @@ def _region() -> str | None:
 @lru_cache(maxsize=1)
 def filesystem() -> pafs.S3FileSystem:
     """The filesystem of this process."""
-    limits = Limits.of_environment()
     # the constructor reads credentials from the environment, but not the endpoint
     return pafs.S3FileSystem(
         endpoint_override=_endpoint(),
         region=_region(),
-        connect_timeout=limits.connect_timeout,
-        request_timeout=limits.request_timeout,
-        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=limits.attempts),
+        connect_timeout=limit("CONNECT_TIMEOUT"),
+        request_timeout=limit("REQUEST_TIMEOUT"),
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=limit("ATTEMPTS")),
     )
 
 
@@ -78,11 +63,10 @@ def _client() -> Any:
     import boto3
     from botocore.config import Config
 
-    limits = Limits.of_environment()
     settings = Config(
-        connect_timeout=limits.connect_timeout,
-        read_timeout=limits.request_timeout,
-        retries={"total_max_attempts": limits.attempts, "mode": "standard"},
+        connect_timeout=limit("CONNECT_TIMEOUT"),
+        read_timeout=limit("REQUEST_TIMEOUT"),
+        retries={"total_max_attempts": limit("ATTEMPTS"), "mode": "standard"},
         max_pool_connections=32,
     )
     return boto3.session.Session().client("s3", endpoint_url=_endpoint(), region_name=_region(), config=settings)

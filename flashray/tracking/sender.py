@@ -104,7 +104,7 @@ class Sender:
         if self._spool.sent is None:
             experiment = experiment_id(self._client, event["experiment"], self.uri)
             run_id = self._find_or_create(experiment, event, event["tags"], event["id"])
-            self._spool.sent = Sent(storage.redact(self.uri), experiment, run_id)
+            self._spool.keep_sent(Sent(storage.redact(self.uri), experiment, run_id))
         self._log(self._sent.run_id, event, event["params"], {})
 
     def _send_resume(self, event: Event) -> None:

@@ -44,29 +44,23 @@ class Spool:
                 self._events[int(entry.key[:6])] = self._read(entry.key)
         try:
             values = self._read("sent.json")
-            self._sent: Sent | None = Sent(**values | {"numbers": tuple(values["numbers"])})
+            self.sent: Sent | None = Sent(**values | {"numbers": tuple(values["numbers"])})
         except FileNotFoundError:
-            self._sent = None
+            self.sent = None  # MLflow has nothing of the run
 
-    @property
-    def sent(self) -> Sent | None:
-        """None where MLflow has nothing of the run."""
-        return self._sent
-
-    @sent.setter
-    def sent(self, sent: Sent | None) -> None:
-        self._sent = sent
-        if sent is not None:
-            self._write("sent.json", asdict(sent))
+    def keep_sent(self, sent: Sent) -> None:
+        """Keep what MLflow has, and where."""
+        self.sent = sent
+        self._write("sent.json", asdict(sent))
 
     def mark_sent(self, number: int) -> None:
         """MLflow has this event."""
-        assert self._sent is not None
-        self.sent = replace(self._sent, numbers=(*self._sent.numbers, number))
+        assert self.sent is not None
+        self.keep_sent(replace(self.sent, numbers=(*self.sent.numbers, number)))
 
     def pending(self) -> list[tuple[int, Event]]:
         """(number, event) of what MLflow does not have yet."""
-        done = set(self._sent.numbers) if self._sent is not None else set()
+        done = set(self.sent.numbers) if self.sent is not None else set()
         return [(number, event) for number, event in list(self._events.items()) if number not in done]
 
     def of(self, *kinds: str) -> Iterator[Event]:

@@ -37,7 +37,6 @@ from flashray.training.photo_windows import list_photos, load_fitted, window_sid
 from flashray.training.photos import list_places
 from flashray.training.start_task import StartTask
 from flashray.training.train_config import TrainConfig, absolute, with_absolute_paths
-from flashray.training.warm_start import copy_trunk
 
 MODEL_INDEX = {
     "_class_name": "LDMPipeline",
@@ -55,7 +54,6 @@ class TrainPriorConfig(TrainConfig):
         stages: stages to train; a stage that is left out is taken from `output`.
         init: a prior whose weights training starts from, instead of random ones: `bundled`, a folder, a hub id or a
             URI. Where the output has no autoencoder, the stage denoiser takes the one from there.
-        warm_start: a prior whose autoencoder gives a new one, of another depth or other latents, the weights that fit.
         card: what the photos are, in words, for the model card; empty writes none.
         lpips_weights: weights of LPIPS, a file or a folder (docs/outputs.md, LPIPS). Empty: FLASHRAY_LPIPS_WEIGHTS
             or torch.hub's cache.
@@ -67,7 +65,6 @@ class TrainPriorConfig(TrainConfig):
     size: int = 128
     stages: tuple[str, ...] = ("autoencoder", "denoiser")
     init: str = ""
-    warm_start: str = ""
     lpips_weights: str = ""
     card: str = "photos"
     autoencoder: AutoencoderConfig | Literal["none"] = field(default_factory=AutoencoderConfig)
@@ -91,9 +88,9 @@ class TrainPriorConfig(TrainConfig):
 
 def train_prior(config: TrainPriorConfig) -> None:
     """Train the stages in order; each can be resumed by running the same command again."""
-    config = with_absolute_paths(config, "init", "warm_start", "lpips_weights")
+    config = with_absolute_paths(config, "init", "lpips_weights")
     encoders = tuple(pinned(absolute(source), "severity encoder") for source in config.denoiser.encoders)
-    config = replace(config, init=pinned(config.init, "prior"), warm_start=pinned(config.warm_start, "prior"))
+    config = replace(config, init=pinned(config.init, "prior"))
     config = replace(config, denoiser=replace(config.denoiser, encoders=encoders))
     for source in encoders:  # before any work
         load_severity_encoder(source)
@@ -163,10 +160,6 @@ def build_autoencoder_task(config: TrainPriorConfig) -> AutoencoderTask:
         model = AutoencoderDC.from_pretrained(resolve(config.init) / "vqvae", torch_dtype=torch.float32)
     else:
         model = make_autoencoder(config.autoencoder)
-        if config.warm_start:
-            copy_trunk(
-                model, AutoencoderDC.from_pretrained(resolve(config.warm_start) / "vqvae", torch_dtype=torch.float32)
-            )
     net = config.autoencoder.lpips_net
     lpips = load_lpips(net, config.lpips_weights or None) if config.autoencoder.lpips else None
     val = load_fitted(list_photos(config.val_photos), config.size)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from flashray.errors import ConfigError
 from flashray.pipeline import budget
-from flashray.pipeline.cost import CostModel, predict
+from flashray.pipeline.cost import CostModel, Prediction, predict, predict_packed
 from flashray.pipeline.run_config import RunConfig
 from flashray.pipeline.units import Packing
 from flashray.pipeline.workload import Integers, Workload
@@ -30,8 +32,12 @@ def lengths(scale: float) -> Integers:
     return start.start_step(SIGMA, NoiseSchedule.from_scheduler_config({}).respaced(100))[0].numpy()
 
 
-def fit(**values: float) -> budget.Fit:
+def fit(**values: float) -> dict[str, Any]:
     return budget.fit(lambda scale: Workload.of_windows(lengths(scale)), COST, PACKING, config(**values))
+
+
+def cost(scale: float) -> Prediction:
+    return predict_packed(Workload.of_windows(lengths(scale)), PACKING, COST)
 
 
 def test_without_a_budget_the_configuration_stays() -> None:
@@ -41,28 +47,25 @@ def test_without_a_budget_the_configuration_stays() -> None:
 
 def test_a_budget_that_is_enough_changes_nothing() -> None:
     whole = fit(budget_seconds=1e9)
-    assert (whole.scale, whole.decoded) == (1, 0)
-    assert whole.fitted == whole.whole
-    exactly = fit(budget_seconds=whole.whole.wall_seconds)
-    assert exactly.scale == 1
+    assert (whole["scale"], whole["decoded_alone"]) == (1, 0)
+    assert whole["mean_nfe"] == whole["mean_nfe_without"]
+    assert fit(budget_seconds=cost(1).wall_seconds)["scale"] == 1
 
 
 @pytest.mark.parametrize(("name", "of"), [("budget_seconds", "wall_seconds"), ("budget_gpu_hours", "device_hours")])
 def test_budgets_are_kept_and_more_money_never_buys_less(name: str, of: str) -> None:
-    whole = getattr(fit(budget_seconds=1e9).whole, of)
+    whole = getattr(cost(1), of)
     none = np.zeros(len(SIGMA), np.int64)
     least = getattr(predict(Workload.of_windows(none), np.arange(0, len(none), 8), 8, 3, COST), of)
     budgets = np.linspace(1.05 * least, 1.1 * whole, 25)
-    fits = [fit(**{name: value}) for value in budgets]
-    scales = [one.scale for one in fits]
+    scales = [fit(**{name: value})["scale"] for value in budgets]
     assert scales == sorted(scales)
     assert len(set(scales)) > 10
-    for value, one in zip(budgets, fits, strict=True):
-        assert getattr(one.fitted, of) <= value
-        assert getattr(one.whole, of) == whole
-        if one.scale < 1:  # and a little more would not do
-            more = fit(**{name: getattr(one.fitted, of) + 1e-9})
-            assert more.scale == pytest.approx(one.scale, abs=0.02)
+    for value, scale in zip(budgets, scales, strict=True):
+        fitted = getattr(cost(scale), of)
+        assert fitted <= value
+        if scale < 1:  # and a little more would not do
+            assert fit(**{name: fitted + 1e-9})["scale"] == pytest.approx(scale, abs=0.02)
 
 
 def test_the_order_of_difficulty_stays() -> None:
@@ -77,17 +80,16 @@ def test_an_impossible_budget_names_the_least_possible() -> None:
         fit(budget_seconds=6)
     least = float(str(caught.value).split("takes ")[1].split(";")[0])
     assert least > 5 + 300 * 0.3 / 3 - 0.1  # start-up, and what each image costs beside its chain, on three actors
-    assert fit(budget_seconds=1.001 * least).decoded > 0
+    assert fit(budget_seconds=1.001 * least)["decoded_alone"] > 0
 
 
 def test_what_is_kept_gives_the_same_starts_again() -> None:
     asked = config(budget_seconds=60)
-    found = fit(budget_seconds=60)
-    assert 0 < found.scale < 1
-    kept = budget.entry(asked, found)
+    kept = fit(budget_seconds=60)
+    assert 0 < kept["scale"] < 1
     assert kept["requested"] == {"budget_seconds": 60}
-    assert kept["sigma_scale"] == pytest.approx(0.8 * found.scale)
-    assert kept["mean_nfe"] == pytest.approx(lengths(found.scale).mean())
+    assert kept["sigma_scale"] == pytest.approx(0.8 * kept["scale"])
+    assert kept["mean_nfe"] == pytest.approx(lengths(kept["scale"]).mean())
     assert kept["mean_nfe_without"] == pytest.approx(lengths(1).mean())
     effective = budget.effective(asked, kept)
     assert effective.recipe.start.sigma_scale == kept["sigma_scale"]

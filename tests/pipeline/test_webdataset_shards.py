@@ -20,10 +20,9 @@ from hypothesis import strategies as st
 from flashray import storage
 from flashray.errors import ConfigError
 from flashray.images import open_image
-from flashray.pipeline import kept_index
-from flashray.pipeline.archive import read_archive
+from flashray.pipeline import archive as archives
+from flashray.pipeline.archive import read_archive, write_index
 from flashray.pipeline.clean import clean
-from flashray.pipeline.kept_index import write_index
 from flashray.pipeline.load import read_images
 from flashray.pipeline.run import restore_archive
 from flashray.pipeline.run_config import RunConfig, check
@@ -255,7 +254,7 @@ def test_a_restart_does_not_read_the_shards_again(tmp_path: Path, monkeypatch: p
     first = read_archive(asked)
     write_index(str(output), first.index)
     scanned: list[int] = []
-    monkeypatch.setattr(kept_index, "index_shards", lambda *a: scanned.append(1) or index_shards(*a))
+    monkeypatch.setattr(archives, "index_shards", lambda *a: scanned.append(1) or index_shards(*a))
     again = read_archive(asked)
     assert again.index is None
     assert again.images == first.images

@@ -13,7 +13,7 @@ import pytest
 
 from flashray.errors import ConfigError
 from flashray.storage import uri as storage
-from flashray.storage.s3 import Limits, forget, put
+from flashray.storage.s3 import forget, limit, put
 
 
 @pytest.fixture(params=["local", "s3", "fsspec"])
@@ -180,11 +180,11 @@ def test_a_store_that_is_away_says_nothing_of_its_files(anew: pytest.MonkeyPatch
 def test_how_long_to_wait_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLASHRAY_S3_REQUEST_TIMEOUT", "2.5")
     monkeypatch.setenv("FLASHRAY_S3_ATTEMPTS", "2")
-    assert Limits.of_environment() == Limits(request_timeout=2.5, attempts=2)
+    assert (limit("CONNECT_TIMEOUT"), limit("REQUEST_TIMEOUT"), limit("ATTEMPTS")) == (5.0, 2.5, 2)
     for wrong in ("-1", "soon", "0", "2.5"):
         monkeypatch.setenv("FLASHRAY_S3_ATTEMPTS", wrong)
         with pytest.raises(ConfigError, match=f"FLASHRAY_S3_ATTEMPTS is '{wrong}'; give a positive number"):
-            Limits.of_environment()
+            limit("ATTEMPTS")
 
 
 def test_conditional_puts_are_tried_out(root: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flashray.errors import ConfigError
 from flashray.images import encode_png
-from flashray.prior import load_autoencoder, load_prior
+from flashray.prior import load_prior
 from flashray.severity import estimate, load_severity_encoder
 from flashray.severity.loss import position_error
 from flashray.tracking.model_registry import fetch
@@ -246,14 +246,3 @@ def test_a_prior_of_smooth_latents_cached_and_cooled(photos: Callable[[str], str
     train_prior(dataclasses.replace(config, stages=("denoiser",), denoiser_loop=longer, card=""))
     assert len(list((tmp_path / "state").glob("denoiser-*"))) == 2
     assert len(list((tmp_path / "state").glob("latents-*.npy"))) == 1  # encoded once
-
-
-def test_an_autoencoder_starts_from_the_trunk_of_another(trained: Path, photos: Callable[[str], str], tmp_path: Path):
-    nothing = LoopConfig(**(vars(LOOP) | {"epochs": 1, "learning_rate": 0.0}))
-    config = prior_config(photos, tmp_path, nothing, warm_start=str(trained / "prior"), stages=("autoencoder",))
-    train_prior(dataclasses.replace(config, autoencoder=dataclasses.replace(config.autoencoder, latent_channels=3)))
-    model, _, _ = load_autoencoder(tmp_path / "prior")
-    source, _, _ = load_autoencoder(trained / "prior")
-    assert model.config.latent_channels == 3
-    for name, value in source.encoder.down_blocks.state_dict().items():
-        torch.testing.assert_close(model.encoder.down_blocks.state_dict()[name], value, rtol=1e-2, atol=1e-3)
