@@ -50,8 +50,13 @@ class Frame:
     def take_mask(self, mask_CHW: Tensor) -> Tensor:
         """[1, H, W] known pixels in this form: those to which missing pixels contribute less than a hundredth.
 
-        The given mask is white where a pixel is known, of the image's own size.
+        The given mask is white where a pixel is known, of the image's own size. ImageError where none is.
         """
+        if mask_CHW.amax() <= 0:
+            raise ImageError(
+                "the mask knows no pixel: it has to be white (255) where one is known, and its brightest value is "
+                f"{round((float(mask_CHW.amax()) + 1) * 127.5)}"
+            )
         half = torch.where(mask_CHW.mean(dim=0, keepdim=True) > 0, 0.5, -0.5)  # so that overshoot is not clamped
         return ((self.take(half) - 0.5).abs() < 0.01).float()
 
@@ -200,7 +205,8 @@ class Measurer:
         elif self.fixed is not None or set(values) >= set(self.degradation.parameter_names):
             parameters = {**(self.fixed or {}), **values}
         else:
-            raise ImageError(f"its {', '.join(self.degradation.parameter_names)} is not given")
+            instead = ", or its mask," if self.degradation.takes_mask else ""
+            raise ImageError(f"its {', '.join(self.degradation.parameter_names)}{instead} is not given")
         try:
             self.degradation.check_parameters(parameters)
         except ConfigError as error:

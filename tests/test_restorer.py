@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -173,3 +174,22 @@ def test_without_an_operator_no_photo_takes_the_full_chain(prior: LatentPrior, t
     assert not fallback.any()
     with pytest.raises(ConfigError, match="could end at a random image"):
         Recipe(DegradationConfig("photo"), Start("full"), SolverConfig("unguided", steps=12)).check()
+
+
+def test_masks_that_cannot_be_meant_are_errors(tiny_models: TinyModels) -> None:
+    restorer = load(
+        Recipe(
+            DegradationConfig("random_inpainting", noise_std=0.05),
+            Start(mode="full"),
+            SolverConfig("proximal", 2),
+            prior=tiny_models.prior,
+        )
+    )
+    photo = np.zeros((SIDE, SIDE, 3), np.uint8)
+    known = np.ones((SIDE, SIDE), bool)
+    known[:4] = False
+    assert restorer(photo, mask=known).errors == [None], "booleans are the natural type of a mask"
+    (error,) = restorer(photo, mask=known.astype(np.uint8)).errors
+    assert "knows no pixel: it has to be white (255)" in str(error)
+    (error,) = restorer(photo, mask=known[:-1]).errors
+    assert f"the mask has {SIDE} x {SIDE - 1} pixels" in str(error)

@@ -69,6 +69,11 @@ def test_a_photo_of_odd_size_is_restored_without_being_told_anything(bundled: Re
     assert restored.sigma_hat[0] > 0
 
 
+def test_what_unknown_damage_does_not_take_is_refused(tiny: Restorer, damaged: Tensor) -> None:
+    with pytest.raises(ValueError, match="noise_std: photo is unknown damage"):
+        tiny(damaged, noise_std=0.1)
+
+
 def test_blur_is_damage_to_the_bundled_encoder(bundled: Restorer, damaged: Tensor, photo: Tensor) -> None:
     sharp = photo[:, 52 : 52 + 75, 182 : 182 + 91]
     measured = bundled.measure([bundled.measurer.photo(key, x) for key, x in {"y": damaged, "x": sharp}.items()])

@@ -12,7 +12,7 @@ from flashray.images.formats import (
     is_photo_name,
     output_name,
 )
-from flashray.images.given import ImageLike, as_image, as_list, name_of
+from flashray.images.given import ImageLike, as_image, as_list, as_mask, name_of
 from flashray.images.header import MAX_MEGAPIXELS, read_header
 from flashray.images.levels import from_uint8, from_uint16, saved, to_pil, to_uint8, to_uint16
 from flashray.images.reframed import reframed
@@ -23,7 +23,7 @@ from flashray.images.spread import decode_spread, encode_spread, sample_spread
 from flashray.images.write_photo import NO_PLACE_FOR_NOTE, check_side, encode_like, encode_png, losses
 
 __all__ = ["SourceImage", "open_image", "unchanged", "reframed", "encode_like", "NO_PLACE_FOR_NOTE"]
-__all__ += ["read_header", "MAX_MEGAPIXELS", "ImageLike", "as_image", "as_list", "name_of"]
+__all__ += ["read_header", "MAX_MEGAPIXELS", "ImageLike", "as_image", "as_list", "as_mask", "name_of"]
 __all__ += ["OutputFormat", "output_name", "is_image_name", "is_photo_name", "IMAGE_SUFFIXES", "PLUGIN_SUFFIXES"]
 __all__ += ["check_side", "losses"]
 __all__ += ["Fit", "fit_image", "resize", "encode_png", "contact_sheet", "sample_spread"]

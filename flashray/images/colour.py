@@ -44,7 +44,7 @@ def colour_space(kind: str, depth: int, icc: bytes | None) -> tuple[ColourSpace,
     if kind == "cmyk":
         plain = _EightBits(lambda picture: picture.convert("RGB"), lambda picture: picture.convert("CMYK"))
     if icc is None:
-        return plain, None
+        return plain, "16 bits of CMYK were converted with 8" if kind == "cmyk" and depth > 8 else None
     if icc[16:20] != _SIGNATURES[kind]:
         return plain, f"the colour profile is broken or not made for {kind} images: taken as sRGB"
     if depth > 8 and (parsed := curves_and_matrix(icc)) is not None:

@@ -10,8 +10,12 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from flashray.images.levels import from_uint8, from_uint16
-from flashray.images.source import open_image
+from flashray.errors import ImageError
+from flashray.images import metadata
+from flashray.images.colour import colour_space
+from flashray.images.levels import from_uint8
+from flashray.images.source import open_image, to_pixels
+from flashray.shown import storable
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 
@@ -23,18 +27,12 @@ def as_image(given: ImageLike) -> Tensor:
     cannot be read.
     """
     if isinstance(given, str | Path):
-        return open_image(Path(given).read_bytes()).pixels
+        try:
+            return open_image(Path(given).read_bytes()).pixels
+        except ValueError as error:  # such as a NUL in the path
+            raise ImageError(f"{error}: {str(given)!r}") from error
     if isinstance(given, Image.Image):
-        picture = ImageOps.exif_transpose(given)  # upright, as a file is
-        if picture.mode.startswith("I;16"):
-            grey_HW = torch.from_numpy(np.array(picture).astype(np.int32))
-            return from_uint16(grey_HW)[None].repeat(3, 1, 1)
-        if picture.mode in ("I", "F"):
-            raise ValueError(
-                f"a picture of mode {picture.mode} does not say what its values stand for; give its path, or a tensor "
-                "[3, H, W] in [-1, 1]"
-            )
-        given = np.array(picture.convert("RGB"))
+        return _of_picture(given)
     if isinstance(given, np.ndarray | Tensor) and 0 in given.shape:
         raise ValueError(f"an image of shape {list(given.shape)} has no pixels")
     if isinstance(given, np.ndarray):
@@ -54,6 +52,33 @@ def as_image(given: ImageLike) -> Tensor:
     raise ValueError(f"an image is a path, a PIL picture, an array or a tensor, not a {type(given).__name__}")
 
 
+def _of_picture(picture: Image.Image) -> Tensor:
+    """A PIL picture, upright and with its colour profile applied, as its file would be."""
+    if picture.mode in ("I", "F"):
+        raise ValueError(
+            f"a picture of mode {picture.mode} does not say what its values stand for; give its path, or a tensor "
+            "[3, H, W] in [-1, 1]"
+        )
+    white_is_zero = getattr(picture, "tag_v2", {}).get(262) == 0  # of a TIFF; 16 bits are left as they are in the file
+    icc, exif = picture.info.get("icc_profile"), picture.info.get("exif")
+    turned = isinstance(exif, bytes) and metadata.orientation(metadata.bare_exif(exif)) > 1
+    picture = ImageOps.exif_transpose(picture) if turned else picture
+    if picture.mode.startswith("I;16"):
+        values = np.array(picture).astype(np.uint16)
+        return to_pixels((65_535 - values if white_is_zero else values)[..., None], colour_space("grey", 16, icc)[0])
+    mode = {"CMYK": "CMYK", "L": "L", "LA": "L", "1": "L"}.get(picture.mode, "RGB")
+    values = np.array(picture.convert(mode))
+    kind = {"CMYK": "cmyk", "L": "grey", "RGB": "rgb"}[mode]
+    return to_pixels(values if values.ndim == 3 else values[..., None], colour_space(kind, 8, icc)[0])
+
+
+def as_mask(given: ImageLike) -> Tensor:
+    """A mask as `as_image` takes it, or as an array of booleans: float32 [3, H, W] in [-1, 1], 1 where it is known."""
+    if isinstance(given, np.ndarray) and given.dtype == bool:
+        given = given.astype(np.uint8) * 255
+    return as_image(given)
+
+
 def as_list(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
     """The images of a call that takes one or several; a tensor [B, 3, H, W] is B images."""
     if isinstance(images, Tensor) and images.ndim == 4:
@@ -65,4 +90,4 @@ def as_list(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
 
 def name_of(image: ImageLike, position: int) -> str:
     """The name of an image that was given without one: its path, else its position."""
-    return str(image) if isinstance(image, str | Path) else f"{position}"
+    return storable(str(image)) if isinstance(image, str | Path) else f"{position}"

@@ -128,7 +128,8 @@ def _why_unknown(data: bytes, error: Exception) -> str:
         bits, kinds = main.numbers(258), main.numbers(339)
         return (
             f"this is a TIFF of a kind that is not read ({main.number(277, 1)} samples of {max(bits, default=1)} bits"
-            f"{', floating point' if 3 in kinds else ''}); save it as RGB or grey with 8 or 16 bits"
+            f"{', floating point' if 3 in kinds else ''}{', white is zero' if main.number(262, 1) == 0 else ''}); "
+            "save it as RGB or grey with 8 or 16 bits, where zero is black"
         )
     formats = ", ".join(readable_formats())
     detail = "" if isinstance(error, UnidentifiedImageError) else f": {error}"

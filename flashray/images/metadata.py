@@ -18,6 +18,9 @@ from flashray.images.tiff import ICC, STRUCTURE, XMP
 
 ORIENTATION = 274
 _WIDTH, _HEIGHT = 40962, 40963  # of the pixels, as EXIF repeats them
+_SIZE = (256, 257)  # the same as a TIFF has it
+_ACROSS_AND_DOWN = (_SIZE, (282, 283), (_WIDTH, _HEIGHT))  # 282 and 283: pixels an inch
+_PREVIEW, _PREVIEW_BYTES = 513, 514
 EXIF_PREFIX = b"Exif\0\0"  # as JPEG has it
 PHOTOSHOP_LAYERS = 37724
 IPTC, PHOTOSHOP = 33723, 34377
@@ -49,20 +52,28 @@ def orientation(exif: bytes | None) -> int:
 def upright_exif(exif: bytes, turned: bool) -> bytes:
     """The EXIF data of the upright photo: orientation 1, and width and height exchanged when a quarter turn was made.
 
-    The small preview inside is cut off, since it shows the photo as it was before. Everything else stays where it is.
+    The small preview inside is blanked, since it shows the photo as it was before. Everything else stays where it is.
     """
     changed = bytearray(exif)
     main = ifd.read_first(exif)
     if ORIENTATION in main.entries:
         place = main.entries[ORIENTATION].place
         changed[place + 2 : place + 12] = struct.pack(f"{main.order}HIHH", 3, 1, 1, 0)
-    details = main.inside.get(ifd.EXIF_DIRECTORY)
-    if turned and details and {_WIDTH, _HEIGHT} <= details.entries.keys():
-        across, down = details.entries[_WIDTH].place, details.entries[_HEIGHT].place
-        changed[across + 2 : across + 12] = exif[down + 2 : down + 12]
-        changed[down + 2 : down + 12] = exif[across + 2 : across + 12]
+    known = main.entries | (main.inside[ifd.EXIF_DIRECTORY].entries if ifd.EXIF_DIRECTORY in main.inside else {})
+    for pair in _ACROSS_AND_DOWN if turned else ():
+        if known.keys() >= set(pair):
+            across, down = (known[tag].place for tag in pair)
+            changed[across + 2 : across + 12] = exif[down + 2 : down + 12]
+            changed[down + 2 : down + 12] = exif[across + 2 : across + 12]
     if main.next:
         changed[main.place_of_next : main.place_of_next + 4] = bytes(4)
+        try:
+            preview = ifd.read_at(exif, main.next, main.order, big=False)
+        except ValueError:
+            return bytes(changed)
+        start, count = preview.number(_PREVIEW, 0), preview.number(_PREVIEW_BYTES, 0)
+        if 8 <= start <= start + count <= len(changed):
+            changed[start : start + count] = bytes(count)
     return bytes(changed)
 
 
@@ -70,10 +81,10 @@ def sized_exif(exif: bytes, width: int, height: int) -> bytes:
     """The EXIF data of a photo that has another size now, where they repeat the size."""
     changed = bytearray(exif)
     main = ifd.read_first(exif)
-    details = main.inside.get(ifd.EXIF_DIRECTORY)
-    for tag, value in ((_WIDTH, width), (_HEIGHT, height)):
-        if details and tag in details.entries:
-            place = details.entries[tag].place
+    known = main.entries | (main.inside[ifd.EXIF_DIRECTORY].entries if ifd.EXIF_DIRECTORY in main.inside else {})
+    for tag, value in zip((*_SIZE, _WIDTH, _HEIGHT), (width, height) * 2, strict=True):
+        if tag in known:
+            place = known[tag].place
             changed[place + 2 : place + 12] = struct.pack(f"{main.order}HII", 4, 1, value)
     return bytes(changed)
 

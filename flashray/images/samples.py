@@ -40,11 +40,14 @@ def read_samples(image: ImageFile.ImageFile, data: bytes) -> Samples:
     transparency = image.info.get("transparency")
     image.load()
     if image.mode == "F":
-        return _real(image)
+        return _real(image, main)
     if image.mode.startswith("I;16"):
         return _deep_grey(image, transparency, main, raw_mode)
     if image.mode == "I":
-        raise ImageError("the image holds 32-bit numbers of an unknown range; save it with 8 or 16 bits")
+        raise ImageError("the image holds signed or 32-bit numbers of an unknown range; save it with 8 or 16 bits")
+    if image.format == "PNG" and image.mode == "L" and isinstance(transparency, int):
+        # Pillow spreads 2 and 4 bits over 0 … 255, and leaves the transparent level as it is in the file
+        image.info["transparency"] = transparency * {2: 85, 4: 17}.get(data[24], 1)
     return _eight_bits(image)
 
 
@@ -62,7 +65,7 @@ def _eight_bits(image: Image.Image) -> Samples:
     return Samples(values if values.ndim == 3 else values[..., None], None, kind, dropped)
 
 
-def _real(image: Image.Image) -> Samples:
+def _real(image: Image.Image, main: ifd.Directory | None) -> Samples:
     values = np.asarray(image, dtype=np.float32)
     if not np.isfinite(values).all():
         raise ImageError("the image holds values that are not finite (NaN or infinite)")
@@ -71,7 +74,14 @@ def _real(image: Image.Image) -> Samples:
             f"the image holds floating-point numbers from {values.min():.4g} to {values.max():.4g}, an unknown range; "
             "scale them to 0 … 1, or save it with 8 or 16 bits"
         )
+    if _white_is_zero(main):
+        values = 1 - values
     return Samples(values[..., None], None, "grey")
+
+
+def _white_is_zero(main: ifd.Directory | None) -> bool:
+    """Of a TIFF, whose numbers Pillow leaves as they are."""
+    return main is not None and main.number(262, 1) == 0
 
 
 def _deep_grey(image: Image.Image, transparency: object, main: ifd.Directory | None, raw_mode: str) -> Samples:
@@ -80,7 +90,7 @@ def _deep_grey(image: Image.Image, transparency: object, main: ifd.Directory | N
     if raw_mode == "I;12":
         values = np.rint(values.astype(np.float32) * (65_535 / 4095)).astype(np.uint16)
         warnings = ("the 12 bits of a sample are scaled to 16",)
-    if main is not None and main.number(262, 1) == 0:  # white is zero, which Pillow leaves as it is
+    if _white_is_zero(main):
         values = 65_535 - values
     alpha = None
     if isinstance(transparency, int):

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from flashray.errors import ImageError
-from flashray.images import ifd, metadata, png
+from flashray.images import ifd, jpeg, metadata, png
 from flashray.images.colour import ColourSpace, colour_space
 from flashray.images.header import MAX_MEGAPIXELS, exif_of, opened, quarter_turn_of_tiff
 from flashray.images.icc import Floats
@@ -97,9 +97,10 @@ def open_image(data: bytes, max_megapixels: float = MAX_MEGAPIXELS) -> SourceIma
         raise ImageError("the image is damaged or cut short: its pixels do not match their checksum")
     samples = np.ascontiguousarray(_turned(read.colours, turn))
     depth = samples.dtype.itemsize * 8
+    icc = icc if "Lab" not in "".join(read.dropped) else None
     space, warning = colour_space(read.kind, depth, icc)
     return SourceImage(
-        pixels=_pixels(samples, space),
+        pixels=to_pixels(samples, space),
         samples=samples,
         alpha=None if read.alpha is None else np.ascontiguousarray(_turned(read.alpha, turn)),
         format=format,
@@ -107,7 +108,7 @@ def open_image(data: bytes, max_megapixels: float = MAX_MEGAPIXELS) -> SourceIma
         depth=depth,
         neutral=_neutral(samples, read.kind),
         lossless=_lossless(data, format, main),
-        icc=icc if "Lab" not in "".join(read.dropped) else None,
+        icc=icc,
         exif=metadata.upright_exif(exif, turned) if exif else None,
         xmp=metadata.upright_xmp(xmp) if xmp and (turn > 1 or format == "TIFF") else xmp,
         dpi=_dpi(info, format, main, turned),
@@ -148,7 +149,8 @@ def scaled(samples: NDArray[np.generic]) -> Floats:
     return samples.astype(np.float32) / most
 
 
-def _pixels(samples: NDArray[np.generic], space: ColourSpace) -> Tensor:
+def to_pixels(samples: NDArray[np.generic], space: ColourSpace) -> Tensor:
+    """[H, W, C] samples of a colour space as float32 [3, H, W], sRGB in [-1, 1]."""
     height, width = samples.shape[:2]
     x = torch.empty(3, height, width)
     for top in range(0, height, ROWS_AT_ONCE):
@@ -237,11 +239,9 @@ def _riff_kinds(data: bytes) -> list[bytes]:
 
 
 def _dropped(data: bytes, format: str, has_more: bool, main: ifd.Directory | None, read: Samples) -> tuple[str, ...]:
-    dropped = []
-    if has_more:
-        dropped.append("the further pictures of the file (MPO)")
+    dropped = jpeg.left_out(data, has_more) if format == "JPEG" else []
     if main is not None:
-        if main.next != 0:  # smaller versions or masks: several pages are refused
+        if main.next != 0 or 330 in main.entries:  # smaller versions or masks: several pages are refused
             dropped.append("the smaller versions of the picture inside the TIFF")
         if metadata.PHOTOSHOP_LAYERS in main.entries:
             dropped.append("Photoshop's layers")

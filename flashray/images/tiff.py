@@ -75,6 +75,8 @@ def encode(
         entries[ICC] = Entry(7, len(icc), icc)
     if xmp:
         entries[XMP] = Entry(1, len(xmp), xmp)
+        if b"Orientation" in xmp:  # which readers believe where there is no tag
+            entries[274] = ifd.shorts(order, 1)
     copied = {tag: entry for tag, entry in tags.entries.items() if tag not in STRUCTURE} if tags else {}
     if dpi and not any(tag in copied for tag in _RESOLUTION):
         for tag, value in zip(_RESOLUTION, dpi, strict=False):

@@ -195,6 +195,8 @@ def _rendered(x: Tensor, source: SourceImage, kind: str, depth: int) -> NDArray[
         else:
             samples = scaled(source.samples[rows])
             values = _back(space, _unit(after), _unit(before), samples, change)
+            if source.neutral:  # profiles round channels differently
+                values = np.repeat(values.mean(axis=-1, keepdims=True), channels, axis=-1)
             values = np.where(keep[..., None], samples, values)
         out[rows] = _converted(values, depth)
     return out

@@ -34,7 +34,7 @@ _COLUMNS = {
     "result": Column("Result"),
     "size": Column("Pixels"),
     "sigma_hat": Column("σ̂", 3, "predicted error of the latent: the severity"),
-    "nfe": Column("NFE", 0, "denoiser evaluations"),
+    "nfe": Column("NFE", 2, "denoiser evaluations"),
     "seconds": Column("Seconds", 2, "share of the solver's time"),
     "spread": Column("Spread", 2, "mean standard deviation over the samples, in grey levels"),
     "measurement_psnr": Column("PSNR before", 2, "dB, degraded against the reference"),
@@ -128,7 +128,7 @@ def _picture(
     if shown.shape != restored.shape:
         return None
     facts = [] if row["sigma_hat"] is None else [("σ̂", f"{row['sigma_hat']:.3f}")]
-    facts.append(("NFE", f"{row['nfe']:,}"))
+    facts.append(("NFE", f"{row['nfe']:,.2f}".rstrip("0").rstrip(".")))
     for metric, unit in (("psnr", " dB"), ("lpips", "")):
         before, after, digits = row[f"measurement_{metric}"], row[metric], _DIGITS[metric]
         if before is not None and after is not None:
