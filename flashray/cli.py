@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import signal
@@ -26,6 +27,8 @@ VERBS = ("restore", "plan", "verify", "train", "register", "compare", "replay", 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb. Exit codes: 0 done; 1 failed images remain, or the work stopped; 2 bad arguments or configuration."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal may not know σ̂
     handler = logging.StreamHandler()
     handler.setFormatter(OneLine("%(levelname)s: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import posixpath
+import re
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -113,6 +114,11 @@ def read_archive(config: RunConfig, predicted: Collection[str] = (), taken: pa.C
     refused = without_place(keys, io.format)
     refuse_page([] if io.shards != "none" else keys, io.format, [one.key for one in others] if io.copy_others else [])
     refuse_without_suffix(keys, io)
+    taken_names = [one.key for one in others if re.fullmatch(r"\d{2,}-\d{8}\.(tar|parquet)", one.key)]
+    if io.copy_others and io.shards != "none" and taken_names:
+        raise ConfigError(
+            f"{taken_names[0]!r} is named like a shard of the output; rename it, or leave out --copy-others"
+        )
     if refused:
         why = pa.array([refused.get(key) for key in keys], pa.string())
         table = table.set_column(table.column_names.index("refused"), "refused", pc.coalesce(table["refused"], why))
@@ -129,6 +135,11 @@ def limited(table: pa.Table, limit: int | None, taken: pa.ChunkedArray | None = 
     if limit is None or taken is None:
         return table.slice(0, limit)
     before = pc.is_in(table["key"], taken.combine_chunks()).to_numpy()
+    if before.sum() > limit:
+        raise ConfigError(
+            f"limit is {limit}, and the run in this output has taken {before.sum()} images; leave --limit out, or "
+            "choose another output for a trial"
+        )
     others = np.flatnonzero(~before)[: max(limit - int(before.sum()), 0)]
     return table.take(pa.array(np.sort(np.append(np.flatnonzero(before), others))))
 
@@ -237,9 +248,17 @@ def differences(old: pa.Table, new: pa.Table) -> dict[str, list[str]]:
     for name in _COMPARED:
         was, now = old[name].take(row), common[name]
         equal = pc.fill_null(pc.equal(was, now), False)
+        if name == "given" and not pc.all(equal).as_py():  # 1 and 1.0 are one number
+            equal = pa.array(
+                [a == b or _same_values(a, b) for a, b in zip(was.to_pylist(), now.to_pylist(), strict=True)]
+            )
         same = pc.and_(same, pc.or_(equal, pc.and_(pc.is_null(was), pc.is_null(now))))
     changed = common.filter(pc.invert(same))["key"].to_pylist()
     return {"added": added, "removed": removed, "changed": changed}
+
+
+def _same_values(one: str | None, other: str | None) -> bool:
+    return one is not None and other is not None and json.loads(one) == json.loads(other)
 
 
 def _is_image(entry: storage.Entry) -> bool:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from flashray.build import nearest
+from flashray.errors import ConfigError
 from flashray.pipeline.run_config import flatten
 from flashray.pipeline.run_record import given_record
 from flashray.pipeline.summary import numbers, read_summary
@@ -40,7 +42,8 @@ def row_of_output(output: str) -> Row:
 
 
 def by_metric(rows: Sequence[Row], name: str, ascending: bool) -> list[Row]:
-    """Sorted by a number, rows without it last."""
+    """Sorted by a number, rows without it last; ConfigError where no row has it."""
+    check_metric(rows, name)
     sign = 1 if ascending else -1
     return sorted(rows, key=lambda row: sign * row.metrics[name] if known(row, name) else math.inf)
 
@@ -49,6 +52,8 @@ def compare(rows: Sequence[Row], metrics: Sequence[str] = SHOWN) -> str:
     """A Markdown table: a row a run; the parameters that differ, then the metrics that any of them has."""
     names = {name: None for row in rows for name in row.params if not name.startswith(_LEFT_OUT)}
     differ = [name for name in names if len({row.params.get(name) for row in rows}) > 1]
+    for name in metrics:
+        check_metric(rows, name)
     shown = [name for name in metrics if any(known(row, name) for row in rows)]
     return to_markdown(
         [
@@ -58,6 +63,15 @@ def compare(rows: Sequence[Row], metrics: Sequence[str] = SHOWN) -> str:
             for row in rows
         ]
     )
+
+
+def check_metric(rows: Sequence[Row], name: str) -> None:
+    """Raise ConfigError with the nearest names where no row has a number of this name, and some have any."""
+    there = {metric for row in rows for metric in row.metrics}
+    if there and name not in there | set(SHOWN):
+        raise ConfigError(
+            f"metric {name!r} is in none of the runs{nearest(name, there)}; they have {', '.join(sorted(there))}"
+        )
 
 
 def known(row: Row, name: str) -> bool:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from flashray import storage
 from flashray.errors import ConfigError
 from flashray.pipeline import budget, run_record
-from flashray.pipeline.archive import Archive, read_archive, write_index
+from flashray.pipeline.archive import Archive, is_hidden, read_archive, write_index
 from flashray.pipeline.cluster import Pools
 from flashray.pipeline.commit import committed_units, read_commits
 from flashray.pipeline.cost import read_quoted
@@ -23,7 +23,7 @@ from flashray.pipeline.damage import missing_and_changed, restored_files
 from flashray.pipeline.lease import held
 from flashray.pipeline.models import Models, load_models
 from flashray.pipeline.others import others_copied, read_others
-from flashray.pipeline.outputs import Layout
+from flashray.pipeline.outputs import Layout, image_of
 from flashray.pipeline.plan import gone, read_plans, write_plan
 from flashray.pipeline.run_config import RunConfig, flatten, to_dict, to_yaml
 from flashray.pipeline.run_folder import PAGE, refuse_old_layout, run_uri
@@ -67,9 +67,10 @@ def open_run(config: RunConfig) -> Run:
 def _taken_before(config: RunConfig) -> pa.ChunkedArray | None:
     """Keys of the images that the run in the output has taken; asked only where a limit leaves others out."""
     limited = config.policy.limit is not None and config.policy.overwrite is None
-    if not limited or run_record.read_record(config.io.output) is None:
+    output = config.io.output
+    if not limited or run_record.read_record(output) is None or not run_record.planned(output):
         return None
-    return run_record.read_listing(config.io.output)["key"]
+    return run_record.read_listing(output)["key"]
 
 
 def _erase(config: RunConfig, models: Models) -> None:
@@ -85,6 +86,12 @@ def _erase(config: RunConfig, models: Models) -> None:
         names = Layout.of_record(output, record).files(*plans, commits)
         copied = read_others(output)
         names |= set(copied.filter(pc.is_null(copied["error"]))["key"].to_pylist())
+        strange = [n for n in restored_files(output) if image_of(n) not in names and n != PAGE and not is_hidden(n)]
+        if strange:
+            raise ConfigError(
+                f"output {output} holds files that no run wrote, such as {strange[0]!r}: move them away, or choose "
+                "another output; nothing is deleted"
+            )
         run_record.erase(output, names, *(["severity_encoder"] if models.registered else []))
 
 
@@ -257,7 +264,9 @@ class Run:
     @property
     def _finished(self) -> bool:
         """Whether an earlier start wrote the summary, and copied the other files where that is requested."""
-        copied = not self.requested.io.copy_others or others_copied(self.output, self.archive.others)
+        copied = not self.requested.io.copy_others or others_copied(
+            self.output, self.archive.others, self.requested.policy.retry_failed
+        )
         return copied and storage.exists(run_uri(self.output, "summary.json"))
 
     def _left(self) -> list[str]:

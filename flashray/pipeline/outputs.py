@@ -14,7 +14,7 @@ from flashray import storage
 from flashray.errors import ConfigError
 from flashray.images import IMAGE_SUFFIXES, OutputFormat, is_photo_name, output_name
 from flashray.pipeline.run_config import IoConfig, Shards
-from flashray.pipeline.run_folder import PAGE, SAMPLES
+from flashray.pipeline.run_folder import PAGE, RUN_FOLDER, SAMPLES
 from flashray.shards.place import Place
 
 
@@ -126,6 +126,11 @@ def without_place(keys: Sequence[str], format: OutputFormat) -> dict[str, str]:
     led_out = {
         key: f"{key!r} is no name below the output; rename the object" for key in keys if not is_relative_name(key)
     }
+    led_out |= {
+        key: f"{key!r} would lie among the run's own records ({RUN_FOLDER}); rename the object"
+        for key in keys
+        if RUN_FOLDER in key.split("/") or posixpath.basename(key).startswith(storage.TEMPORARY)
+    }
     return led_out | {
         key_of[name]: f"its output {name!r} would lie where other images of the archive need a folder; rename it, "
         "or leave out --format"
@@ -145,4 +150,4 @@ def refuse_page(keys: Iterable[str], format: OutputFormat, copied: Iterable[str]
 
 def is_relative_name(key: str) -> bool:
     """Whether a key, joined to a folder, is a file below it and no other key's: no part is empty, `.` or `..`."""
-    return not {"", ".", ".."} & set(key.split("/"))
+    return not {"", ".", ".."} & set(key.split("/")) and "\0" not in key

@@ -160,7 +160,9 @@ def severities(
     again = "delete it, and the same command estimates its images again"
     names = own_names(folder, r"\d+\.parquet")
     shards = [read_table(storage.join(folder, name), SEVERITY, again, SEVERITY.names) for name in names]
-    known = _placed(pa.concat_tables([SEVERITY.empty_table(), *shards]), listing)
+    known = pa.concat_tables([SEVERITY.empty_table(), *shards])
+    # what failed is tried again: its file may have been repaired since
+    known = _placed(known.filter(pc.equal(known["status"], "ok")), listing)
     if len(todo):  # a chunk is estimated whole
         keys = todo["key"].combine_chunks()
         there = pc.is_in(keys.flatten(), known["key"].combine_chunks()).to_numpy(False)

@@ -145,7 +145,7 @@ def finish(run: Run) -> None:
         for name in orphans_of(layout, status):
             storage.delete(storage.join(run.output, name))
     if run.config.io.copy_others:
-        copy_others(run.config.io, run.archive.others)
+        copy_others(run.config.io, run.archive.others, run.config.policy.retry_failed)
     found = summary.summarise(status, run.config.recipe.solver.steps, run.models.unavailable, run.slots, run.quoted)
     found |= summary.beside_the_images(run.archive, read_others(run.output))
     solved = run.record.get("solved", {"images": 0, "seconds": 0.0})

@@ -19,10 +19,10 @@ import pyarrow as pa
 from flashray import storage
 from flashray.errors import ConfigError
 from flashray.option_parser import typed
-from flashray.pipeline.archive import LISTING, differences, listing_hash
+from flashray.pipeline.archive import LISTING, differences, is_hidden, listing_hash
 from flashray.pipeline.run_config import Format, RunConfig, Shards, flatten, to_dict
 from flashray.pipeline.run_folder import RUN_FOLDER, page_uri, refuse_old_layout, run_files, run_uri
-from flashray.pipeline.run_tables import parquet, read_table
+from flashray.pipeline.run_tables import own_names, parquet, read_table
 from flashray.shown import first_of
 
 # Settings that a restored image's bytes do not depend on: which images fail, are left out or are taken, the output, the
@@ -83,7 +83,7 @@ def examine(
                 "which settings they were made. Put it back, or choose another output"
             )
         own = run_files(files)
-        other = next((key for key in files if key not in own), None)
+        other = next((key for key in files if key not in own and not is_hidden(key)), None)
         if other is not None:
             raise ConfigError(
                 f"output {output} is not empty ({other!r} is there) and holds no run of flashray; choose a new folder, "
@@ -91,8 +91,14 @@ def examine(
             )
         return None
     _refuse_other_configuration(config, old["fingerprint"], found)
-    _refuse_other_archive(config, listing, failed)
+    if planned(output):
+        _refuse_other_archive(config, listing, failed)
     return old
+
+
+def planned(output: str) -> bool:
+    """Whether a start has come to its plan; before that no image was taken up."""
+    return bool(own_names(run_uri(output, "plan"), r"plan-\d+\.parquet"))
 
 
 def open_record(
@@ -122,6 +128,12 @@ def open_record(
                 "single_writer": not storage.creates_if_absent(run_uri(output, "probe")),
             }
             _write_listing(output, listing)
+            write_record(output, record)
+        elif not planned(output) and record["archive"]["sha256"] != listing_hash(listing):
+            log.warning("the archive has changed since a start that ended before its plan; it is listed anew")
+            storage.delete(run_uri(output, "severity"))
+            _write_listing(output, listing)
+            record["archive"] = {"images": len(listing), "sha256": listing_hash(listing)}
             write_record(output, record)
         elif config.policy.retry_failed or record["archive"]["images"] != len(listing):
             before = record["archive"]["images"]

@@ -53,5 +53,6 @@ def conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def own_names(folder: str, pattern: str) -> list[str]:
-    """The sorted names in one of the run's folders that it wrote; what else lies there is passed over."""
-    return [entry.key for entry in storage.list_files(folder) if re.fullmatch(pattern, entry.key)]
+    """The names in one of the run's folders that it wrote, numbers in their order; others are passed over."""
+    found = [entry.key for entry in storage.list_files(folder) if re.fullmatch(pattern, entry.key)]
+    return sorted(found, key=lambda name: (len(name), name))  # plan-99 comes before plan-100

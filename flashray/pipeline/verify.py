@@ -31,6 +31,7 @@ class Verified:
         duplicated: images with more than one row in the plan, or committed by more than one valid unit.
         missing: committed images of which a file is not there: the image, a sample or the spread map.
         changed: committed images of which a file has other bytes.
+        others_failed: files that are no images and could not be copied; `--retry-failed` tries them again.
         others_missing: copied files that are no images, and are no longer there or have another size.
         strangers: files that no commit and no pending unit names, hidden ones aside.
         unplanned: number of images of the archive that no plan names.
@@ -43,6 +44,7 @@ class Verified:
     duplicated: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
+    others_failed: list[str] = field(default_factory=list)
     others_missing: list[str] = field(default_factory=list)
     strangers: list[str] = field(default_factory=list)
     unplanned: int = 0
@@ -55,7 +57,7 @@ class Verified:
     @property
     def complete(self) -> bool:
         """Whether it is sound and every planned image is restored."""
-        return self.sound and not (self.failed or self.pending or self.unplanned)
+        return self.sound and not (self.failed or self.pending or self.others_failed or self.unplanned)
 
     def lines(self) -> list[str]:
         """The findings as lines of text."""
@@ -84,8 +86,8 @@ def verify(output: str) -> Verified:
     results = status.results
     promised = set(results.filter(pc.equal(results["status"], "ok"))["key"].to_pylist())
     layout, sizes = Layout.of_record(output, record), restored_files(output)
-    copied = read_others(output)
-    copied = copied.filter(pc.is_null(copied["error"]))
+    recorded = read_others(output)
+    copied, left = (recorded.filter(test(recorded["error"])) for test in (pc.is_null, pc.is_valid))
     others = dict(zip(copied["key"].to_pylist(), copied["size"].to_pylist(), strict=True))
     files = [name for name in sizes if name not in others]
     missing, changed = missing_and_changed(layout, results, {name: sizes[name] for name in files}, by_hash=True)
@@ -100,6 +102,7 @@ def verify(output: str) -> Verified:
         duplicated=sorted({*doubled(status.plan["key"]), *doubled(results["key"])}),
         missing=missing,
         changed=changed,
+        others_failed=sorted(left["key"].to_pylist()),
         others_missing=sorted(name for name, size in others.items() if sizes.get(name) != size),
         strangers=sorted(name for name in files if image_of(name) not in known and not is_hidden(name)),
         unplanned=max(0, record["archive"]["images"] - len(pc.unique(status.plan["key"]))),

@@ -31,6 +31,8 @@ def index_parquet(uri: str, names: Collection[str]) -> pa.Table:
         with storage.opened(uri) as file:
             shard = pq.ParquetFile(file)
             schema = shard.schema_arrow
+            if twice := [name for name in schema.names if schema.names.count(name) > 1]:
+                raise ConfigError(f"shard {uri} has several columns {twice[0]}; give each column a name of its own")
             image = _image_column(uri, schema)
             key = next((name for name in _KEYS if name in schema.names), f"{image}.path")
             if key not in _KEYS and not _has_field(schema.field(image).type, "path"):

@@ -19,6 +19,7 @@ _READ_AHEAD = 64 * 1024  # bytes: small images are passed over in one read, larg
 _BLOCK = 512
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _LARGEST_SIDECAR = 2**20  # bytes
+_WHOLE = 2**63  # whole numbers of a column are below it
 _SAMPLE = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL)  # the sample's name ends at the first dot
 
 
@@ -45,7 +46,8 @@ def index_tar(uri: str, size: int, is_image: Callable[[str], bool], names: Colle
             with tarfile.TarFile(fileobj=file, mode="r", encoding="utf-8") as tar:
                 while (member := tar.next()) is not None:
                     tar.members = []  # type: ignore[attr-defined]  # they are many, and nobody asks for them again
-                    if member.offset_data + (member.size if member.isreg() else 0) > size:
+                    whole = member.size if member.isreg() and not member.issparse() else 0
+                    if member.offset_data + whole > size:
                         raise tarfile.ReadError(f"its member {member.name!r} ends behind it")
                     name = plain_name(member.name)
                     if member.isdir():
@@ -58,6 +60,11 @@ def index_tar(uri: str, size: int, is_image: Callable[[str], bool], names: Colle
                 file.seek(tar.offset)
                 if file.read(_BLOCK) != bytes(_BLOCK):
                     raise tarfile.ReadError(f"it has no end mark at byte {tar.offset}")
+                while rest := file.read(_READ_AHEAD):
+                    if rest.strip(b"\0"):
+                        raise tarfile.ReadError(
+                            "there is more behind its end mark, as of tars put one behind the other"
+                        )
     except (tarfile.TarError, ValueError, EOFError, OverflowError) as error:
         raise ConfigError(f"shard {uri} is no sound tar, or cut short ({error}); make it again") from error
     table = pa.Table.from_pylist(rows, schema=_COLUMNS)
@@ -119,7 +126,8 @@ def _sidecar(uri: str, name: str, data: bytes, names: Collection[str]) -> dict[s
         wrong = [key for key, value in found.items() if isinstance(value, bool) or not isinstance(value, int | float)]
         if wrong:
             raise ValueError(f"{wrong[0]} is {found[wrong[0]]!r} and no number")
-    except (ValueError, RecursionError) as error:
+        found = {key: value if abs(value) < _WHOLE else float(value) for key, value in found.items()}
+    except (ValueError, RecursionError, OverflowError) as error:
         raise ConfigError(f"shard {uri}: the sidecar {name} cannot be understood: {error}") from error
     return found
 

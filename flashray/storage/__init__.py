@@ -6,6 +6,7 @@ from flashray.storage.local_walk import Entry
 from flashray.storage.node_cache import cached_folder
 from flashray.storage.redaction import redact
 from flashray.storage.uri import (
+    TEMPORARY,
     Unavailable,
     asked,
     check,
@@ -54,6 +55,7 @@ __all__ = [
     "list_files",
     "modified",
     "normalise",
+    "TEMPORARY",
     "opened",
     "put_bytes",
     "read_bytes",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 Identity = tuple[int, int]
+_TIMES = 64  # links to one folder that are followed: links to folders of links would double at each
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Unreadable:
 def walk_folder(root: str, apart: str | None = None) -> Iterator[Entry | Unreadable]:
     """Everything below a folder, in no particular order; nothing where there is no such folder.
 
-    A link to a folder is followed unless it leads back to a folder that contains it.
+    A link to a folder is followed unless it leads back to a folder that contains it, or many have led there.
 
     Args:
         apart: a folder whose files are none of these, whichever link leads there, and whether it exists or not.
@@ -54,6 +56,7 @@ def walk_folder(root: str, apart: str | None = None) -> Iterator[Entry | Unreada
             yield Unreadable("", str(error.strerror))
         return
     folders: list[tuple[str, tuple[Identity, ...]]] = [("", above)]
+    followed: Counter[Identity] = Counter()
     while folders:
         folder, above = folders.pop()
         try:
@@ -79,9 +82,10 @@ def walk_folder(root: str, apart: str | None = None) -> Iterator[Entry | Unreada
                 continue
             if not entry.is_dir():
                 yield Entry(key, status.st_size if entry.is_file() else 0, regular=entry.is_file())
-            elif entry.is_symlink() and _identity(status) in above:
+            elif entry.is_symlink() and (_identity(status) in above or followed[_identity(status)] >= _TIMES):
                 yield Entry(key, 0, regular=False, hides=True)
             else:
+                followed[_identity(status)] += entry.is_symlink()
                 folders.append((key, (*above, _identity(status))))
 
 

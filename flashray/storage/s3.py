@@ -6,7 +6,9 @@ environment when it first asks.
 
 from __future__ import annotations
 
+import errno
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -19,6 +21,7 @@ from flashray.errors import ConfigError
 # How long a process waits for a server; FLASHRAY_S3_<NAME> of its environment replaces each
 CONNECT_TIMEOUT = 5.0  # seconds until a connection stands
 REQUEST_TIMEOUT = 30.0  # seconds without a byte of an answer
+_CONFLICTS = 4  # how often a put is made that meets another one of the same object
 ATTEMPTS = 6  # how often a request is made before it fails, with growing pauses
 
 
@@ -87,19 +90,35 @@ def put(place: str, data: bytes, **conditions: str) -> None:
 
 def put_if_absent(place: str, data: bytes) -> bool:
     """Create an object only if there is none; whether this call did. OSError as for `put`."""
-    from botocore.exceptions import ClientError
+    for attempt in range(_CONFLICTS):
+        try:
+            put(place, data, IfNoneMatch="*")
+        except OSError as error:
+            status = _status(error)
+            if status == 501:  # a server that knows no conditions
+                return _put_unless_there(place, data)
+            if status == 409:  # another put of it is under way, and may fail
+                time.sleep(0.1 * (attempt + 1))
+                continue
+            if status != 412:
+                raise
+            return False
+        return True
+    return False
 
+
+def knows_conditions(place: str) -> bool:
+    """Whether the server takes a conditional put at all; an object may be there afterwards."""
     try:
-        put(place, data, IfNoneMatch="*")
+        put(place, b"", IfNoneMatch="*")
     except OSError as error:
-        cause = error.__cause__
-        status = cause.response["ResponseMetadata"]["HTTPStatusCode"] if isinstance(cause, ClientError) else None
-        if status == 501:  # a server that knows no conditions
-            return _put_unless_there(place, data)
-        if status not in (409, 412):
-            raise
-        return False
+        return _status(error) != 501
     return True
+
+
+def _status(error: OSError) -> int | None:
+    response = getattr(error.__cause__, "response", {})
+    return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
 
 
 def _put_unless_there(place: str, data: bytes) -> bool:
@@ -153,6 +172,9 @@ def _as_oserror(place: str) -> Iterator[None]:
     try:
         yield
     except _client_errors() as error:
+        code = getattr(error, "response", {}).get("Error", {}).get("Code")
+        if code == "KeyTooLongError":
+            raise OSError(errno.ENAMETOOLONG, "an object's key has at most 1024 bytes", f"s3://{place}") from error
         raise OSError(f"s3://{place}: {error}") from error
 
 

@@ -9,6 +9,7 @@ at both as their fsspec filesystem.)
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import posixpath
@@ -33,8 +34,11 @@ from flashray.storage.local_walk import Entry, Unreadable, walk_folder
 from flashray.storage.redaction import redact
 
 T = TypeVar("T")
-_TEMPORARY = ".flashray-"  # the name of a local file that is not whole yet starts so
+TEMPORARY = ".flashray-"  # the name of a local file that is not whole yet starts so
 _PIECE = 2**24  # bytes of a file that is copied piece by piece
+# what `os.link` fails with where there are no hard links; the arguments of renameat2
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS)
+_HERE, _NO_REPLACE = -100, 1
 _SPECIAL = "it is no file but a pipe, a socket or a device"
 
 
@@ -300,7 +304,7 @@ def create_if_absent(uri: str, data: bytes) -> bool:
     path = Path(normalise(uri))
     temporary = write_temporary(path, data)
     try:
-        os.link(temporary, path)  # unlike a rename, refuses to replace
+        _name_if_free(temporary, path)
     except FileExistsError:
         return path.read_bytes() == data
     finally:
@@ -309,12 +313,35 @@ def create_if_absent(uri: str, data: bytes) -> bool:
     return True
 
 
+def _name_if_free(temporary: Path, path: Path) -> None:
+    """Give a file its name, or FileExistsError where another has it."""
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        # filesystems without hard links, such as exFAT: a rename that refuses to replace
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.renameat2(_HERE, os.fsencode(temporary), _HERE, os.fsencode(path), _NO_REPLACE) == 0:
+            return
+        code = ctypes.get_errno()
+        if code == errno.EEXIST:
+            raise FileExistsError(code, os.strerror(code), str(path)) from error
+        raise OSError(
+            code, "its filesystem has neither hard links nor a rename that keeps what is there", str(path)
+        ) from error
+
+
 def creates_if_absent(uri: str) -> bool:
     """Whether the store keeps `create_if_absent`'s word: not all of them honour a conditional put.
 
     Args:
         uri: of a file that nobody needs; it is gone afterwards.
     """
+    scheme, rest = _split(normalise(uri))
+    if scheme == "s3" and not s3.knows_conditions(rest):
+        return False
+    delete(uri)
     create_if_absent(uri, uuid.uuid4().bytes)
     honoured = not create_if_absent(uri, uuid.uuid4().bytes)
     delete(uri)
@@ -412,7 +439,7 @@ def delete(uri: str) -> None:
 
 
 def _is_temporary(key: str) -> bool:
-    return posixpath.basename(key).startswith(_TEMPORARY)
+    return posixpath.basename(key).startswith(TEMPORARY)
 
 
 def _split(uri: str) -> tuple[str, str]:
@@ -429,7 +456,7 @@ def _split(uri: str) -> tuple[str, str]:
 def write_temporary(path: Path, data: bytes) -> Path:
     """The bytes on the disk in a new file beside `path`, so that moving it there is one atomic step."""
     _make_folder(path.parent)
-    temporary = path.with_name(_TEMPORARY + uuid.uuid4().hex)
+    temporary = path.with_name(TEMPORARY + uuid.uuid4().hex)
     try:
         temporary.write_bytes(data)
         sync(temporary)

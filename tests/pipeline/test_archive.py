@@ -220,9 +220,23 @@ def test_two_keys_that_map_to_one_output_are_refused_before_any_work() -> None:
         output_names(["a.jpg", "a.jpg.png", "b.png"], "png")
 
 
+def test_one_and_one_point_nought_are_no_change() -> None:
+    """A column of a manifest that held whole numbers holds fractions once a row has one."""
+    row = {"key": "a.png", "uri": "/a/a.png", "size": 1, "given": '{"blur_std": 1}'}
+    old = pa.Table.from_pylist([row], schema=LISTING)
+    same, other = (
+        pa.Table.from_pylist([row | {"given": given}], schema=LISTING)
+        for given in ('{"blur_std": 1.0}', '{"blur_std": 2}')
+    )
+    assert differences(old, same)["changed"] == []
+    assert differences(old, other)["changed"] == ["a.png"]
+
+
 def test_a_limit_counts_what_was_taken_before_first() -> None:
     table = pa.table({"key": [f"{n}.png" for n in range(6)]})
     taken = pa.chunked_array([pa.array(["4.png", "1.png", "gone.png"])])
-    for limit, keys in ((None, range(6)), (1, (1, 4)), (2, (1, 4)), (3, (0, 1, 4)), (9, range(6))):
+    for limit, keys in ((None, range(6)), (2, (1, 4)), (3, (0, 1, 4)), (9, range(6))):
         assert limited(table, limit, taken)["key"].to_pylist() == [f"{n}.png" for n in keys]
     assert limited(table, 2)["key"].to_pylist() == ["0.png", "1.png"]
+    with pytest.raises(ConfigError, match="limit is 1, and the run in this output has taken 2 images"):
+        limited(table, 1, taken)

@@ -45,6 +45,13 @@ def test_sorted_by_a_number() -> None:
     assert [row.name for row in by_metric(ROWS, "lpips", ascending=True)] == ["a", "b", "c"]  # NaN is no number
 
 
+def test_a_metric_that_no_run_has_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"'pnsr' is in none of the runs \(did you mean psnr"):
+        by_metric(ROWS, "pnsr", ascending=False)
+    with pytest.raises(ConfigError, match="'pnsr' is in none"):
+        compare(ROWS, ["pnsr"])
+
+
 def test_a_run_directory_is_a_row(tmp_path: Path) -> None:
     config = {"recipe": {"solver": {"steps": 20}}, "io": {"format": "same"}}
     fingerprint = {"weights.prior": "abc", "recipe.seed": 0}

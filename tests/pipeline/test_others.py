@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -50,6 +51,31 @@ def test_they_are_copied_once(archive: Path, tmp_path: Path) -> None:
     found = beside_the_images(read(archive), read_others(run.output))
     assert (found["other_files"], found["copied_files"], found["not_copied"]) == (3, 3, [])
     assert remarks(found | COUNTS) == []
+
+
+def test_a_full_output_stops_the_run_and_an_unreadable_file_does_not(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, others = config_of(str(archive), str(tmp_path / "restored")).io, read(archive).others
+    whole = storage.copy
+
+    def full(source: str, target: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(storage, "copy", full)
+    with pytest.raises(OSError, match="No space left"):
+        copy_others(run, others)
+    assert not others_copied(run.output, others)
+    monkeypatch.setattr(storage, "copy", whole)
+    (archive / "album.txt").rename(archive / "elsewhere")
+    copy_others(run, others)
+    (failed,) = [row for row in read_others(run.output).to_pylist() if row["error"]]
+    assert failed["key"] == "album.txt"
+    (archive / "elsewhere").rename(archive / "album.txt")
+    assert others_copied(run.output, others), "without a retry it is done"
+    copy_others(run, others, again=True)
+    assert (tmp_path / "restored" / "album.txt").read_bytes() == b"album.txt"
+    assert read_others(run.output)["error"].null_count == len(others)
 
 
 def test_what_a_grown_archive_adds_is_copied_too(archive: Path, tmp_path: Path) -> None:

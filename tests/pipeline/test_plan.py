@@ -72,6 +72,16 @@ def test_the_latest_attempt_counts(tmp_path: Path) -> None:
     assert rows["key 0"]["unit_id"].startswith("00-")
 
 
+def test_a_hundred_attempts_and_more_are_read_in_their_order(tmp_path: Path) -> None:
+    for attempt in range(102):
+        write_plan(str(tmp_path), attempt, PLAN.empty_table())
+    last = finish_plan(found([0.1]), schedule(), work().config, attempt=102)
+    write_plan(str(tmp_path), 102, last)
+    plans = read_plans(str(tmp_path))
+    assert len(plans) == 103
+    assert plans[-1].equals(last)
+
+
 def test_a_plan_of_another_version_is_refused(tmp_path: Path) -> None:
     plan = finish_plan(found([0.1]), schedule(), work().config, attempt=0)
     write_plan(str(tmp_path), 0, plan.drop_columns(["windows"]))

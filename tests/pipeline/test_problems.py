@@ -14,10 +14,11 @@ from flashray.pipeline.commit import write_commit
 from flashray.pipeline.open_run import open_run
 from flashray.pipeline.plan import write_plan
 from flashray.pipeline.problems import NAMED, first_errors, write_problems
+from flashray.pipeline.run_record import write_record
 from flashray.pipeline.run_status import RunStatus
 from tests.conftest import TinyModels
 from tests.support.runs import MakeConfig, config_of
-from tests.support.small_runs import KEYS, planned
+from tests.support.small_runs import KEYS, commit, planned, record_of
 
 
 def test_every_failure_loss_and_warning_is_in_the_list(tmp_path: Path) -> None:
@@ -51,6 +52,25 @@ def test_a_refused_overwrite_leaves_nothing(make: MakeConfig, archive: Path, tmp
     with pytest.raises(ConfigError, match="is not empty"):
         open_run(make(archive, mine, overwrite="mine"))
     assert [path.name for path in mine.iterdir()] == ["letter.txt"]
+
+
+def test_overwrite_deletes_nothing_where_a_file_is_not_the_runs(
+    make: MakeConfig, archive: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    write_record(str(output), record_of(1))
+    write_plan(str(output), 0, planned(KEYS[:1], ["u0"]))
+    commit(output, "u0", KEYS[:1])
+    (output / ".DS_Store").write_text("a desktop's")
+    (output / "letter.txt").write_text("mine")
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match=r"no run wrote, such as 'letter.txt'.*nothing is deleted"):
+        open_run(make(archive, output, overwrite="run"))
+    assert all(path.read_bytes() == data for path, data in before.items())
+    (output / "letter.txt").unlink()
+    open_run(make(archive, output, overwrite="run"))
+    assert not (before.keys() - {output / ".DS_Store", output / "letter.txt"}) & set(output.rglob("*"))
+    assert (output / ".DS_Store").exists()
 
 
 def test_addresses_beyond_what_a_column_holds_are_refused(

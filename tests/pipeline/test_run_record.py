@@ -12,6 +12,7 @@ from flashray import storage
 from flashray.errors import ConfigError
 from flashray.pipeline import run_record
 from flashray.pipeline.archive import read_archive
+from flashray.pipeline.plan import PLAN, write_plan
 from flashray.pipeline.run_config import RunConfig
 from flashray.pipeline.run_folder import RUN_FOLDER
 from flashray.recipe import SolverConfig
@@ -72,8 +73,26 @@ def test_what_changes_no_byte_may_change(config: RunConfig) -> None:
     assert open_run(free) == first
 
 
-def test_another_archive_is_refused_by_its_keys(config: RunConfig) -> None:
+def opened_and_planned(config: RunConfig) -> dict[str, Any]:
+    opened = open_run(config)
+    write_plan(config.io.output, 0, PLAN.empty_table())
+    return opened
+
+
+def test_before_its_plan_a_run_takes_any_archive(config: RunConfig, caplog: pytest.LogCaptureFixture) -> None:
     open_run(config)
+    (Path(config.io.archive) / "a.png").write_bytes(b"longer")
+    (Path(config.io.archive) / "b.png").unlink()
+    kept = record(config.io.output) / "severity" / "00" / "00000000.parquet"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    assert open_run(config)["archive"]["images"] == 1
+    assert "listed anew" in caplog.text
+    assert not kept.exists(), "σ̂ of the file that was there before"
+
+
+def test_another_archive_is_refused_by_its_keys(config: RunConfig) -> None:
+    opened_and_planned(config)
     (Path(config.io.archive) / "c d.png").write_bytes(b"x")
     (Path(config.io.archive) / "a.png").write_bytes(b"longer")
     (Path(config.io.archive) / "b.png").unlink()
@@ -84,7 +103,7 @@ def test_another_archive_is_refused_by_its_keys(config: RunConfig) -> None:
 
 
 def test_an_archive_may_grow(config: RunConfig, caplog: pytest.LogCaptureFixture) -> None:
-    before = open_run(config)["archive"]["images"]
+    before = opened_and_planned(config)["archive"]["images"]
     (Path(config.io.archive) / "c d.png").write_bytes(b"x")
     assert open_run(config)["archive"]["images"] == before + 1
     assert "1 images are new in the archive, and are restored too" in caplog.text
@@ -103,7 +122,7 @@ def test_a_limit_of_an_earlier_version_is_no_difference(config: RunConfig) -> No
 
 
 def test_an_image_that_failed_may_leave_with_a_retry(config: RunConfig) -> None:
-    open_run(config)
+    opened_and_planned(config)
     (Path(config.io.archive) / "a.png").unlink()
     with pytest.raises(ConfigError, match=r"1 removed \(a.png\).*--retry-failed.* lets go of those that were removed"):
         open_run(config, failed={"a.png"})
@@ -112,7 +131,7 @@ def test_an_image_that_failed_may_leave_with_a_retry(config: RunConfig) -> None:
 
 
 def test_a_retry_takes_up_repaired_images(config: RunConfig) -> None:
-    open_run(config)
+    opened_and_planned(config)
     (Path(config.io.archive) / "a.png").write_bytes(b"repaired")
     with pytest.raises(ConfigError, match="--retry-failed"):
         open_run(config, failed={"a.png"})

@@ -24,6 +24,7 @@ from flashray.pipeline import archive as archives
 from flashray.pipeline.archive import read_archive, write_index
 from flashray.pipeline.clean import clean
 from flashray.pipeline.load import read_images
+from flashray.pipeline.outputs import without_place
 from flashray.pipeline.run import restore_archive
 from flashray.pipeline.run_config import RunConfig, check
 from flashray.pipeline.run_status import RunStatus
@@ -177,6 +178,22 @@ def test_a_tar_cut_anywhere_is_refused(tmp_path: Path) -> None:
             read_archive(config(path.parent))
     path.write_bytes(whole[: end + 512])
     assert len(read_archive(config(path.parent)).images) == 3
+    path.write_bytes(whole + bytes(100_000))
+    assert len(read_archive(config(path.parent)).images) == 3, "padding is nothing"
+    path.write_bytes(whole + whole)
+    with pytest.raises(ConfigError, match="more behind its end mark"):
+        read_archive(config(path.parent))
+
+
+def test_names_among_the_runs_own_records_are_errors_of_their_images(tmp_path: Path) -> None:
+    names = ["_flashray/run.json.png", "a/_flashray/b.png", "c/.flashray-12.png", "d.png"]
+    write_tars(tmp_path / "shards", dict.fromkeys(names, b"1"), 9)
+    rows = {row["key"]: row["refused"] for row in read_archive(config(tmp_path / "shards")).images.to_pylist()}
+    assert {key for key, why in rows.items() if why is None} <= {"d.png"}
+    assert all("own records" in why for key, why in rows.items() if key != "d.png")
+    assert without_place(["a\0b.png"], "same") == {
+        "a\0b.png": "'a\\x00b.png' is no name below the output; rename the object"
+    }
 
 
 def test_what_is_refused_before_any_work(tmp_path: Path) -> None:

@@ -36,6 +36,20 @@ def test_links_are_followed_and_loops_are_named(folder: Path) -> None:
     assert {key for key, one in found.items() if one.hides} == {"a/b/loop", "a/self", "again/b/loop", "again/self"}
 
 
+def test_links_to_folders_of_links_end(tmp_path: Path) -> None:
+    """Two links at each of thirty levels would be a thousand million paths."""
+    for level in range(30):
+        (tmp_path / f"{level}").mkdir()
+        for name in ("left", "right"):
+            (tmp_path / f"{level}" / name).symlink_to(tmp_path / f"{level + 1}")
+    (tmp_path / "30").mkdir()
+    (tmp_path / "30" / "a.png").touch()
+    found = list(walk_folder(str(tmp_path)))
+    assert len(found) < 10_000
+    assert any(entry.key == "30/a.png" for entry in found if isinstance(entry, Entry))
+    assert any(entry.hides for entry in found if isinstance(entry, Entry))
+
+
 def test_what_is_no_ordinary_file(folder: Path) -> None:
     os.mkfifo(folder / "pipe.png")
     (folder / "dead.png").symlink_to(folder / "absent.png")

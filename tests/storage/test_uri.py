@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,6 +76,21 @@ def test_create_if_absent_has_one_winner(root: str) -> None:
             won = list(writers.map(lambda body, uri=uri: storage.create_if_absent(uri, body), bodies))
         assert sum(won) == 1
         assert storage.read_bytes(uri) == bodies[won.index(True)]
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP])
+def test_a_filesystem_without_hard_links_has_one_winner_too(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", refuse)
+    file = str(tmp_path / "new")
+    assert storage.create_if_absent(file, b"first")
+    assert not storage.create_if_absent(file, b"second")
+    assert storage.create_if_absent(file, b"first")
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 
 def test_half_written_files_are_not_listed(tmp_path: Path) -> None:
@@ -208,6 +225,7 @@ def test_a_server_that_knows_no_conditions(s3: str, monkeypatch: pytest.MonkeyPa
         raise OSError(place) from ClientError(answer, "PutObject")
 
     monkeypatch.setattr("flashray.storage.s3.put", refuse)
+    assert not storage.creates_if_absent(storage.join(s3, "probe")), "the run warns of two drivers"
     uri = storage.join(s3, "no conditions")
     assert storage.create_if_absent(uri, b"mine")
     assert not storage.create_if_absent(uri, b"yours")
