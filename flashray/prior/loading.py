@@ -187,18 +187,27 @@ def _latent_scaling(
     folder: Path, path: Path, config: dict[str, Any], channels: int
 ) -> tuple[Tensor | float, Tensor | float]:
     statistics = folder / STATISTICS
-    if statistics.is_file():  # one mean and standard deviation a channel
-        values = read_json(statistics)
-        mean, std = (_per_channel(values, name, channels, statistics) for name in ("mean", "std"))
-        if not (std > 0).all():
-            raise ConfigError(f"{statistics}: std must be above 0 in every channel")
+    if statistics.is_file():
+        mean, std = _mean_and_std(read_json(statistics), ("mean", "std"), channels, statistics)
         return 1 / std, mean
     # diffusers fills in 0.18215 for a VQModel whose config says nothing, but LDM's VQ models were trained unscaled
     default = 0.18215 if config["_class_name"] == "AutoencoderKL" else 1.0
     scale = finite_number(config, "scaling_factor", default, path)
     if not scale > 0:
         raise ConfigError(f"{path}: scaling_factor is {scale:g}; give a number above 0")
+    names = ("latents_mean", "latents_std")
+    if config["_class_name"] == "AutoencoderKL" and all(config.get(name) is not None for name in names):
+        mean, std = _mean_and_std(config, names, channels, path)
+        return scale / std, mean
     return scale, finite_number(config, "shift_factor", 0.0, path)
+
+
+def _mean_and_std(values: dict[str, Any], names: tuple[str, str], channels: int, path: Path) -> tuple[Tensor, Tensor]:
+    """Those of each channel, by these names; ConfigError where they are none."""
+    mean, std = (_per_channel(values, name, channels, path) for name in names)
+    if not (std > 0).all():
+        raise ConfigError(f"{path}: {names[1]} must be above 0 in every channel")
+    return mean, std
 
 
 def _per_channel(values: dict[str, Any], name: str, channels: int, path: Path) -> Tensor:

@@ -141,10 +141,12 @@ def _text_encoder(pipeline: PipelineFolder, name: str) -> Any:
     if not hasattr(transformers, kind):
         raise ConfigError(f"prior {pipeline.source}: {name} is a {kind}, which transformers does not have")
     read_json(folder / "config.json")
-    check_finite(read_tensors(weight_files(folder, _ENCODER)), folder)
+    files = weight_files(folder, _ENCODER)
+    check_finite(read_tensors(files), folder)
+    variant = "fp16" if ".fp16." in files[0].name else None
     try:
         encoder, report = getattr(transformers, kind).from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, output_loading_info=True
+            folder, variant=variant, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
     except Exception as error:
         raise ConfigError(f"{folder}: the text encoder does not open ({type(error).__name__}: {error})") from error

@@ -51,7 +51,7 @@ class DenoiserConfig:
         crop: side in pixels of the squares that it is trained on, a multiple of the latent factor; 0 is the whole size.
             Small ones show more photos in the same time. With `encoders`, of the flash starts alone.
         cache_views: how many random views of each window are encoded once and kept on disk in half precision, to be
-            trained on in every pass; 0 encodes new views in every pass. Only where training is local.
+            trained on in every pass; 0 encodes new views in every pass. For the local launcher alone.
         flash_share: share of the draws with a timestep of 10 … 400, where flash starts lie; the rest take all.
         encoders: severity encoders of this prior, each bundled:NAME, a folder, a hub id or a URI; flash starts from
             their estimates are trained on too.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 import time
@@ -15,6 +16,7 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
+from flashray import storage
 from flashray.errors import ConfigError
 from flashray.shards.place import Place
 from flashray.training.rate import Rate, matrix_rate, operations_a_sample
@@ -38,7 +40,7 @@ class LoopConfig:
         decay: `cosine` lowers the learning rate from the first step to the last. `cooldown` keeps it constant, then
             lowers it in a straight line over the last share `cooldown`; the state before that is kept, for `go_on`.
         cooldown: share of the training, 0 … 1.
-        go_on: folder with a state of another training, whose weights, optimizer and average this one starts from.
+        go_on: folder or URI with another training's state, whose weights, optimizer and average this one starts from.
         weight_decay: AdamW's.
         clip: largest norm of the gradients; beyond it they are made smaller.
         ema_decay: of the average of the weights over the steps, which is what is saved.
@@ -154,7 +156,8 @@ def fit(
         report: called after each validation with the figures and a function that saves the training state in a folder.
         resume: a folder that the saving function wrote; training continues from the epoch after it.
         wrap: makes the module that computes losses parallel (DDP).
-        batches_per_epoch: for the learning rate's progress; measured in the first epoch when unknown.
+        batches_per_epoch: for the learning rate's progress; measured in the first epoch when unknown, and then kept in
+            the state.
         rank, workers: this worker's number, and how many there are; each draws different views.
         clock: makes parallel workers agree on the seconds spent, so that they stop at the same step.
         keep: called once, before a cool-down that this call begins, with a function that saves the state.
@@ -171,15 +174,17 @@ def fit(
         fused=torch.device(device).type == "cuda" or None,
     )
     ema = EMAModel(trained, decay=config.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
+    epoch, step, spent = 0, 0, 0.0
+    if resume is None and config.go_on:
+        _load_state(config.go_on, config, task, optimizer, ema)
+    elif resume is not None:
+        state = _load_state(str(resume), config, task, optimizer, ema)
+        epoch, step, spent = state["epoch"], state["step"], state["seconds"]
+        # older states do not say
+        batches_per_epoch = batches_per_epoch or state.get("batches_per_epoch") or step // max(1, epoch)
     ema.to(device)
     if config.epoch_steps and batches_per_epoch:
         batches_per_epoch = min(batches_per_epoch, config.epoch_steps)
-    epoch, step, spent = 0, 0, 0.0
-    if resume is None and config.go_on:
-        _load_state(Path(config.go_on), task, optimizer, ema, device)
-    elif resume is not None:
-        state = _load_state(resume, task, optimizer, ema, device)
-        epoch, step, spent = state["epoch"], state["step"], state["seconds"]
     if config.compile:
         for part in task.parts():
             part.compile()
@@ -195,7 +200,8 @@ def fit(
         state = {"model": task.model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict()}
         if task.companion is not None:
             state["companion"] = task.companion.state_dict()
-        torch.save(state | progress_made() | {"config": asdict(config), "figures": figures}, folder / STATE_FILE)
+        state |= {"batches_per_epoch": batches_per_epoch, "config": asdict(config), "figures": figures}
+        torch.save(state | progress_made(), folder / STATE_FILE)
 
     while epoch < config.epochs and not (config.seconds and spent >= config.seconds):
         seed = (config.seed * 1_000_003 + epoch) * 4_099 + rank  # a resumed epoch draws what it would have drawn
@@ -263,16 +269,19 @@ def fit(
 
 
 def _load_state(
-    folder: Path, task: Task, optimizer: torch.optim.Optimizer, ema: EMAModel, device: str | torch.device
+    folder: str, config: LoopConfig, task: Task, optimizer: torch.optim.Optimizer, ema: EMAModel
 ) -> dict[str, Any]:
-    """Put a saved training state into its parts; returns it."""
-    state: dict[str, Any] = torch.load(folder / STATE_FILE, map_location=device, weights_only=True)
+    """Put a saved training state, of a folder or URI, into its parts; returns it. Settings stay the configuration's."""
+    data = io.BytesIO(storage.read_bytes(storage.join(folder, STATE_FILE)))
+    state: dict[str, Any] = torch.load(data, map_location="cpu", weights_only=True)
     task.model.load_state_dict(state["model"])
     if task.companion is not None:
         task.companion.load_state_dict(state["companion"])
     optimizer.load_state_dict(state["optimizer"])
+    for group in optimizer.param_groups:
+        group["weight_decay"] = config.weight_decay
     ema.load_state_dict(state["ema"])
-    ema.to(device)
+    ema.decay = config.ema_decay
     return state
 
 

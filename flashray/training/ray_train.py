@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -24,16 +25,17 @@ from torch import Tensor
 from flashray import storage
 from flashray.errors import FlashrayError, ImageError
 from flashray.shards.place import Place, read_places
-from flashray.training.loop import BuildTask, LoopConfig, fit, line
+from flashray.training.loop import STATE_FILE, BuildTask, LoopConfig, fit, line
 from flashray.training.photo_windows import open_photo, windows
 from flashray.training.photos import list_places
-from flashray.training.train_config import LaunchConfig
+from flashray.training.train_config import LaunchConfig, absolute
 
 
 def launch_on_ray(build: BuildTask, loop: LoopConfig, photos: str, side: int, name: str, config: LaunchConfig) -> Path:
     """Train on Ray Train; returns a local folder with the last checkpoint's state.
 
-    Run again under the same name and storage, it resumes from the last checkpoint, whoever was lost.
+    Run again under the same name and storage, it resumes from the last checkpoint, whoever was lost. The state before a
+    cool-down is kept in `<storage>/<name>/constant`.
     """
     _connect(config)
     use_gpu = config.device == "cuda" or (config.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
@@ -42,15 +44,20 @@ def launch_on_ray(build: BuildTask, loop: LoopConfig, photos: str, side: int, na
     dataset = ray.data.from_items(places, override_num_blocks=max(4, min(256, len(places) // 50)))
     cut = functools.partial(cut_windows, side=side)
     dataset = dataset.map_batches(cut, batch_size=16, batch_format="pyarrow")
+    batches_per_epoch = None
     if config.cache:  # decode and cut once, not once an epoch
         dataset = dataset.materialize()
+        # Ray Train gives each worker equally many rows, and leaves out those that remain
+        batches_per_epoch = dataset.count() // config.workers // loop.batch_size
+    loop, root = replace(loop, go_on=absolute(loop.go_on)), storage.normalise(config.storage)
+    constant = storage.join(root, name, "constant", STATE_FILE)
     trainer = TorchTrainer(
-        functools.partial(_train_worker, build=build, loop=loop, threads=threads),
+        functools.partial(_train_worker, build, loop, threads, batches_per_epoch, constant),
         datasets={"train": dataset},
         scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=use_gpu),
         run_config=RunConfig(
             name=name,
-            storage_path=storage.normalise(config.storage),
+            storage_path=root,
             failure_config=FailureConfig(max_failures=config.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
@@ -85,8 +92,10 @@ def _connect(config: LaunchConfig) -> None:
     context.print_on_execution_start = False
 
 
-def _train_worker(build: BuildTask, loop: LoopConfig, threads: int) -> None:
-    """The function that each worker runs."""
+def _train_worker(
+    build: BuildTask, loop: LoopConfig, threads: int, batches_per_epoch: int | None, constant: str
+) -> None:
+    """The function that each worker runs; `constant` is the URI that the state before a cool-down gets."""
     context = ray.train.get_context()
     rank = context.get_world_rank()
     device = get_device()
@@ -115,6 +124,12 @@ def _train_worker(build: BuildTask, loop: LoopConfig, threads: int) -> None:
                 checkpoint = Checkpoint.from_directory(folder)
             ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=f"epoch_{metrics['epoch']:05d}")
 
+    def keep(save: Callable[[Path], None]) -> None:
+        if rank == 0:
+            with tempfile.TemporaryDirectory() as folder:
+                save(Path(folder))
+                storage.put_bytes(constant, Path(folder, STATE_FILE).read_bytes())
+
     def clock(seconds: float) -> float:
         if context.get_world_size() == 1:
             return seconds
@@ -128,7 +143,9 @@ def _train_worker(build: BuildTask, loop: LoopConfig, threads: int) -> None:
         "rank": rank,
         "workers": context.get_world_size(),
         "wrap": prepare_model,
+        "batches_per_epoch": batches_per_epoch,
         "clock": clock,
+        "keep": keep,
     }
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:

@@ -16,7 +16,7 @@ from diffusers import AutoencoderDC, UNet2DModel
 from flashray.errors import ConfigError
 from flashray.metrics import load_lpips
 from flashray.prior import LatentPrior, latent_geometry, load_autoencoder, load_prior
-from flashray.prior.folder import resolve
+from flashray.prior.folder import INDEX, SCHEDULER, STATISTICS, resolve
 from flashray.prior.pixel_space import SpaceToDepth
 from flashray.severity import load_severity_encoder
 from flashray.shards.place import Place
@@ -84,6 +84,9 @@ class TrainPriorConfig(TrainConfig):
             )
         if self.autoencoder == "none" and (self.pixel_block < 1 or self.size % self.pixel_block):
             raise ConfigError(f"pixel_block is {self.pixel_block}; give a divisor of the size, {self.size}")
+        if self.denoiser.cache_views and "denoiser" in self.stages and self.launch.launcher == "ray":
+            cached = f"denoiser.cache_views is {self.denoiser.cache_views}, and Ray caches no views"
+            raise ConfigError(f"{cached}; give --launch.launcher local, or leave it out")
 
 
 def train_prior(config: TrainPriorConfig) -> None:
@@ -106,7 +109,10 @@ def train_prior(config: TrainPriorConfig) -> None:
 
 
 def train_autoencoder(config: TrainPriorConfig) -> None:
-    """The first stage: an autoencoder, its latents scaled to a mean square of 1. Pixels need the scale alone."""
+    """The first stage: an autoencoder, its latents scaled to a mean square of 1. Pixels need the scale alone.
+
+    A decoder alone keeps the scale and the statistics of `init`, whose denoiser and severity encoders thus still fit.
+    """
     output, loop = Path(config.output), config.autoencoder_loop
     output.mkdir(parents=True, exist_ok=True)
     autoencoder: Any = SpaceToDepth(factor=config.pixel_block, scaling_factor=1.0)
@@ -115,19 +121,27 @@ def train_autoencoder(config: TrainPriorConfig) -> None:
         task, state, _ = train(build, loop, config.photos, window_side(config.size), "autoencoder", config.launch)
         autoencoder = task.model
         note_training(output, "autoencoder", state, loop)
+    if config.init and config.autoencoder != "none" and config.autoencoder.part == "decoder":
+        take_statistics(resolve(config.init), output)
+    else:
+        measure_latents(autoencoder, config)
+    save_half(autoencoder, output / "vqvae")
+    library = "diffusers" if config.autoencoder != "none" else SpaceToDepth.__module__
+    index = MODEL_INDEX | {"vqvae": [library, type(autoencoder).__name__]}
+    if not (output / "scheduler" / SCHEDULER).is_file():
+        write_scheduler(output, "epsilon")
+    (output / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def measure_latents(autoencoder: Any, config: TrainPriorConfig) -> None:
+    """Set the scaling factor by the training photos; of a trained autoencoder, write `latent_statistics.json` too."""
     device = device_here(config.launch)
     photos = load_fitted(spread(list_places(config.photos), 1024), config.size)
-    scale = latent_scale(autoencoder, photos, device)
-    autoencoder.register_to_config(scaling_factor=scale)
-    save_half(autoencoder, output / "vqvae")
+    autoencoder.register_to_config(scaling_factor=latent_scale(autoencoder, photos, device))
     if config.autoencoder != "none":
         mean_C, std_C = latent_statistics(autoencoder, photos, device)
         statistics = {"mean": mean_C.tolist(), "std": std_C.tolist()}
-        (output / "latent_statistics.json").write_text(json.dumps(statistics, indent=2) + "\n")
-    library = "diffusers" if config.autoencoder != "none" else SpaceToDepth.__module__
-    index = MODEL_INDEX | {"vqvae": [library, type(autoencoder).__name__]}
-    write_scheduler(output, "epsilon")
-    (output / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+        (Path(config.output) / STATISTICS).write_text(json.dumps(statistics, indent=2) + "\n")
 
 
 def train_denoiser(config: TrainPriorConfig) -> None:
@@ -137,11 +151,12 @@ def train_denoiser(config: TrainPriorConfig) -> None:
         if not config.init:
             raise ConfigError(f"stage denoiser: {output}/vqvae is missing; train the stage autoencoder first")
         take_autoencoder(resolve(config.init), output)
+    fresh = not (output / "unet" / "config.json").is_file()
     if config.init:  # with the noise that its denoiser was trained on
         shutil.copytree(resolve(config.init) / "scheduler", output / "scheduler", dirs_exist_ok=True)
-    else:
+    elif fresh:
         write_scheduler(output, config.denoiser.prediction)
-    if not (output / "unet" / "config.json").is_file():  # a fresh one, so that the folder opens as a prior
+    if fresh:  # so that the folder opens as a prior
         torch.manual_seed(loop.seed)
         autoencoder, _, _ = load_autoencoder(output)
         channels, factor = latent_geometry(autoencoder)
@@ -190,7 +205,7 @@ def write_scheduler(output: Path, prediction: str) -> None:
     """The pipeline's scheduler, as diffusers reads it, for a denoiser that predicts this."""
     (output / "scheduler").mkdir(parents=True, exist_ok=True)
     text = json.dumps(SCHEDULER_CONFIG | {"prediction_type": prediction}, indent=2)
-    (output / "scheduler" / "scheduler_config.json").write_text(text + "\n")
+    (output / "scheduler" / SCHEDULER).write_text(text + "\n")
 
 
 def take_autoencoder(source: Path, output: Path) -> None:
@@ -198,11 +213,19 @@ def take_autoencoder(source: Path, output: Path) -> None:
     if not (source / "vqvae" / "config.json").is_file():
         raise ConfigError(f"init {source}: it has no folder vqvae to take the autoencoder from")
     output.mkdir(parents=True, exist_ok=True)
-    for name in ("model_index.json", "latent_statistics.json"):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, output / name)
+    if (source / INDEX).is_file():
+        shutil.copyfile(source / INDEX, output / INDEX)
+    take_statistics(source, output)
     with tempfile.TemporaryDirectory(dir=output, prefix=".vqvae-") as fresh:  # so that a killed copy leaves no half
         shutil.copytree(source / "vqvae", Path(fresh, "vqvae")).replace(output / "vqvae")
+
+
+def take_statistics(source: Path, output: Path) -> None:
+    """Give the output the latents' statistics of another prior, or none where that has none; both may be one folder."""
+    if not (source / STATISTICS).is_file():
+        (output / STATISTICS).unlink(missing_ok=True)
+    elif not source.samefile(output):
+        shutil.copyfile(source / STATISTICS, output / STATISTICS)
 
 
 def spread(paths: list[Place], most: int) -> list[Place]:

@@ -75,6 +75,34 @@ def test_shift_factor_is_subtracted_before_scaling(x: Tensor, tmp_path: Path):
     torch.testing.assert_close(prior.encode(x), (kl().encode(x).latent_dist.mode() - 0.25) * 0.5)
 
 
+def test_mean_and_std_of_each_channel_in_a_config_are_taken_as_diffusers_takes_them(x: Tensor, tmp_path: Path):
+    mean, std = [0.1, -0.2, 0.3, 0.0], [0.5, 1.0, 2.0, 4.0]
+    prior = load_prior(str(save_pipeline(tmp_path, kl(scaling_factor=0.5, latents_mean=mean, latents_std=std))))
+    z = prior.encode(x)
+    mean_C11, std_C11 = (torch.tensor(one)[:, None, None] for one in (mean, std))
+    latent = kl().encode(x).latent_dist.mode()
+    torch.testing.assert_close(z * std_C11 / 0.5 + mean_C11, latent)
+    torch.testing.assert_close(prior.decode(z), kl().decode(latent).sample, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"latents_mean": [0.0] * 3, "latents_std": [1.0] * 4}, "latents_mean must be a list of 4 finite numbers"),
+        ({"latents_mean": [0.0] * 4, "latents_std": [1.0] * 5}, "latents_std must be a list of 4 finite numbers"),
+        ({"latents_mean": [0.0] * 4, "latents_std": [1.0, 1.0, 0.0, 1.0]}, "latents_std must be above 0"),
+    ],
+)
+def test_a_config_whose_means_or_stds_do_not_fit_is_refused(settings: dict[str, Any], words: str, tmp_path: Path):
+    with pytest.raises(ConfigError, match=rf"{tmp_path}/vqvae: {words}"):
+        load_prior(str(save_pipeline(tmp_path, kl(**settings))))
+
+
+def test_one_of_mean_and_std_alone_is_passed_over_as_diffusers_does(tmp_path: Path):
+    prior = load_prior(str(save_pipeline(tmp_path, kl(scaling_factor=0.5, latents_std=[2.0] * 4))))
+    assert (prior.scale.item(), prior.shift.item()) == (0.5, 0.0)
+
+
 def test_latent_statistics_of_each_channel_come_before_the_config(x: Tensor, tmp_path: Path):
     save_pipeline(tmp_path, dc())
     plain = load_prior(str(tmp_path)).encode(x) / 2.5

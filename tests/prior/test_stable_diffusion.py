@@ -138,6 +138,20 @@ def test_a_whole_sample_equals_the_pipelines_with_an_empty_prompt(with_encoder: 
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("shard", ["5GB", "1KB"], ids=["one file", "an index"])
+def test_a_text_encoder_of_the_half_precision_variant_opens(shard: str, with_encoder: Path):
+    from transformers import CLIPTextModel
+
+    before = load_prior(str(with_encoder))
+    folder = with_encoder / "text_encoder"
+    encoder = CLIPTextModel.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    encoder.half().save_pretrained(folder, variant="fp16", max_shard_size=shard)
+    assert all(".fp16" in path.name for path in folder.glob("model*"))
+    after = load_prior(str(with_encoder))
+    torch.testing.assert_close(after.denoiser.null_prompt, before.denoiser.null_prompt, rtol=0, atol=0.02)
+
+
 def test_the_exported_prompt_is_the_encoders(with_encoder: Path, monkeypatch: pytest.MonkeyPatch):
     computed = load_prior(str(with_encoder))
     path = export_null_prompt(with_encoder)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +234,34 @@ def test_the_rate_follows_whichever_end_is_nearer(tmp_path: Path, monkeypatch: p
     assert seen[-1] >= 1
 
 
+@pytest.mark.parametrize("counted", [True, False], ids=["the state says", "a state of before"])
+@pytest.mark.parametrize("kill_after", [1, 3])
+def test_a_training_that_measured_its_epochs_resumes_at_its_rate(
+    kill_after: int, counted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    rates: list[float] = []
+
+    def recording(config: LoopConfig, step: int, progress: float) -> float:
+        rates.append(learning_rate(config, step, progress))
+        return rates[-1]
+
+    monkeypatch.setattr("flashray.training.loop.learning_rate", recording)
+    uninterrupted = train(Recorder(tmp_path / "whole"), batches_per_epoch=None)
+    expected = rates[6 * kill_after :]
+    with pytest.raises(Killed):
+        train(Recorder(tmp_path / "first", kill_after), batches_per_epoch=None)
+    last = tmp_path / "first" / str(kill_after)
+    if not counted:
+        state = torch.load(last / STATE_FILE, weights_only=True)
+        del state["batches_per_epoch"]
+        torch.save(state, last / STATE_FILE)
+    rates.clear()
+    resumed = train(Recorder(tmp_path / "second"), resume=last, batches_per_epoch=None)
+    assert rates == expected
+    assert rates[-1] < 0.1 * LOOP.learning_rate
+    assert_equal(weights(resumed), weights(uninterrupted))
+
+
 COOLING = LoopConfig(**(vars(LOOP) | {"decay": "cooldown", "cooldown": 0.5, "learning_rate": 1e-3}))
 
 
@@ -303,6 +331,39 @@ def test_the_state_before_the_cooldown_is_kept_and_another_training_goes_on_from
     for name, value in state["model"].items():
         torch.testing.assert_close(fresh["model"][name], value)
     assert not torch.equal(fresh["model"]["3.weight"], start["3.weight"])
+
+
+@pytest.fixture
+def go_on(tmp_path: Path) -> Callable[..., tuple[Task, dict[str, Tensor]]]:
+    """Goes on from one and the same training with other settings: the task, and its weights before averaging."""
+    train(Recorder(tmp_path), LoopConfig(**(vars(LOOP) | {"epochs": 1})))
+
+    def going_on(**settings: Any) -> tuple[Task, dict[str, Tensor]]:
+        folder = tmp_path / str(settings)
+        loop = LoopConfig(**(vars(LOOP) | {"epochs": 1, "go_on": str(tmp_path / "1")} | settings))
+        task = train(Recorder(folder), loop)
+        return task, torch.load(folder / "1" / STATE_FILE, weights_only=True)["model"]
+
+    return going_on
+
+
+def test_going_on_takes_the_new_weight_decay(go_on: Callable[..., tuple[Task, dict[str, Tensor]]]):
+    _, free = go_on(weight_decay=0.0)
+    _, decayed = go_on(weight_decay=10.0)
+    assert decayed["3.weight"].norm() < 0.9 * free["3.weight"].norm()
+
+
+def test_going_on_takes_the_new_decay_of_the_average(go_on: Callable[..., tuple[Task, dict[str, Tensor]]]):
+    task, last = go_on(ema_decay=0.0)  # an average of the last step alone
+    assert_equal(weights(task), last)
+
+
+def test_going_on_from_a_uri_is_going_on_from_its_folder(
+    go_on: Callable[..., tuple[Task, dict[str, Tensor]]], tmp_path: Path
+):
+    local, _ = go_on()
+    remote, _ = go_on(go_on=f"file://{tmp_path}/1", progress_every=0.0)
+    assert_equal(weights(remote), weights(local))
 
 
 def test_a_training_that_resumes_in_its_cooldown_keeps_no_second_state(tmp_path: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,8 +29,10 @@ from flashray.training.train_config import LaunchConfig
 from flashray.training.train_prior import TrainPriorConfig, train_prior
 from flashray.training.train_severity import TrainSeverityConfig, train_severity
 from tests.conftest import TinyModels
+from tests.support.models import severity_encoder
 
 LOOP = LoopConfig(epochs=2, batch_size=8, learning_rate=2e-3, warmup_steps=2, ema_decay=0.5)
+ONCE = dataclasses.replace(LOOP, epochs=1)
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +169,43 @@ def test_a_denoiser_is_trained_on_flash_starts_of_a_given_prior(
         train_prior(other)
     with pytest.raises(ConfigError, match=r"give --stages '\[denoiser\]'"):
         dataclasses.replace(config, denoiser=starts, stages=("autoencoder", "denoiser"))
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "denoiser"])
+def test_a_further_stage_leaves_what_the_denoiser_predicts(stage: str, photos: Callable[[str], str], tmp_path: Path):
+    config = prior_config(photos, tmp_path, ONCE)
+    of_v = dataclasses.replace(config, denoiser=dataclasses.replace(config.denoiser, prediction="v_prediction"))
+    train_prior(of_v)
+    train_prior(dataclasses.replace(config, stages=(stage,)))
+    assert load_prior(config.output).prediction_type == "v_prediction"
+
+
+@pytest.mark.parametrize("measured", [True, False], ids=["statistics", "a scale alone"])
+def test_a_decoder_trained_alone_keeps_the_latents_that_encoders_know(
+    measured: bool, photos: Callable[[str], str], tiny_models: TinyModels, tmp_path: Path
+):
+    init = shutil.copytree(tiny_models.prior, tmp_path / "init")
+    if measured:
+        text = '{"mean": [0.1, -0.2, 0.3, 0.0], "std": [0.5, 1.0, 2.0, 4.0]}'
+        (init / "latent_statistics.json").write_text(text)
+    theirs = load_prior(str(init))
+    severity_encoder(theirs).save_pretrained(tmp_path / "encoder")
+    config = prior_config(photos, tmp_path, ONCE, init=str(init))
+    decoder = AutoencoderConfig(crop=24, lpips=0.0, part="decoder")
+    train_prior(dataclasses.replace(config, autoencoder=decoder))
+    ours = load_prior(config.output)
+    load_severity_encoder(str(tmp_path / "encoder")).check_prior(ours, "theirs")
+    x = load_fitted(list_photos(photos("val")), 32)
+    z = theirs.encode(x)
+    torch.testing.assert_close(ours.encode(x), z, rtol=0, atol=0.02)  # half-precision weights
+    assert not torch.allclose(ours.decode(z), theirs.decode(z), rtol=0, atol=0.02)
+
+
+def test_cached_views_on_ray_are_refused_before_any_work(photos: Callable[[str], str], tmp_path: Path):
+    config = prior_config(photos, tmp_path)
+    cached = dataclasses.replace(config.denoiser, cache_views=2)
+    with pytest.raises(ConfigError, match=r"denoiser\.cache_views is 2, .*; give --launch\.launcher local"):
+        dataclasses.replace(config, denoiser=cached, launch=LaunchConfig("ray"))
 
 
 @pytest.mark.parametrize("stages", [(), ("decoder",), ("autoencoder", "unet")])

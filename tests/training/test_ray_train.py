@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from torch import Tensor
 
 from flashray import storage
@@ -177,6 +178,22 @@ def test_a_time_limit_stops_all_workers_at_the_same_step(start, tmp_path: Path):
     ((epoch, step),) = training.progress()
     assert epoch < 100_000
     assert step > STEPS
+
+
+@pytest.mark.slow
+def test_the_state_before_a_cooldown_is_kept_and_another_training_goes_on_from_it(start, tmp_path: Path):
+    """Its one epoch is known to have three steps: the second is past the half."""
+    store = tmp_path / "store"
+    cooling = ("--loop.epochs=1", "--loop.decay=cooldown", "--loop.cooldown=0.5", "--loop.warmup_steps=0")
+    start(f"file://{store}", *cooling).finish()
+    (run,) = store.iterdir()
+    state = torch.load(run / "constant" / "state.pt", weights_only=True)
+    assert (state["step"], state["batches_per_epoch"]) == (2, STEPS)
+    longer = start("store", *cooling, f"--loop.go_on=store/{run.name}/constant", "--loop.learning_rate=0")
+    longer.finish()  # from a relative path, though its workers run elsewhere
+    (other,) = set(store.iterdir()) - {run}
+    after = torch.load(other / "epoch_00001" / "state.pt", weights_only=True)
+    assert all(torch.equal(after["model"][name], value) for name, value in state["model"].items())
 
 
 @pytest.mark.fault
