@@ -1,4 +1,4 @@
-"""A photo in flight: what it is solved from, where it has come to, and the photos of one size that a solver sees."""
+"""A photo in flight: what it is solved from, where it has come to, and the photos that a solver sees together."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flashray.degradations.base import Degradation, Parameters
+from flashray.degradations.base import Degradation, Parameters, alike
 from flashray.errors import ConfigError
 from flashray.prior import LatentPrior
 from flashray.seeding import STREAM_START, normal
@@ -133,7 +133,7 @@ def start_noise(seed: int, z_CHW: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class SizeGroup:
-    """Photos of one size in image: what the solver sees at once."""
+    """Photos of one size, with parameters of the same names: what the solver sees at once."""
 
     active: list[ActiveImage]
     seed_B: Tensor
@@ -143,20 +143,17 @@ class SizeGroup:
 def group(
     prior: LatentPrior, degradation: Degradation, grid: LatentGrid, active: Sequence[ActiveImage]
 ) -> list[SizeGroup]:
-    """The active by the sizes of their measurements, in the order in which the sizes come first."""
-    by_size: dict[tuple[int, ...], list[ActiveImage]] = {}
-    for image in active:
-        by_size.setdefault(tuple(image.job.y.shape), []).append(image)
+    """The active by the sizes of their measurements and by their kinds of parameters (`alike`)."""
     return [
         SizeGroup(some, *make_problem(prior, degradation, [image.job for image in some], grid))
-        for some in by_size.values()
+        for some in alike(active, lambda image: (image.job.y, image.job.parameters))
     ]
 
 
 def make_problem(
     prior: LatentPrior, degradation: Degradation, jobs: list[Job], grid: LatentGrid | None = None
 ) -> tuple[Tensor, Problem]:
-    """([B] seeds, the problem) of photos of one size; latents are of the padded photo, images and A of the photo."""
+    """([B] seeds, the problem) of photos that are `alike`; latents are of the padded photo, images and A of its own."""
     device, grid = prior.device, grid or grid_of(prior)
     y = torch.stack([job.y for job in jobs]).to(device)
     size = photo_size(degradation, jobs[0])
@@ -168,5 +165,6 @@ def make_problem(
         encode=lambda x_BCHW: prior.encode(grid.pad(x_BCHW)),
         decode=lambda z_BCHW: crop(prior.decode(z_BCHW), size),
         norm_scale=grid.norm_scale(size),
+        valid=grid.valid_size(size),
     )
     return torch.tensor([job.seed for job in jobs], device=device), problem

@@ -10,7 +10,7 @@ from deepinv.models import Reconstructor
 from deepinv.physics import Physics
 from torch import Tensor
 
-from flashray.degradations.deepinv_physics import parameters_of
+from flashray.degradations.deepinv_physics import check_measurement, parameters_of
 from flashray.errors import ConfigError, FlashrayError
 from flashray.loading import load
 from flashray.recipe import DegradationConfig, Recipe
@@ -42,11 +42,13 @@ def noise_std_of(physics: Physics, y_BCHW: Tensor) -> Tensor:
     Poisson noise of gain γ has the variance γ A(x); its mean over an image is taken from y, which has the same mean.
 
     Raises:
-        ConfigError: for a noise model that is neither Gaussian nor Poisson noise.
+        ConfigError: for a noise model that is neither Gaussian nor Poisson noise, or that leaves photons as they are.
     """
     noise, kind = physics.noise_model, type(physics.noise_model).__name__
     if kind not in ("ZeroNoise", "GaussianNoise", "PoissonNoise", "PoissonGaussianNoise"):
         raise ConfigError(f"flashray does not know the standard deviation of {kind}; give noise_std")
+    if not getattr(noise, "normalize", True):
+        raise ConfigError(f"{kind} with normalize=False measures photons and no [0, 1] scale; give normalize=True")
     sigma_B, gain_B = (torch.as_tensor(getattr(noise, name, 0.0)).to(y_BCHW).flatten() for name in ("sigma", "gain"))
     mean_B = y_BCHW.flatten(1).mean(dim=1).clamp(min=0)
     return (sigma_B.square() + gain_B * mean_B).sqrt()
@@ -80,10 +82,11 @@ class FlashReconstructor(Reconstructor):
         """[B, 3, H, W] images in [0, 1] of measurements [B, C, h, w]; the physics may have parameters for each.
 
         Raises:
-            ConfigError: for a physics or a noise model that the recipe cannot use.
+            ConfigError: for a physics, its measurements or a noise model that the recipe cannot use.
             FlashrayError: where an image could not be restored.
         """
         count = len(y)
+        check_measurement(physics, y, count)
         std_B = noise_std_of(physics, y) if self.noise_std is None else y.new_tensor([self.noise_std])
         each = {name: value for name, value in parameters_of(physics).items() if value.ndim and 1 < count == len(value)}
         first = physics.clone()

@@ -154,10 +154,11 @@ class Measurer:
         """
         height, width = x_CHW.shape[1:]
         size = (height, width) if self.simulated else self.degradation.image_size((height, width))
-        try:
-            self.degradation.check_size(size)
-        except ConfigError as error:
-            raise ImageError(str(error)) from error
+        if mask_1HW is None or self.degradation.fixed_size:  # a mask replaces what the settings would draw
+            try:
+                self.degradation.check_size(size)
+            except ConfigError as error:
+                raise ImageError(str(error)) from error
         if mask_1HW is not None and mask_1HW.shape[1:] != x_CHW.shape[1:]:
             raise ImageError(
                 f"the mask has {mask_1HW.shape[2]} x {mask_1HW.shape[1]} pixels, and the image {width} x {height}; "
@@ -178,7 +179,7 @@ class Measurer:
         return [name for name in lacking if name not in given] + ["noise_std"] * (noise_std is None and low < high)
 
     def measure(self, photos: Sequence[Photo], device: torch.device | str = "cpu") -> Measurement:
-        """The measurements of a batch of images of one size."""
+        """The measurements of a batch of images of one size, with parameters of the same names (`alike`)."""
         names = photos[0].parameters
         parameters = {name: torch.cat([photo.parameters[name] for photo in photos]).to(device) for name in names}
         noise_std_B = torch.tensor([photo.noise_std for photo in photos], device=device)
@@ -202,6 +203,9 @@ class Measurer:
             parameters = {**drawn, **values}
         elif self.simulated:
             parameters = {**draw_parameters(self.degradation, seed), **values}
+        elif self.degradation.unknown and given:
+            names = ", ".join(given)
+            raise ImageError(f"its {names} is given, and {self.degradation.name} is unknown damage; leave it out")
         elif self.fixed is not None or set(values) >= set(self.degradation.parameter_names):
             parameters = {**(self.fixed or {}), **values}
         else:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from flashray.active_image import Job, Regions, Solved, grid_of, make_problem
 from flashray.build import check_choice
+from flashray.degradations.base import alike
 from flashray.engine import solve
 from flashray.errors import ConfigError, ImageError
 from flashray.images import Fit, ImageLike, as_image, as_list, as_mask, name_of
@@ -50,7 +51,7 @@ class Restorer:
 
     Raises:
         ConfigError: when a choice is not one of these, the chain is longer than the prior's, the degradation does not
-            fit the prior's images, the encoder is missing or belongs to another prior.
+            fit the squares that `fit` makes, the encoder is missing or belongs to another prior.
     """
 
     def __init__(
@@ -69,7 +70,9 @@ class Restorer:
         self.start, self.solver = recipe.start, recipe.solver.make()
         self.degradation = recipe.degradation.make()
         self.schedule = recipe.solver.chain(prior.schedule)
-        self.degradation.check_size(self.degradation.fixed_size or (prior.sample_size, prior.sample_size))
+        self.degradation.check_weights()
+        if fit != "whole":
+            self.degradation.check_size(self.degradation.fixed_size or (prior.sample_size, prior.sample_size))
         if recipe.start.uses_encoder:
             if encoder is None:
                 raise ConfigError(f"start.mode {recipe.start.mode} needs a severity encoder; name one")
@@ -155,7 +158,7 @@ class Restorer:
         return {name: value for name, value in self.encoder.values(severity).items() if name in names}
 
     def measure(self, photos: Sequence[Photo]) -> Measurement:
-        """The measurements of a batch, on the restorer's device."""
+        """The measurements of a batch of photos that are `alike`, on the restorer's device."""
         return self.measurer.measure(photos, self.device)
 
     def estimate(self, measured: Measurement) -> Estimate:
@@ -343,6 +346,8 @@ class Restorer:
             raise ValueError(f"noise_std is {noise_std}; give a finite number ≥ 0, on the [0, 1] scale")
         if noise_std is not None and self.degradation.unknown:
             raise ValueError(f"noise_std: {self.degradation.name} is unknown damage, and takes none")
+        if parameters and self.degradation.unknown and not self.measurer.simulated:
+            raise ValueError(f"{', '.join(parameters)}: {self.degradation.name} is unknown damage, and takes none")
         if mask is not None and not self.degradation.takes_mask:
             raise ValueError(f"mask: {self.degradation.name} does not take a mask")
         if not isinstance(samples, int) or samples < 1:
@@ -381,11 +386,9 @@ class Restorer:
         return self.restore_measured([(one, self.estimate(one)) for one in parts], names, errors, samples)
 
     def _batches(self, photos: Sequence[Photo]) -> Iterator[list[Photo]]:
-        """The photos of one size at a time, as many as have the pixels of `BATCH` images of the prior's size."""
-        by_size: dict[tuple[int, ...], list[Photo]] = {}
-        for photo in photos:
-            by_size.setdefault(tuple(photo.x.shape), []).append(photo)
-        for (_, height, width), some in by_size.items():
+        """Photos that are `alike`, as many at a time as have the pixels of `BATCH` images of the prior's size."""
+        for some in alike(photos, lambda photo: (photo.x, photo.parameters)):
+            _, height, width = some[0].x.shape
             count = self.batch_size((height, width))
             yield from (some[first : first + count] for first in range(0, len(some), count))
 

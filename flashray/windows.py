@@ -179,12 +179,12 @@ class LatentGrid:
         return pad_to(x_BCHW, self.padded_size((x_BCHW.shape[-2], x_BCHW.shape[-1])))
 
     def norm_scale(self, size: tuple[int, int]) -> float:
-        """√(elements of the photo's latent / elements of one window), exactly 1 for one window.
+        """√(latent positions that hold the photo / those of one window), exactly 1 at the prior's own size.
 
-        A gradient solver moves each element by the gradient of a norm, which falls as 1/√elements; this keeps what a
-        step size means.
+        A gradient solver moves each element by the gradient of a residual's norm, which falls as 1/√elements; this
+        keeps what a step size means. The padding has no residual, and does not count.
         """
-        height, width = self.latent_size(size)
+        height, width = self.valid_size(size)
         return math.sqrt(height * width / self.side**2)
 
 
@@ -196,8 +196,8 @@ def pad_to(x_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
     return F.pad(x_BCHW, (0, right, 0, down), mode="replicate")
 
 
-def crop(x_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """The first (H, W) pixels: what `pad_to` has added goes."""
+def crop(x_BCHW: Tensor, size: tuple[int | None, int | None]) -> Tensor:
+    """The first (H, W) pixels, or all: what `pad_to` has added goes."""
     return x_BCHW[..., : size[0], : size[1]]
 
 

@@ -24,7 +24,7 @@ from flashray.seeding import STREAM_SOLVER, image_seed, normal
 from flashray.severity import Start
 from flashray.solvers import SOLVERS, Solver, make_solver
 from flashray.solvers.solver import Problem, Step, reverse_step
-from flashray.windows import LatentGrid, Windows
+from flashray.windows import LatentGrid, Windows, crop
 from tests.support.golden import toy_prior
 from tests.support.models import SIDE, dc, unet
 from tests.support.windows import corners
@@ -182,28 +182,46 @@ def test_no_photo_depends_on_its_neighbours_or_the_slots(name: str):
         assert largest_difference(alone, run(prior, order, slots, solver_of(name))) < 1e-8
 
 
+@pytest.mark.parametrize("side", [2, 6, 12])
 @pytest.mark.parametrize("name", ["latent_dps", "gml_dps", "psld"])
-def test_a_step_size_means_the_same_at_every_size(name: str):
-    """A mosaic of one tile moves as the tile does, and would move √(its number of tiles) times less by plain norms."""
-    prior, mask = prior_of(), (torch.rand(1, 12, 12, generator=torch.Generator().manual_seed(5)) > 0.3).double()
-    tile = replace(job_of((12, 12), 5), parameters={"mask": mask})
-    mosaic = replace(
-        tile,
-        y=tile.y.repeat(1, 2, 3),
-        z_start=tile.z_start.repeat(1, 2, 3),
-        parameters={"mask": mask.repeat(1, 2, 3)},
-    )
+def test_a_step_size_means_the_same_at_every_size(name: str, side: int):
+    """A mosaic of one tile moves as the tile does, and would move √(its number of tiles) times less by plain norms.
+
+    A tile of 12 pixels is a window; smaller ones are padded.
+    """
+    prior, mask = prior_of(), (torch.rand(1, side, side, generator=torch.Generator().manual_seed(5)) > 0.3).double()
+    tile, grid = replace(job_of((side, side), 5), parameters={"mask": mask}), grid_of(prior)
+    small, large = grid.valid_size((side, side)), grid.valid_size((2 * side, 3 * side))
+    z_start = torch.zeros(3 * FACTOR**2, *grid.latent_size((2 * side, 3 * side)), dtype=torch.float64)
+    z_start[:, : large[0], : large[1]] = crop(tile.z_start, small).repeat(1, 2, 3)
+    mosaic = replace(tile, y=tile.y.repeat(1, 2, 3), z_start=z_start, parameters={"mask": mask.repeat(1, 2, 3)})
     inpainting = make_degradation("random_inpainting")
     moved = []
     for job in (tile, mosaic):
-        seed_B, problem = make_problem(prior, inpainting, [job], grid_of(prior))
+        seed_B, problem = make_problem(prior, inpainting, [job], grid)
         z, step_B = job.z_start[None], torch.tensor([job.start_step - 1])
         plain, guided = (
             advance(prior, solver, CHAIN, problem, z, step_B, seed_B, eta=0.0) for solver in (Plain(), solver_of(name))
         )
         moved.append(guided - plain)
     assert moved[0].abs().max() > 1e-3
-    torch.testing.assert_close(moved[0].repeat(1, 1, 2, 3), moved[1], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(crop(moved[0], small).repeat(1, 1, 2, 3), crop(moved[1], large), rtol=1e-9, atol=1e-12)
+
+
+def test_photos_with_other_parameters_than_their_neighbours_are_solved_as_alone():
+    """Of one size, some with a mask of their own and some with the family's numbers."""
+    numbers = {"missing": torch.tensor(0.4), "mask_seed": torch.tensor(7.0)}
+    mask = (torch.rand(1, 12, 12, generator=torch.Generator().manual_seed(5)) > 0.3).double()
+    jobs = [
+        replace(job, parameters={"mask": mask} if n % 2 else numbers)
+        for n, job in enumerate(jobs_of([(12, 12)] * 4, [5, 5, 3, 4]))
+    ]
+    inpainting = make_degradation("random_inpainting")
+    for order in (jobs, jobs[::-1]):
+        together = run(prior_of(), order, degradation=inpainting)
+        for job in jobs:
+            alone = run(prior_of(), [job], degradation=inpainting)
+            assert largest_difference(alone, {job.key: together[job.key]}) < 1e-8
 
 
 def test_windows_sample_the_prior_at_every_position():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -122,6 +123,67 @@ def test_a_size_that_the_operator_does_not_take_is_an_error_of_the_image(
     assert restored.errors[0] is None
     assert restored.errors[1] is not None
     assert "51" in restored.errors[1]
+
+
+def in_two_steps(prior: LatentPrior, name: str, settings: dict[str, Any], **options: Any) -> Restorer:
+    """A full chain, without an encoder."""
+    recipe = Recipe(DegradationConfig(name, settings), Start(mode="full"), SolverConfig("proximal", 2))
+    return Restorer(recipe, prior, **options)
+
+
+def test_a_photo_does_not_depend_on_whether_others_have_masks(prior: LatentPrior, photo: Tensor) -> None:
+    restorer = in_two_steps(prior, "random_inpainting", {"missing": [0.5, 0.5], "paper": True})
+    known = torch.ones(1, SIDE, SIDE)
+    known[:, :8] = 0
+    photos = [
+        restorer.photo(f"{n}", photo[:, 40 * n : 40 * n + SIDE, 90 : 90 + SIDE], mask_1HW=known if n % 2 else None)
+        for n in range(4)
+    ]
+    for order in (photos, photos[::-1]):
+        together = restorer.restore_photos(order, [one.key for one in photos])
+        for n, one in enumerate(photos):
+            (alone,) = restorer.restore_photos([one]).images
+            assert alone is not None
+            assert together.images[n] is not None
+            torch.testing.assert_close(together.images[n], alone, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "size"),
+    [
+        ("super_resolution", {"scale": 3}, (SIDE + 16, SIDE + 1)),
+        ("box_inpainting", {"side": [SIDE + 5, SIDE + 9]}, (SIDE + 10, SIDE + 12)),
+    ],
+)
+def test_whole_photos_are_not_held_to_the_priors_size(
+    prior: LatentPrior, photo: Tensor, name: str, settings: dict[str, Any], size: tuple[int, int]
+) -> None:
+    restored = in_two_steps(prior, name, settings, measurement="simulated")(photo[:, : size[0], : size[1]])
+    assert restored.errors == [None]
+    for fit in ("resize", "crop", "error"):
+        with pytest.raises(ConfigError, match=f"degradation {name}: .* {SIDE} x {SIDE}"):
+            in_two_steps(prior, name, settings, measurement="simulated", fit=fit)
+
+
+def test_weights_that_are_none_are_refused_before_any_photo(prior: LatentPrior, tmp_path: Path) -> None:
+    (tmp_path / "wizard.pth").write_bytes(b"no weights")
+    with pytest.raises(ConfigError, match="does not hold the published generator"):
+        in_two_steps(prior, "kernel_wizard", {"weights": str(tmp_path / "wizard.pth")})
+
+
+def test_a_small_measurement_is_observed_at_its_own_size(prior: LatentPrior, photo: Tensor) -> None:
+    restored = in_two_steps(prior, "super_resolution", {"scale": 3})(photo[:, :14, :11])
+    assert restored.errors == [None]
+    assert restored.images[0] is not None
+    assert restored.images[0].shape == (3, 42, 33)
+
+
+def test_a_given_mask_replaces_settings_that_do_not_fit_the_photo(prior: LatentPrior, photo: Tensor) -> None:
+    restorer, known = in_two_steps(prior, "box_inpainting", {}), np.ones((48, 48), bool)
+    known[4:9] = False
+    assert restorer(photo[:, :48, :48], mask=known).errors == [None]
+    (error,) = restorer(photo[:, :48, :48], box_side=8, box_seed=0).errors
+    assert "a box of side 64 is larger than an image of 48 x 48" in str(error)
 
 
 def test_a_mask_of_another_size_is_an_error_of_the_image(

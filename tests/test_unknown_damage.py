@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import flashray
+from flashray.errors import ImageError
 from flashray.prior import load_prior
 from flashray.recipe import DegradationConfig, FusionConfig, Recipe, SolverConfig
 from flashray.restorer import Restorer
@@ -72,6 +73,11 @@ def test_a_photo_of_odd_size_is_restored_without_being_told_anything(bundled: Re
 def test_what_unknown_damage_does_not_take_is_refused(tiny: Restorer, damaged: Tensor) -> None:
     with pytest.raises(ValueError, match="noise_std: photo is unknown damage"):
         tiny(damaged, noise_std=0.1)
+    for given in ({"damage": 0.5}, {"damage": 0.5, "damage_seed": 3}):
+        with pytest.raises(ValueError, match=f"{', '.join(given)}: photo is unknown damage"):
+            tiny(damaged, **given)
+        with pytest.raises(ImageError, match=f"its {', '.join(given)} is given, and photo is unknown damage"):
+            tiny.photo("a", damaged, given)
 
 
 def test_blur_is_damage_to_the_bundled_encoder(bundled: Restorer, damaged: Tensor, photo: Tensor) -> None:

@@ -133,12 +133,17 @@ def test_padding_repeats_the_last_row_and_column():
     assert torch.equal(pad_to(x, (3, 4))[0, 0], expected)
 
 
-def test_the_norm_scale_is_one_for_one_window_and_grows_as_the_root_of_the_size():
-    grid = LatentGrid(factor=8, side=16)
-    assert grid.norm_scale((128, 128)) == 1.0
-    assert grid.norm_scale((100, 3)) == 1.0
-    assert grid.norm_scale((256, 512)) == pytest.approx(math.sqrt(8))
-    assert LatentGrid(factor=1, side=3).norm_scale((3, 3)) == 1.0
+@pytest.mark.parametrize(("factor", "side"), [(8, 16), (1, 3), (4, 7)])
+def test_the_norm_scale_is_exactly_one_at_the_priors_size(factor: int, side: int):
+    assert LatentGrid(factor, side).norm_scale((factor * side, factor * side)) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("size", "positions"), [((100, 3), 13 * 1), ((64, 64), 8 * 8), ((130, 128), 17 * 16), ((256, 512), 32 * 64)]
+)
+def test_the_norm_scale_is_the_root_of_the_positions_that_hold_the_photo(size: tuple[int, int], positions: int):
+    """Of windows of 16 × 16; padding, which has no residual, does not count."""
+    assert LatentGrid(factor=8, side=16).norm_scale(size) == pytest.approx(math.sqrt(positions / 16**2), rel=1e-15)
 
 
 # --- the denoiser on windows ---

@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from flashray.errors import ConfigError
 
+T = TypeVar("T")
 Parameters = dict[str, Tensor]
 Limits = Mapping[str, tuple[float, float, str]]  # (least, most, unit) of a parameter
 SEEDS = 2**24  # seeds of operators are below it, so that float32 holds them exactly
@@ -128,6 +129,9 @@ class Degradation(ABC):
     def check_size(self, size: tuple[int, int]) -> None:  # noqa: B027  (most families fit any size)
         """Raise ConfigError if the family's settings do not fit images of size (H, W)."""
 
+    def check_weights(self) -> None:  # noqa: B027  (most families have none)
+        """Raise ConfigError if the operator has weights, and their file does not hold them."""
+
     def weights_sha256(self) -> str | None:
         """The hash of the operator's weights, if it has any; the bytes of a run depend on them."""
         return None
@@ -139,6 +143,19 @@ class Degradation(ABC):
     def image_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """(H, W) of the images whose measurements are of size (h, w)."""
         return size
+
+
+def alike(items: Iterable[T], of: Callable[[T], tuple[Tensor, Parameters]]) -> list[list[T]]:
+    """The items that share a batch: `of` says the image or measurement of each, and the parameters.
+
+    The former have one shape, the latter the same names and shapes: one image may have a mask, and the next numbers.
+    """
+    kinds: dict[Hashable, list[T]] = {}
+    for item in items:
+        image, parameters = of(item)
+        shapes = frozenset((name, value.shape) for name, value in parameters.items())
+        kinds.setdefault((image.shape, shapes), []).append(item)
+    return list(kinds.values())
 
 
 def draw_seeds(generator: torch.Generator | None, n: int) -> Tensor:

@@ -81,9 +81,7 @@ def check_physics(physics: Any, size: tuple[int, int], linear: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     x, d = (torch.rand(1, 3, *size, generator=generator) / 2 + shift for shift in (0.25, -0.25))
     y = measure(physics, x)
-    if not isinstance(y, Tensor) or y.ndim != 4 or len(y) != 1 or not y.is_floating_point():
-        found = f"{y.dtype} {list(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
-        raise refused(physics, f"measures {found} of one image; give one with real measurements [B, C, h, w]")
+    check_measurement(physics, y, 1)
     with torch.random.fork_rng(devices=[]):
         shapes = [list(measure(physics, x, noise=True).shape[1:]) for _ in "ab"]
     if shapes != 2 * [list(y.shape[1:])]:
@@ -104,6 +102,13 @@ def check_physics(physics: Any, size: tuple[int, int], linear: bool) -> None:
     if not share <= (DOT_TOLERANCE if linear else SLOPE_TOLERANCE):
         what = "A_adjoint is not A's adjoint" if linear else "A is not differentiable, or A_vjp is wrong"
         raise refused(physics, f"fails the dot test by {share:.2g}: {what}; give another")
+
+
+def check_measurement(physics: Any, y: Any, count: int) -> None:
+    """Raise ConfigError unless y is measurements [B, C, h, w] of so many images."""
+    if not isinstance(y, Tensor) or y.ndim != 4 or len(y) != count or not y.is_floating_point():
+        found = f"{y.dtype} {list(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+        raise refused(physics, f"measures {found}; give one with real measurements [B, C, h, w]")
 
 
 @torch.no_grad()

@@ -54,6 +54,9 @@ class KernelWizard(Degradation):
 
     def check_size(self, size: tuple[int, int]) -> None:
         code_size(size)
+        self.check_weights()
+
+    def check_weights(self) -> None:
         load_network(self.weights)
 
     def weights_sha256(self) -> str:

@@ -181,6 +181,9 @@ class Calibrator:
         restorer = self.actor.restorer
         unit = {name: value[images] if isinstance(value, list) else value for name, value in unit.items()}
         most = windows * restorer.frame.side
+        if restorer.measurer.simulated:  # an image of which there is a measurement, such as 126 pixels of 128 by 3
+            family = restorer.degradation
+            most = min(family.image_size(family.measurement_size((most, most))))
         sides = {"data": most, "mask_data": most, "reference_data": windows * restorer.prior.sample_size}
         for i, size in enumerate(zip(unit["height"], unit["width"], strict=True)):
             if restorer.frame.fit != "whole" or max(size) <= most:

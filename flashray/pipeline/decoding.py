@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from flashray.degradations.base import alike
 from flashray.errors import ImageError
 from flashray.images import MAX_MEGAPIXELS, OutputFormat, check_side, losses, open_image, read_header
 from flashray.measurement import Photo
@@ -27,7 +28,7 @@ def batches(
     io: IoConfig,
     budget: PixelBudget,
 ) -> Iterator[list[int]]:
-    """The indices of images that can be measured together: of one size, in batches bounded by their pixels.
+    """The indices of images that can be decoded together: of one size, in batches bounded by their pixels.
 
     Only headers are read, and so only as many pixels are decoded at once as a batch has. A row gets the size of its
     file; an error where the file is no image, is not of the size that its plan says, or cannot be solved or written at
@@ -83,26 +84,26 @@ def decode_photos(
     indices: Iterable[int],
     given: str,
     io: IoConfig,
-) -> tuple[list[Photo], list[int]]:
-    """(the photos of a batch, their indices); those that cannot be decoded or measured get an error in their rows.
+) -> list[tuple[list[Photo], list[int]]]:
+    """(photos that can be measured together, their indices) of a batch: `alike`, so mostly all of them.
 
-    So do those of which a strict run would lose something. With the format `same` the writer decides: an image that
-    does not change loses nothing.
+    Those that cannot be decoded or measured get an error in their rows. So do those of which a strict run would lose
+    something. With the format `same` the writer decides: an image that does not change loses nothing.
 
     Args:
         given: the name of the column with the images' parameters.
     """
-    photos: list[Photo] = []
-    sound: list[int] = []
+    sound: list[tuple[Photo, int]] = []
     for i in indices:
         arguments = (unit[name][i] for name in ("key", "data", given, "noise_std", "mask_data"))
         try:
             whole_in = io.format if io.strict and io.format != "same" else None
-            photos.append(decode_photo(restorer, *arguments, max_megapixels=io.max_megapixels, whole_in=whole_in))
-            sound.append(i)
+            photo = decode_photo(restorer, *arguments, max_megapixels=io.max_megapixels, whole_in=whole_in)
+            sound.append((photo, i))
         except ImageError as error:
             rows[i]["error"] = str(error)
-    return photos, sound
+    kinds = alike(sound, lambda one: (one[0].x, one[0].parameters))
+    return [([photo for photo, _ in some], [i for _, i in some]) for some in kinds]
 
 
 def decode_photo(

@@ -112,8 +112,8 @@ def load_models(config: RunConfig) -> Models:
     A severity encoder of another degradation, or trained with very different noise, causes a warning.
 
     Raises:
-        ConfigError: when one is missing, the chain is longer than the prior's, the degradation does not fit the prior's
-            images, the encoder belongs to other latents, or its registry does not answer.
+        ConfigError: when one is missing, the chain is longer than the prior's, the degradation does not fit (as in
+            `Restorer`), the encoder belongs to other latents, or its registry does not answer.
     """
     config, pins = _pinned(config)
     recipe = config.recipe

@@ -112,23 +112,24 @@ class SeverityActor:
     def estimate_batch(self, chunk: dict[str, Any], rows: list[dict[str, Any]], indices: Sequence[int]) -> None:
         """The same of images of one size."""
         restorer = self.restorer
-        photos, sound = decode_photos(restorer, chunk, rows, indices, "given", self.io)
-        for photo, i in zip(photos, sound, strict=True):
-            rows[i] |= {"noise_std": photo.noise_std, "estimated": photo.estimated}
-            rows[i]["parameters"] = kept_parameters(photo, chunk["given"][i])
-        if not photos or not restorer.start.uses_encoder:
-            return
-        measured = restorer.measure(photos)
-        found = restorer.estimate(measured)
-        for i, sigma, sigma_K in zip(sound, found.sigma_hat_B.tolist(), found.start_sigma_BK.tolist(), strict=True):
-            rows[i] |= {"sigma_hat": sigma, "window_sigma": sigma_K}
-        if found.spared_BK is not None and not (restorer.measurer.simulated or self.io.references):  # no score needs ẑ
-            for i, spared in zip(sound, found.spared_BK.all(dim=1).tolist(), strict=True):
-                rows[i]["touched"] = not spared
-        if measured.x_BCHW is not None and found.z_hat_BCHW is not None:
-            true = restorer.true_sigma(found.z_hat_BCHW, measured.x_BCHW)
-            for i, sigma in zip(sound, true.double().tolist(), strict=True):
-                rows[i]["sigma_true"] = sigma
+        for photos, sound in decode_photos(restorer, chunk, rows, indices, "given", self.io):
+            for photo, i in zip(photos, sound, strict=True):
+                rows[i] |= {"noise_std": photo.noise_std, "estimated": photo.estimated}
+                rows[i]["parameters"] = kept_parameters(photo, chunk["given"][i])
+            if not restorer.start.uses_encoder:
+                continue
+            measured = restorer.measure(photos)
+            found = restorer.estimate(measured)
+            for i, sigma, sigma_K in zip(sound, found.sigma_hat_B.tolist(), found.start_sigma_BK.tolist(), strict=True):
+                rows[i] |= {"sigma_hat": sigma, "window_sigma": sigma_K}
+            scored = restorer.measurer.simulated or self.io.references  # the score needs ẑ
+            if found.spared_BK is not None and not scored:
+                for i, spared in zip(sound, found.spared_BK.all(dim=1).tolist(), strict=True):
+                    rows[i]["touched"] = not spared
+            if measured.x_BCHW is not None and found.z_hat_BCHW is not None:
+                true = restorer.true_sigma(found.z_hat_BCHW, measured.x_BCHW)
+                for i, sigma in zip(sound, true.double().tolist(), strict=True):
+                    rows[i]["sigma_true"] = sigma
 
 
 def chunks(listing: pa.Table, size: int) -> pa.Table:

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from flashray.active_image import Job
+from flashray.degradations.base import alike
 from flashray.images import to_uint16
+from flashray.measurement import Photo
 from flashray.metrics import MetricUnavailable, load_lpips
 from flashray.pipeline import attempt_markers as markers
 from flashray.pipeline.cluster import Pools, blocks, waves
@@ -148,7 +150,8 @@ class SolverActor:
             self.keep(unit, rows, batch, images, further)
         prepared: list[Prepared] = []
         for batch in batches(restorer, unit, rows, touched, count, io, self.budget):
-            prepared += self.prepare(unit, rows, batch)
+            for photos, among in decode_photos(restorer, unit, rows, batch, "parameters", io):
+                prepared += self.prepare(unit, rows, photos, among)
         prepared.sort(key=lambda one: one.position)  # the plan's order: dearest first
         index_of = {one.jobs[0].key: one.position for one in prepared}
         jobs = [job for one in prepared for job in one.jobs]
@@ -162,11 +165,9 @@ class SolverActor:
                 further.setdefault(i, {})[solved.sample] = as_pixels(solved.image)["pixels"]
             else:
                 images[i] = solved.image
-        by_size: dict[tuple[int, ...], list[Prepared]] = {}
-        for one in prepared:
-            if one.row["error"] is None and one.reference is not None:
-                by_size.setdefault(tuple(images[one.position].shape[1:]), []).append(one)
-        for (height, width), scored in by_size.items():
+        scorable = [one for one in prepared if one.row["error"] is None and one.reference is not None]
+        for scored in alike(scorable, lambda one: (images[one.position], one.jobs[0].parameters)):
+            _, height, width = images[scored[0].position].shape
             most = restorer.batch_size((height, width), restorer.slots)
             for first in range(0, len(scored), most):
                 self.score(scored[first : first + most], images)
@@ -181,23 +182,20 @@ class SolverActor:
         further: dict[int, dict[int, bytes]],
     ) -> None:
         """Images of one size in which the plan found nothing to restore: each is given back as it is."""
-        photos, indices = decode_photos(self.restorer, unit, rows, batch, "parameters", self.work.config.io)
-        if not photos:
-            return
-        shown_BCHW = self.restorer.measure(photos).shown_BCHW.clamp(-1, 1).cpu()
-        for i, image in zip(indices, shown_BCHW, strict=True):
-            images[i] = image
-            if self.samples > 1:
-                further[i] = dict.fromkeys(range(1, self.samples), as_pixels(image)["pixels"])
-            rows[i]["nfe"] = 0.0  # and no seconds, because the solver had nothing to do
+        for photos, indices in decode_photos(self.restorer, unit, rows, batch, "parameters", self.work.config.io):
+            shown_BCHW = self.restorer.measure(photos).shown_BCHW.clamp(-1, 1).cpu()
+            for i, image in zip(indices, shown_BCHW, strict=True):
+                images[i] = image
+                if self.samples > 1:
+                    further[i] = dict.fromkeys(range(1, self.samples), as_pixels(image)["pixels"])
+                rows[i]["nfe"] = 0.0  # and no seconds, because the solver had nothing to do
 
     @torch.no_grad()
-    def prepare(self, unit: dict[str, Any], rows: list[dict[str, Any]], batch: Sequence[int]) -> list[Prepared]:
-        """Decode, measure and estimate images of one size, and make their start latents."""
+    def prepare(
+        self, unit: dict[str, Any], rows: list[dict[str, Any]], photos: Sequence[Photo], indices: Sequence[int]
+    ) -> list[Prepared]:
+        """Measure and estimate photos that are alike, those of the unit at these indices, and make start latents."""
         restorer, io = self.restorer, self.work.config.io
-        photos, indices = decode_photos(restorer, unit, rows, batch, "parameters", io)
-        if not photos:
-            return []
         references = [photo.x if restorer.measurer.simulated else None for photo in photos]
         if "reference_data" in unit:
             references = [decode_reference(restorer, unit["reference_data"][i], io.max_megapixels) for i in indices]
@@ -224,7 +222,7 @@ class SolverActor:
         """Metrics of restored images, measurements and decoded estimates against the references, into the rows.
 
         Args:
-            batch: images of one size.
+            batch: images that are alike.
         """
         restorer, metrics = self.restorer, self.work.config.io.metrics
         # the plan has no σ̄ where the images are observed

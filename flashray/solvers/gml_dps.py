@@ -11,6 +11,7 @@ from torch import Tensor
 from flashray.errors import ConfigError
 from flashray.seeding import STREAM_SOLVER
 from flashray.solvers.solver import Problem, Step, norm, reverse_step
+from flashray.windows import crop
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class GMLDPS:
     def __call__(self, step: Step, problem: Problem) -> Tensor:
         x0 = problem.decode(step.z0_BCHW)
         data_B = norm(problem.y_BCHW - problem.operator.A(x0))
-        glue_B = norm(step.z0_BCHW - problem.encode(x0))
+        glue_B = norm(crop(step.z0_BCHW - problem.encode(x0), problem.valid))
         objective_B = self.dc_step * data_B + self.ae_weight * glue_B
         (gradient,) = torch.autograd.grad(problem.norm_scale * objective_B.sum(), step.z_BCHW)
         return reverse_step(step, step.noise(STREAM_SOLVER)) - gradient

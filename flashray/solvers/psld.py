@@ -11,6 +11,7 @@ from torch import Tensor
 from flashray.errors import ConfigError
 from flashray.seeding import STREAM_SOLVER
 from flashray.solvers.solver import Problem, Step, norm, reverse_step
+from flashray.windows import crop
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class PSLD:
         x0 = problem.decode(step.z0_BCHW)
         residual = problem.y_BCHW - problem.operator.A(x0)
         glued = x0 + problem.operator.A_adjoint(residual)
-        glue_B = norm(step.z0_BCHW - problem.encode(glued))
+        glue_B = norm(crop(step.z0_BCHW - problem.encode(glued), problem.valid))
         objective_B = self.dc_step * norm(residual) + self.ae_weight * glue_B
         (gradient,) = torch.autograd.grad(problem.norm_scale * objective_B.sum(), step.z_BCHW)
         return reverse_step(step, step.noise(STREAM_SOLVER)) - gradient

@@ -53,14 +53,16 @@ class Problem:
     noise_std_B: Tensor  # the noise's standard deviation on the [0, 1] scale
     encode: Callable[[Tensor], Tensor]  # the prior's maps between images in [-1, 1] and latents of unit variance
     decode: Callable[[Tensor], Tensor]
-    # √(elements of a photo / elements of one window); a solver that follows the gradient of a norm multiplies it by
-    # this, so that a step size means the same at every size. Exactly 1 for one window
+    # `LatentGrid.norm_scale`; a solver that follows the gradient of a norm multiplies it by this, so that a step size
+    # means the same at every size. Exactly 1 at the prior's own size
     norm_scale: float = 1.0
+    # (h, w) of the latent positions that hold the photo; norms of latents are over these
+    valid: tuple[int | None, int | None] = (None, None)
 
     def select(self, rows: Tensor) -> Problem:
         """The problem of some of the images: `rows` are indices, or a mask."""
         chosen = (self.y_BCHW[rows], self.operator.select(rows), self.noise_std_B[rows])
-        return Problem(*chosen, self.encode, self.decode, self.norm_scale)
+        return Problem(*chosen, self.encode, self.decode, self.norm_scale, self.valid)
 
 
 class Solver(Protocol):

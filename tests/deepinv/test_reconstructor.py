@@ -144,10 +144,35 @@ def test_noise_that_is_not_known_is_named(models: dict[str, FlashReconstructor],
     for noise in (P.UniformNoise(0.1), OfNoise()):
         with pytest.raises(ConfigError, match=f"standard deviation of {type(noise).__name__}; give noise_std"):
             models["blur"](x, P.Denoising(noise))
+    with pytest.raises(ConfigError, match=r"PoissonNoise with normalize=False .*; give normalize=True"):
+        models["blur"](x, P.Denoising(P.PoissonNoise(gain=0.05, normalize=False)))
     for noise in (P.PoissonGaussianNoise(), P.GaussianNoise(torch.tensor([0.1, 0.2]))):
         with pytest.raises(ConfigError, match=f"{type(noise).__name__} differs by image; give noise_std"):
             degradation(P.Denoising(noise))
     assert degradation(P.Denoising(P.UniformNoise(0.1)), noise_std=0.06).noise_std == 0.06
+
+
+def test_an_image_without_parameters_keeps_the_physics_own_beside_one_with_some(x: Tensor) -> None:
+    family = degradation(P.Blur(gaussian_blur(sigma=(2, 2)), padding="circular", noise_model=P.GaussianNoise(0.05)))
+    recipe = Recipe(family, Start("full"), SolverConfig("proximal", 2))
+    restorer, shifted = flashray.load(recipe, device="cpu", precision="float32"), gaussian_blur(sigma=(2, 2))[0].roll(3)
+    photos = [
+        restorer.photo(f"{n}", 2 * one - 1, given)
+        for n, (one, given) in enumerate(zip(x, ({}, {"filter": shifted}), strict=True))
+    ]
+    for order in (photos, photos[::-1]):
+        together = restorer.restore_photos(order, ["0", "1"])
+        for n, one in enumerate(photos):
+            (alone,) = restorer.restore_photos([one]).images
+            torch.testing.assert_close(together.images[n], alone, rtol=0, atol=1e-4)
+
+
+def test_measurements_that_are_no_images_are_refused_by_name(models: dict[str, FlashReconstructor], x: Tensor) -> None:
+    physics = P.Pansharpen((3, SIDE, SIDE))
+    with pytest.raises(ConfigError, match=r"Pansharpen measures TensorList; give one with real measurements \[B, C, h"):
+        models["blur"](physics(x), physics)
+    with pytest.raises(ConfigError, match=r"Denoising measures torch.float32 \[3, 128, 128\]; give"):
+        models["blur"](x[0], P.Denoising(P.GaussianNoise(0.1)))
 
 
 def test_a_recipe_in_python_takes_a_physics(x: Tensor) -> None:

@@ -27,6 +27,8 @@ from flashray.pipeline import plan as planning
 from flashray.pipeline import solve as solving
 from flashray.pipeline.archive import read_archive
 from flashray.pipeline.attempt_markers import Past
+from flashray.pipeline.calibrate import Calibrator
+from flashray.pipeline.decoding import decode_photos
 from flashray.pipeline.models import load_models
 from flashray.pipeline.quarantine import Watch, unnoted
 from flashray.pipeline.run import restore_archive
@@ -164,6 +166,32 @@ def test_observed_images_with_masks(
     assert all(row["measurement_psnr"] < 25 for row in done.rows.values())  # against the reference, holes and all
 
 
+def test_images_of_one_batch_are_measured_by_their_own_parameters(
+    tiny_models: TinyModels, archive: Path, tmp_path: Path
+) -> None:
+    """Some have a mask, and some what the recipe fixes."""
+    family = DegradationConfig("random_inpainting", {"missing": [0.5, 0.5], "paper": True})
+    asked = config(tiny_models, archive, tmp_path / "run", measurement="observed", degradation=family)
+    restorer = WorkerSettings.of(asked, "cpu", 1, lpips=False).restorer()
+    mask = np.full((SIDE, SIDE, 3), 255, np.uint8)
+    mask[:5] = 0
+    given = [None, json.dumps({"mask": "a.png"}), None, json.dumps({"mask": "a.png"})]
+    unit = {
+        "key": [f"{n}.png" for n in range(4)],
+        "data": [(archive / f"crop {n}.png").read_bytes() for n in range(4)],
+        "given": given,
+        "noise_std": [None] * 4,
+        "mask_data": [one and saved(mask) for one in given],
+    }
+    rows: list[dict[str, Any]] = [{} for _ in given]
+    found = decode_photos(restorer, unit, rows, range(4), "given", asked.io)
+    assert rows == [{}] * 4
+    assert [indices for _, indices in found] == [[0, 2], [1, 3]]
+    for (photos, _), share in zip(found, (0.5, 27 / 32), strict=True):
+        known = restorer.measure(photos).operator.mask_B1HW  # type: ignore[attr-defined]
+        assert known.mean(dim=(1, 2, 3)).tolist() == [share, share]
+
+
 def masked(models: TinyModels, archive: Path, tmp_path: Path, **values: Any) -> RunConfig:
     """A run on what `simulate_archive` has made."""
     return config(
@@ -270,7 +298,7 @@ def test_manifests_without_what_the_operator_needs(tiny_models: TinyModels, arch
         )
 
 
-def test_a_family_that_does_not_fit_the_prior_is_refused(
+def test_a_family_that_does_not_fit_the_squares_of_the_prior_is_refused(
     tiny_models: TinyModels, archive: Path, tmp_path: Path
 ) -> None:
     for name, settings, words in (
@@ -278,9 +306,25 @@ def test_a_family_that_does_not_fit_the_prior_is_refused(
         ("box_inpainting", {"side": [8, 40]}, "side 40 is larger"),
         ("super_resolution", {"scale": 5}, "does not divide"),
     ):
-        asked = config(tiny_models, archive, tmp_path / "run", degradation=DegradationConfig(name, settings))
+        asked = config(
+            *(tiny_models, archive, tmp_path / "run"), degradation=DegradationConfig(name, settings), fit="resize"
+        )
         with pytest.raises(ConfigError, match=words):
             load_models(asked)
+        load_models(asked.replaced("io", fit="whole"))  # which says of each photo whether it fits
+
+
+def test_the_cuttings_whose_cost_is_measured_fit_the_operator(
+    tiny_models: TinyModels, archive: Path, tmp_path: Path
+) -> None:
+    asked = config(
+        *(tiny_models, archive, tmp_path / "run"), degradation=DegradationConfig("super_resolution", {"scale": 3})
+    )
+    calibrator = Calibrator(WorkerSettings.of(asked, "cpu", 1, lpips=False), MagicMock())
+    for windows, size in ((1, (30, 30)), (2, (63, 63)), (3, (90, 66))):
+        unit = {"data": [saved(colour_photo(66, 90))], "height": [90], "width": [66]}
+        cut = calibrator.cut(unit, slice(None), windows)
+        assert open_image(cut["data"][0]).pixels.shape[1:] == (cut["height"][0], cut["width"][0]) == size
 
 
 @pytest.mark.parametrize("name", ["nonlinear_blur", "jpeg"])

@@ -32,7 +32,7 @@ POINTS: dict[str, tuple[str, str, Callable[..., list[str]]]] = {
     "solve": (
         "flashray.pipeline.solve",
         "SolverActor.prepare",
-        lambda _, unit, __, indices: [unit["key"][i] for i in indices],
+        lambda _, unit, __, ___, indices: [unit["key"][i] for i in indices],
     ),
     "encode": ("flashray.pipeline.encoding", "encode_output", lambda image, *_: [image["uri"]]),
     "write": ("flashray.pipeline.write", "write", lambda table, *_: [row["key"] for row in table["rows"][0].as_py()]),
