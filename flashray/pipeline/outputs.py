@@ -129,7 +129,7 @@ def without_place(keys: Sequence[str], format: OutputFormat) -> dict[str, str]:
     led_out |= {
         key: f"{key!r} would lie among the run's own records ({RUN_FOLDER}); rename the object"
         for key in keys
-        if RUN_FOLDER in key.split("/") or posixpath.basename(key).startswith(storage.TEMPORARY)
+        if (RUN_FOLDER in key or storage.TEMPORARY in key) and _is_own(key)  # the first is quick, and there are many
     }
     return led_out | {
         key_of[name]: f"its output {name!r} would lie where other images of the archive need a folder; rename it, "
@@ -146,6 +146,10 @@ def refuse_page(keys: Iterable[str], format: OutputFormat, copied: Iterable[str]
             raise ConfigError(
                 f"{name!r} of the archive would be written where the run's page is, {PAGE}; rename it{other_remedy}"
             )
+
+
+def _is_own(key: str) -> bool:
+    return RUN_FOLDER in key.split("/") or posixpath.basename(key).startswith(storage.TEMPORARY)
 
 
 def is_relative_name(key: str) -> bool:
