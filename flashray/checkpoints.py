@@ -22,15 +22,10 @@ M = TypeVar("M")
 def load_saved(cls: type[M], source: str, device: str | torch.device, *, kind: str, room: str, job: str) -> M:
     """Load a model for inference: frozen, in single precision, with its `sha256`.
 
-    Args:
-        source: `bundled:<name>`, or a folder, hub id or URI with what `save_pretrained` wrote.
-        kind: the model's kind, for errors.
-        room: the folder of the bundled ones.
-        job: the command that trains one, for errors.
-
-    Raises:
-        ConfigError: if there is none, with the bundled ones listed; if the folder holds something else or no weights;
-            if tensors are missing, unexpected, of another shape, NaN or infinite.
+    `source` is `bundled:<name>` for one in the folder `room`, or a folder, hub id or URI with what `save_pretrained`
+    wrote. Errors name the model's `kind` and `job`, the command that trains one. ConfigError if there is none, with the
+    bundled ones listed; if the folder holds something else or no weights; if tensors are missing, unexpected, of
+    another shape, NaN or infinite.
     """
     if source.startswith("bundled:"):
         folder = bundled(room, source.removeprefix("bundled:"))
@@ -61,8 +56,7 @@ FAR = 1.5  # times the noise of a model's training; at twice that noise σ̂ fal
 def warn_of_another_noise(what: str, trained: tuple[float, float], noise: tuple[float, float]) -> None:
     """Log a warning where the measurements' noise differs by more than a factor FAR from that of a model's training.
 
-    Args:
-        trained, noise: (low, high) of noise_std on the [0, 1] scale.
+    `trained` and `noise` are (low, high) of noise_std on the [0, 1] scale.
     """
     if noise[1] > FAR * trained[1] or FAR * noise[0] < trained[0]:
         given, known = (f"{low:g}" if low == high else f"[{low:g}, {high:g}]" for low, high in (noise, trained))

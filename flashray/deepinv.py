@@ -21,11 +21,8 @@ from flashray.restorer import Restorer
 def degradation(physics: Physics, noise_std: float | None = None, size: tuple[int, int] = (0, 0)) -> DegradationConfig:
     """A physics as the degradation of a recipe; its noise is that of its noise model, or `noise_std`.
 
-    Args:
-        size: (H, W) of the images, where the physics fits one size and has no attribute img_size.
-
-    Raises:
-        ConfigError: where noise_std is missing, because the noise model is unknown or its noise depends on the image.
+    `size` is (H, W) of the images, where the physics fits one size and has no attribute img_size. ConfigError where
+    noise_std is missing, because the noise model is unknown or its noise depends on the image.
     """
     if noise_std is None:
         black, white = (noise_std_of(physics, torch.full((1, 1, 1, 1), level)) for level in (0.0, 1.0))
@@ -40,9 +37,7 @@ def noise_std_of(physics: Physics, y_BCHW: Tensor) -> Tensor:
     """[B] standard deviations of the noise of measurements, on the [0, 1] scale.
 
     Poisson noise of gain γ has the variance γ A(x); its mean over an image is taken from y, which has the same mean.
-
-    Raises:
-        ConfigError: for a noise model that is neither Gaussian nor Poisson noise, or that leaves photons as they are.
+    ConfigError for a noise model that is neither Gaussian nor Poisson noise, or that leaves photons as they are.
     """
     noise, kind = physics.noise_model, type(physics.noise_model).__name__
     if kind not in ("ZeroNoise", "GaussianNoise", "PoissonNoise", "PoissonGaussianNoise"):
@@ -64,12 +59,9 @@ class FlashReconstructor(Reconstructor):
         device: of the models.
         noise_std: of the measurements on the [0, 1] scale; by default what the physics' noise model says.
         changes: keys of the recipe with new values, as in `flashray.load`.
-
-    Attributes:
-        restored: the last call's NFE, σ̂ and maps of σ̂.
     """
 
-    restored: Restored
+    restored: Restored  # the last call's NFE, σ̂ and maps of σ̂
 
     def __init__(
         self, recipe: str | Recipe, device: str = "cpu", noise_std: float | None = None, **changes: Any
@@ -81,9 +73,8 @@ class FlashReconstructor(Reconstructor):
     def forward(self, y: Tensor, physics: Physics, **_: Any) -> Tensor:
         """[B, 3, H, W] images in [0, 1] of measurements [B, C, h, w]; the physics may have parameters for each.
 
-        Raises:
-            ConfigError: for a physics, its measurements or a noise model that the recipe cannot use.
-            FlashrayError: where an image could not be restored.
+        ConfigError for a physics, its measurements or a noise model that the recipe cannot use; FlashrayError where an
+        image could not be restored.
         """
         count = len(y)
         check_measurement(physics, y, count)

@@ -58,16 +58,15 @@ def solve(
     rounding. A step that runs out of memory halves the slots and is taken again; the photos that lost theirs wait with
     the latents that they have reached.
 
+    ConfigError if a start latent or the starts of its windows are not those of its photo's size; torch.OutOfMemoryError
+    where one photo with one window at a time is too large.
+
     Args:
         schedule: the respaced schedule that start steps refer to.
         slots: windows in a denoiser batch at most, ≥ 1.
         eta: DDIM's η of the reverse steps; 1 is ancestral sampling.
         on_step: called for every denoiser batch with the number of windows in it.
         grid: the latent factor and the windows' side; the prior's own by default.
-
-    Raises:
-        ConfigError: if a start latent or the starts of its windows are not those of its photo's size.
-        torch.OutOfMemoryError: where one photo with one window at a time is too large.
     """
     grid = grid or grid_of(prior)
     queue = deque(jobs)
@@ -228,8 +227,7 @@ def advance(
 ) -> Tensor:
     """One solver update of photos of one size, of which photo b is at step `step_B[b]`; no graph outlives it.
 
-    Args:
-        epsilon: ε̂ of whole latents; the prior's own, for latents of one window, by default.
+    `epsilon` gives ε̂ of whole latents; by default it is the prior's own, for latents of one window.
     """
     device = z_BCHW.device
     step_B = step_B.cpu()

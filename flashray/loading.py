@@ -57,8 +57,7 @@ def load(
 def load_models(recipe: Recipe, device: str | torch.device = "cpu") -> tuple[LatentPrior, SeverityEncoder | None]:
     """(prior, severity encoder or None for a full chain) of a recipe, in float32.
 
-    Raises:
-        ConfigError: when one is missing, or the encoder's name is one of a model registry.
+    ConfigError when one is missing, or the encoder's name is one of a model registry.
     """
     prior = load_prior(recipe.prior, device)
     if not recipe.start.uses_encoder:

@@ -58,9 +58,8 @@ class Options:
     def normalise(self, argv: Sequence[str], positionals: Sequence[str] = (), rest: str | None = None) -> list[str]:
         """A command line in the form `--full_name value …`.
 
-        Args:
-            positionals: full names of the positional arguments, in their order.
-            rest: full name of the list that takes all further positional arguments.
+        `positionals` are the full names of the positional arguments, in their order; `rest` is that of the list that
+        takes all further ones.
         """
         result: list[str] = []
         bare: list[str] = []

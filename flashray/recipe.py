@@ -238,9 +238,8 @@ def read_recipe(name: str) -> dict[str, Any]:
 def load_recipe(name: str, changes: Mapping[str, Any] | None = None) -> Recipe:
     """A checked recipe; ConfigError when the file, a key or a value is wrong.
 
-    Args:
-        name: one of `recipe_names`, or the path of a YAML file.
-        changes: values that replace the file's, such as {"solver": {"steps": 50}} or {"solver.steps": 50}.
+    `name` is one of `recipe_names`, or the path of a YAML file. `changes` replace the file's values, such as
+    {"solver": {"steps": 50}} or {"solver.steps": 50}.
     """
     changes = changes or {}
     names = {section: _name_in(changes, section) for section in WITH_SETTINGS}
@@ -253,8 +252,7 @@ def load_recipe(name: str, changes: Mapping[str, Any] | None = None) -> Recipe:
 def without_settings_of_others(values: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe's values without the settings of a solver or degradation that is replaced by one of another name.
 
-    Args:
-        names: of the section solver or degradation → its new name, None where it stays.
+    `names` maps the section solver or degradation to its new name, None where it stays.
     """
     kept = dict(values)
     for section, name in names.items():

@@ -38,11 +38,9 @@ class HubId:
 
     @classmethod
     def of(cls, source: str) -> HubId | None:
-        """The hub id that a source is: `hf://owner/name[@revision]`, or the same without the scheme where there is no
-        such path; None for a path or another URI.
+        """The hub id that a source is; None for a path or another URI, ConfigError for an hf:// that is no such id.
 
-        Raises:
-            ConfigError: for an hf:// that is no such id.
+        It is `hf://owner/name[@revision]`, or the same without the scheme where there is no such path.
         """
         found = _HUB.fullmatch(source)
         if source.startswith("hf://") and found is None:
@@ -53,14 +51,7 @@ class HubId:
 
 
 def check_source(source: str, what: str) -> None:
-    """Refuse a source that cannot be one, or holds a secret; nothing is opened.
-
-    Args:
-        what: the model is, for errors.
-
-    Raises:
-        ConfigError: that says so.
-    """
+    """ConfigError, with `what` the model is, for a source that cannot be one or holds a secret; nothing is opened."""
     if HubId.of(source) is None and "://" in source:
         from flashray import storage  # imported here, because the core does not need fsspec
 
@@ -70,10 +61,8 @@ def check_source(source: str, what: str) -> None:
 def pinned(source: str, what: str) -> str:
     """The source that stands for the same files from now on: a hub id with the commit that it means now.
 
-    Other sources are returned as they are. What the hub gives is in this machine's cache afterwards.
-
-    Raises:
-        ConfigError: as `local_folder` does.
+    Other sources are returned as they are. What the hub gives is in this machine's cache afterwards. ConfigError as in
+    `local_folder`.
     """
     model = HubId.of(source)
     return source if model is None else str(HubId(model.name, _snapshot(model, what).name))
@@ -82,15 +71,10 @@ def pinned(source: str, what: str) -> str:
 def local_folder(source: str, what: str) -> Path:
     """The folder of a model on this machine; a path is returned as it is, whether it is there or not.
 
-    A hub id's folder is the one of the hub's own cache. A URI's is copied once for all processes of the machine
-    (`storage.cached_folder`).
-
-    Args:
-        source: a path, `hf://owner/name[@revision]`, `owner/name[@revision]`, or a URI such as s3://bucket/folder.
-        what: the model is, for errors.
-
-    Raises:
-        ConfigError: if there is none at a hub id or URI, or if it cannot be read; the message says why, and what to do.
+    `source` is a path, `hf://owner/name[@revision]`, `owner/name[@revision]`, or a URI such as s3://bucket/folder. A
+    hub id's folder is the one of the hub's own cache. A URI's is copied once for all processes of the machine
+    (`storage.cached_folder`). ConfigError if there is none at a hub id or URI, or if it cannot be read; the message
+    says `what` the model is, why, and what to do.
     """
     model = HubId.of(source)
     if model is not None:

@@ -70,13 +70,9 @@ def scaled(rows: slice, zoom: Fraction) -> slice:
 def strips_of(network: nn.Module, channels: int, zoom: Fraction, rows: int, cut: int = 1) -> Strips:
     """Strips of about `rows` ≥ 1 input rows for a network, with the halo that its layers ask for.
 
-    Args:
-        network: from [B, channels, H, W] to [B, C', zoom · H, zoom · W]; it is run once on a small blank image.
-        zoom: such as 1/8 for an encoder and 8 for its decoder.
-        cut: strips begin at multiples of it, for networks that work at lower resolutions inside.
-
-    Raises:
-        ConfigError: if a layer of the network looks at the whole image, or is not known to be local.
+    `network` maps [B, channels, H, W] to [B, C', zoom · H, zoom · W], zoom being such as 1/8 for an encoder and 8 for
+    its decoder; it is run once on a small blank image. Strips begin at multiples of `cut`, for networks that work at
+    lower resolutions inside. ConfigError if a layer looks at the whole image, or is not known to be local.
     """
     check_local(network)
     cut = math.lcm(cut, zoom.denominator)

@@ -24,8 +24,7 @@ Denoise = Callable[[Tensor, Tensor], Tensor]  # (z_BCHW, timestep_B) → ε_BCHW
 def starts_of(length: int, side: int) -> list[int]:
     """The first positions of the windows of `side` that cover `length` ≥ side: stride ¾ side, the last one shifted in.
 
-    Raises:
-        ConfigError: if length < side; a photo is padded to at least one window (`LatentGrid.padded_size`).
+    ConfigError if length < side; a photo is padded to at least one window (`LatentGrid.padded_size`).
     """
     if not 1 <= side <= length:
         raise ConfigError(f"a latent of {length} positions to a side is smaller than a window of {side}; pad the photo")
@@ -146,15 +145,10 @@ def _greatest(value_KN: Tensor, axis: Axis) -> Tensor:
 
 @dataclass(frozen=True)
 class LatentGrid:
-    """How photos of any size meet a prior.
+    """How photos of any size meet a prior."""
 
-    Attributes:
-        factor: pixels to a side of a latent position.
-        side: latent positions to a side of a window, the size that the denoiser was trained on.
-    """
-
-    factor: int
-    side: int
+    factor: int  # pixels to a side of a latent position
+    side: int  # latent positions to a side of a window, the size that the denoiser was trained on
 
     def padded_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """(H, W) in pixels, multiples of the latent factor and at least one window."""
@@ -203,21 +197,13 @@ def crop(x_BCHW: Tensor, size: tuple[int | None, int | None]) -> Tensor:
 
 @dataclass(frozen=True)
 class View:
-    """A latent at its step, as the denoiser is to see it.
+    """A latent at its step, as the denoiser is to see it."""
 
-    Attributes:
-        z_CHW: the latent, [C, h, w].
-        timestep: 0-d long, the denoiser's time.
-        windows: of the latent's size.
-        active_K: [K] bool, the windows that the denoiser looks at; None for all.
-        vote_CHW: what the other windows say: (z - √ᾱ ẑ)/√(1-ᾱ), the noise of which ẑ is the rest; None where all are
-            active.
-    """
-
-    z_CHW: Tensor
-    timestep: Tensor
-    windows: Windows
-    active_K: Tensor | None = None
+    z_CHW: Tensor  # the latent, [C, h, w]
+    timestep: Tensor  # 0-d long, the denoiser's time
+    windows: Windows  # of the latent's size
+    active_K: Tensor | None = None  # [K] bool, the windows that the denoiser looks at; None for all
+    # what the other windows say: (z - √ᾱ ẑ)/√(1-ᾱ), the noise of which ẑ is the rest; None where all are active
     vote_CHW: Tensor | None = None
 
     def seen(self) -> Tensor:

@@ -182,9 +182,7 @@ def check_values(name: str, value_B: Tensor, least: float, most: float, unit: st
 def check_range(name: str, limits: tuple[float, float], least: float, most: float, unit: str) -> None:
     """Raise ConfigError unless limits are (low, high) with least ≤ low ≤ high ≤ most, all finite.
 
-    Args:
-        name: the family and the setting.
-        unit: the unit of the setting.
+    `name` is that of the family and the setting, `unit` the setting's.
     """
     if not (least <= limits[0] <= limits[1] <= most and math.isfinite(limits[1])):
         bound = f"{least:g} ≤ low ≤ high" + (f" ≤ {most:g}" if math.isfinite(most) else "")

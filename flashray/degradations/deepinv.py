@@ -214,9 +214,8 @@ def in_colour(y_BCHW: Tensor) -> Tensor:
 def places(seen_h: Tensor, line_H: Tensor) -> Tensor:
     """[H] where an image's lines lie among a measurement's, from -1 (the first) to 1 (the last).
 
-    Args:
-        seen_h: the place, 0 … 1 of the image, at which each line of the measurement looks.
-        line_H: the places of the image's lines.
+    `seen_h` is the place, 0 … 1 of the image, at which each line of the measurement looks; `line_H` has those of the
+    image's lines.
     """
     count, index = len(seen_h), torch.arange(len(seen_h)).to(seen_h)
     step = seen_h.diff().nanmedian() if count > 1 else seen_h.new_ones(())  # the median: borders may wrap around

@@ -119,9 +119,8 @@ def double_conv(channels: int, out: int) -> nn.Sequential:
 class BlurGenerator(nn.Module):
     """G of Tran et al.: features at a quarter of the size, a U-Net that takes the code at its bottom, and back; + x.
 
-    Args:
-        width: channels of the features; the code has eight times as many.
-        front, back: residual blocks before and after the U-Net.
+    `width` is the features' number of channels, of which the code has eight times as many; `front` and `back` are the
+    numbers of residual blocks before and after the U-Net.
     """
 
     def __init__(self, width: int = 64, front: int = 10, back: int = 20) -> None:

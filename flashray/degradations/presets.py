@@ -39,8 +39,7 @@ PRESETS: dict[str, dict[str, Mapping[str, Any]]] = {
 def with_preset(family: str, settings: Mapping[str, Any] | None) -> dict[str, Any]:
     """The settings, with those of their `preset` added if they name one; settings that are given replace the preset's.
 
-    Raises:
-        ConfigError: for an unknown preset; lists the family's known ones.
+    ConfigError for an unknown preset, with the family's known ones.
     """
     settings = dict(settings or {})
     name = settings.pop("preset", None)

@@ -50,12 +50,9 @@ def degrade(
 ) -> tuple[Tensor, Parameters]:
     """For training: (a measurement of each image in [-1, 1], of random severity, as input of a network; its parameters)
 
-    The parameters are on the images' device, `noise_std` among them.
-
-    Args:
-        noise: (low, high) of the measurement's noise_std, on the [0, 1] scale; each image draws its own.
-        generator: on the CPU; draws severities and noise_std. The noise itself comes from torch's global generator,
-            which works on any device and which the training loop seeds at every epoch.
+    The parameters are on the images' device, `noise_std` among them: each image draws its own from `noise`, (low, high)
+    on the [0, 1] scale. `generator`, on the CPU, draws severities and noise_std. The noise itself comes from torch's
+    global generator, which works on any device and which the training loop seeds at every epoch.
     """
     count, device, (low, high) = len(x_BCHW), x_BCHW.device, noise
     parameters = degradation.sample_parameters(generator, count)

@@ -18,8 +18,7 @@ SPREAD_SCALE = 8  # values of the map to a grey level; its white, 255, is a stan
 def sample_spread(samples: Sequence[Tensor]) -> Tensor:
     """[H, W] the standard deviation at each pixel, in grey levels of 8 bits: √ of the channels' mean variance.
 
-    Args:
-        samples: N ≥ 2 images [3, H, W] in [-1, 1]; variances are divided by N - 1.
+    `samples` are N ≥ 2 images [3, H, W] in [-1, 1]; variances are divided by N - 1.
     """
     spread_HW = torch.empty(samples[0].shape[1:])
     for top in range(0, len(spread_HW), ROWS_AT_ONCE):

@@ -65,8 +65,6 @@ def encode_like(
 
     Args:
         x_CHW: [3, H, W] sRGB in [-1, 1], clamped, of the source's upright size.
-        source: from `open_image`.
-        format: `same`, or the format to write.
         quality: 1 to 100, of JPEG, AVIF, HEIF and WebP. None is 95, and for WebP lossless when the source was.
         provenance: a note for the metadata (recipe, σ̂, NFE, run id), as JSON: in PNG an international text chunk
             `flashray`, in the other formats the XMP property `flashray:provenance`. Fields that are there already stay.

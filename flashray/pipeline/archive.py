@@ -53,21 +53,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Archive:
-    """What an archive holds.
+    """What an archive holds."""
 
-    Attributes:
-        images: a table of `LISTING`, sorted by key or, in shards, by shard and the place in it; cut to `limit`.
-        total: how many there are without a limit.
-        others: files that are no images by their names, and hidden files.
-        unreadable: folders that cannot be listed, each with the reason.
-        index: of the shards, where it was read anew.
-    """
-
-    images: pa.Table
-    total: int = 0
-    others: list[storage.Entry] = field(default_factory=list)
-    unreadable: list[str] = field(default_factory=list)
-    index: pa.Table | None = None
+    images: pa.Table  # of `LISTING`, sorted by key or, in shards, by shard and the place in it; cut to `limit`
+    total: int = 0  # how many there are without a limit
+    others: list[storage.Entry] = field(default_factory=list)  # files that are no images by their names, or hidden
+    unreadable: list[str] = field(default_factory=list)  # folders that cannot be listed, with the reason
+    index: pa.Table | None = None  # of the shards, where it was read anew
 
 
 def read_archive(config: RunConfig, predicted: Collection[str] = (), taken: pa.ChunkedArray | None = None) -> Archive:
@@ -77,13 +69,10 @@ def read_archive(config: RunConfig, predicted: Collection[str] = (), taken: pa.C
     fails, and their rows say why. So do links that lead to the output, back to a folder above them, or nowhere,
     whatever their names are, because they may hide images.
 
-    Args:
-        predicted: what the severity encoder estimates of an image that the manifest gives nothing for.
-        taken: keys of images that count first for the limit, because the run has taken them before.
-
-    Raises:
-        ConfigError: when the archive is missing or holds no image, a folder of it cannot be read, it holds both loose
-            images and tars, a shard is unsound, or the manifest does not fit.
+    `predicted` is what the severity encoder estimates of an image that the manifest gives nothing for. The keys in
+    `taken` count first for the limit, because the run has taken them before. ConfigError when the archive is missing or
+    holds no image, a folder of it cannot be read, it holds both loose images and tars, a shard is unsound, or the
+    manifest does not fit.
     """
     archive, io = config.io.archive, config.io
     root, entries, unreadable = _entries(config)

@@ -22,9 +22,8 @@ def clean(output: str) -> list[str]:
     shards only while units are pending, because then all their images are in others. A file that the plan does not name
     is never deleted: no run wrote it.
 
-    Raises:
-        ConfigError: when it holds no run with a plan.
-        FlashrayError: when a driver is at work on it, whose files these may be.
+    ConfigError when the output holds no run with a plan; FlashrayError when a driver is at work on it, whose files
+    these may be.
     """
     output = read_run(output)[1].output
     with held(output):

@@ -204,14 +204,10 @@ def cause_of(error: BaseException) -> str:
 def size_pools(config: RunConfig, threads: int | None, weights: int, images: int, pixels: Callable[[], int]) -> Pools:
     """Pools that fit the cluster as it is now.
 
-    Args:
-        threads: of an actor, as an earlier start recorded them: a convolution's last digits may depend on them.
-        weights: bytes of the models.
-        images: of the archive; more CPU actors than that would have nothing to do.
-        pixels: of its large images, which an actor holds one of; asked only where the number of actors follows from it.
-
-    Raises:
-        ConfigError: when the cluster has no CPUs, or the device is cuda and it has no GPU.
+    `threads` are those of an actor, as an earlier start recorded them: a convolution's last digits may depend on them.
+    `weights` is the size of the models in bytes. More CPU actors than `images` would have nothing to do. `pixels` gives
+    those of the large images, which an actor holds one of; it is asked only where the number of actors follows from it.
+    ConfigError when the cluster has no CPUs, or the device is cuda and it has no GPU.
     """
     found = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
     has = [node["Resources"] for node in found]

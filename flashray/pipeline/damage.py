@@ -42,10 +42,8 @@ def missing_and_changed(
 ) -> tuple[list[str], list[str]]:
     """Sorted keys of committed images of which a file is not there, and of those of which one has other bytes.
 
-    Args:
-        results: rows of commits.
-        sizes: of the files that are there (`restored_files`).
-        by_hash: compare the bytes; otherwise their number alone, where the commit has it.
+    `results` are rows of commits, `sizes` the bytes of the files that are there (`restored_files`). `by_hash` compares
+    the bytes; otherwise their number alone is compared, where the commit has it.
     """
     done = results.filter(pc.equal(results["status"], "ok")).select(_PROMISED)
     missing: set[str] = set()

@@ -32,12 +32,8 @@ def batches(
 
     Only headers are read, and so only as many pixels are decoded at once as a batch has. A row gets the size of its
     file; an error where the file is no image, is not of the size that its plan says, or cannot be solved or written at
-    its size.
-
-    Args:
-        unit: a loaded unit, or a chunk of the plan pass.
-        count: images of the prior's size in a batch.
-        budget: refuses images that this machine cannot hold.
+    its size. `unit` is a loaded unit, or a chunk of the plan pass; `count` is a batch's number of images of the prior's
+    size; `budget` refuses images that this machine cannot hold.
     """
     by_size: dict[tuple[int, int], list[int]] = {}
     for i in indices:
@@ -88,10 +84,8 @@ def decode_photos(
     """(photos that can be measured together, their indices) of a batch: `alike`, so mostly all of them.
 
     Those that cannot be decoded or measured get an error in their rows. So do those of which a strict run would lose
-    something. With the format `same` the writer decides: an image that does not change loses nothing.
-
-    Args:
-        given: the name of the column with the images' parameters.
+    something. With the format `same` the writer decides: an image that does not change loses nothing. `given` names the
+    column with the images' parameters.
     """
     sound: list[tuple[Photo, int]] = []
     for i in indices:
@@ -119,13 +113,9 @@ def decode_photo(
 ) -> Photo:
     """An image that can be measured, from its file's bytes.
 
-    Args:
-        given: JSON of the operator's parameters, or of its mask's URI, from the manifest or the plan.
-        max_megapixels: a larger image is refused.
-        whole_in: a format that has to hold all that the file has; None for no such demand.
-
-    Raises:
-        ImageError: with the reason, where it is not a valid image, does not fit, or its parameters are not known.
+    `given` is JSON of the operator's parameters, or of its mask's URI, from the manifest or the plan; `whole_in` is a
+    format that has to hold all that the file has, None for no such demand. ImageError, with the reason, where it is no
+    valid image, is larger than `max_megapixels`, does not fit, or its parameters are not known.
     """
     source = open_image(data, max_megapixels)
     if whole_in is not None:

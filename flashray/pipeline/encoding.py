@@ -31,32 +31,21 @@ from flashray.pipeline.run_config import IoConfig
 
 @dataclass(frozen=True)
 class EncodedOutput:
-    """A file to write.
-
-    Attributes:
-        unchanged: whether it is the archive's file itself, because no pixel would change by half a level.
-        lost, warnings: as in the commits.
-        samples: the files beside it (`outputs.sample_names`).
-        spread: mean standard deviation over the samples, in grey levels; None for one.
-    """
+    """A file to write."""
 
     data: bytes
-    unchanged: bool
-    lost: str | None
+    unchanged: bool  # it is the archive's file itself, because no pixel would change by half a level
+    lost: str | None  # this and the warnings as in the commits
     warnings: str | None
-    samples: Sequence[bytes] = ()
-    spread: float | None = None
+    samples: Sequence[bytes] = ()  # the files beside it (`outputs.sample_names`)
+    spread: float | None = None  # mean standard deviation over the samples, in grey levels; None for one
 
 
 def encode_output(image: Mapping[str, Any], io: IoConfig, note: dict[str, str] | None) -> EncodedOutput:
     """The file of a restored image, and those of its further samples, whose notes have their numbers.
 
-    Args:
-        image: a value of `solve.IMAGE`.
-        note: of provenance.
-
-    Raises:
-        ImageError: where the format cannot hold the image, or with `strict` not all of it.
+    `image` is a value of `solve.IMAGE`, `note` that of provenance. ImageError where the format cannot hold the image,
+    or with `strict` not all of it.
     """
     source = open_image(image["data"], io.max_megapixels)
     samples = [_image(pixels, image) for pixels in (image["pixels"], *(image["samples"] or ()))]

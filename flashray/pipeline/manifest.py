@@ -34,10 +34,9 @@ def manifest_columns(
 ) -> dict[str, pa.Array]:
     """given (as JSON), noise_std and mask_size of each key, null where the manifest has no value.
 
-    Args:
-        predicted: numbers that the severity encoder estimates where all that nobody gives are among them.
-        carried: a table with a column key, and the numbers that the shards themselves give; in place of a manifest,
-            where there is none.
+    `predicted` names the numbers that the severity encoder estimates where all that nobody gives are among them.
+    `carried` is a table with a column key and the numbers that the shards themselves give; it takes the place of a
+    manifest where there is none.
     """
     degradation = config.recipe.degradation.make()
     observed = not config.io.simulated
@@ -144,8 +143,7 @@ def _read_manifest(uri: str) -> pa.Table:
 def _plain(where: str, manifest: pa.Table, names: Sequence[str]) -> pa.Table:
     """The columns key and `names` as text and numbers, whatever a table library made of them.
 
-    Raises:
-        ConfigError: for keys that are no text, missing or doubled, and for columns that are no numbers or paths.
+    ConfigError for keys that are no text, missing or doubled, and for columns that are no numbers or paths.
     """
     kind = manifest.schema.field("key").type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind

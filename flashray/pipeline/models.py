@@ -29,19 +29,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Models:
-    """Prior and severity encoder (None for full chains) of a configuration, on the CPU.
+    """Prior and severity encoder (None for full chains) of a configuration, on the CPU."""
 
-    Attributes:
-        config: names hub ids with the commits that they stand for in this run.
-        pinned: these, by the ids as they were given.
-        registered: the encoder's version in a model registry, if it was fetched from one.
-    """
-
-    config: RunConfig
+    config: RunConfig  # names hub ids with the commits that they stand for in this run
     prior: LatentPrior
     encoder: SeverityEncoder | None
-    registered: Registered | None = None
-    pinned: Mapping[str, str] = field(default_factory=dict)
+    registered: Registered | None = None  # the encoder's version in a model registry, if it was fetched from one
+    pinned: Mapping[str, str] = field(default_factory=dict)  # hub ids with commits, by the ids as they were given
 
     @property
     def encoder_source(self) -> str:
@@ -107,13 +101,10 @@ class Models:
 def load_models(config: RunConfig) -> Models:
     """Load the models, and check them against each other and against the recipe.
 
-    A hub id stands for the commit that run.json has for it, or else for the one that the hub gives now.
-
-    A severity encoder of another degradation, or trained with very different noise, causes a warning.
-
-    Raises:
-        ConfigError: when one is missing, the chain is longer than the prior's, the degradation does not fit (as in
-            `Restorer`), the encoder belongs to other latents, or its registry does not answer.
+    A hub id stands for the commit that run.json has for it, or else for the one that the hub gives now. A severity
+    encoder of another degradation, or trained with very different noise, causes a warning. ConfigError when a model is
+    missing, the chain is longer than the prior's, the degradation does not fit (as in `Restorer`), the encoder belongs
+    to other latents, or its registry does not answer.
     """
     config, pins = _pinned(config)
     recipe = config.recipe

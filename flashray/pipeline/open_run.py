@@ -41,8 +41,7 @@ _TRACKED_FILES = ("contact_sheet.png", "summary.json", f"../{PAGE}")  # artifact
 def open_run(config: RunConfig) -> Run:
     """Everything that a start needs, read and checked; writes nothing (`overwrite` deletes the old run).
 
-    Raises:
-        ConfigError: when the models, the archive or the output do not fit the configuration.
+    ConfigError when the models, the archive or the output do not fit the configuration.
     """
     started, io = time.monotonic(), config.io
     for uri in (io.archive, io.output, io.manifest, io.references):

@@ -63,9 +63,8 @@ OPTIONS = Options.of(SECTIONS, _SHORT)
 def parse_run(argv: Sequence[str]) -> RunConfig:
     """The checked configuration of a command line `IN OUT [--option value …]`.
 
-    Raises:
-        ConfigError: for an unknown option or recipe (with the nearest names), a value of the wrong type, or a
-            configuration that cannot be carried out.
+    ConfigError for an unknown option or recipe (with the nearest names), a value of the wrong type, or a configuration
+    that cannot be carried out.
     """
     return _run_config(OPTIONS.normalise(argv, ("io.archive", "io.output")), "flashray restore")
 

@@ -20,12 +20,7 @@ from flashray.shards.place import Place
 
 @dataclass(frozen=True)
 class Layout:
-    """Which file below the output a restored image lies in: one of its own, or the shard of its unit.
-
-    Attributes:
-        output: the run's.
-        format: of the images.
-    """
+    """Which file below the output a restored image lies in: one of its own, or the shard of its unit."""
 
     output: str
     format: OutputFormat = "same"

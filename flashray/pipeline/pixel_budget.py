@@ -23,11 +23,8 @@ _WAIT = 0.05  # seconds between two looks
 class PixelBudget:
     """Megapixels that processes of this machine may have in flight together, whichever run they belong to.
 
-    A megapixel is a locked file. The kernel frees the locks of a process that ends, however it ends.
-
-    Args:
-        memory: bytes of this machine.
-        folder: where the files are; one that all processes of the user on this machine share.
+    A megapixel is a locked file in `folder`, one that all processes of the user on this machine share. The kernel frees
+    the locks of a process that ends, however it ends. `memory` is this machine's, in bytes.
     """
 
     def __init__(self, memory: int | None = None, folder: Path | None = None) -> None:
@@ -36,11 +33,7 @@ class PixelBudget:
         self.folder = folder or shared_folder()
 
     def check(self, pixels: int) -> None:
-        """Refuse an image that this machine cannot hold even alone.
-
-        Raises:
-            ImageError: with the memory that it needs.
-        """
+        """Refuse an image that this machine cannot hold even alone; the ImageError names the memory that it needs."""
         if pixels * PIXEL_BYTES > self.memory:
             raise ImageError(
                 f"{pixels / 1e6:.0f} megapixels need about {pixels * PIXEL_BYTES / 1e9:.0f} GB of memory, and this "
@@ -84,11 +77,7 @@ class PixelBudget:
 
 
 def shared_folder() -> Path:
-    """A folder of this machine that only this user can write.
-
-    Raises:
-        FlashrayError: if somebody else made it first.
-    """
+    """A folder of this machine that only this user can write; FlashrayError if somebody else made it first."""
     folder = Path(tempfile.gettempdir(), f"flashray-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()

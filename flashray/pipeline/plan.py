@@ -221,10 +221,7 @@ def estimate_all(todo: pa.Table, work: WorkerSettings, pools: Pools, quarantine:
 def finish_plan(found: pa.Table, schedule: NoiseSchedule, config: RunConfig, attempt: int, actors: int = 1) -> pa.Table:
     """The plan of an attempt: start steps from the severities, and units. Rows of units first, then the unreadable.
 
-    Args:
-        found: rows of `SEVERITY`.
-        schedule: the recipe's (respaced) chain.
-        actors: number of actors that will share the units.
+    `found` has rows of `SEVERITY`; `schedule` is the recipe's (respaced) chain; so many `actors` will share the units.
     """
     sound = found.filter(pc.equal(found["status"], "ok"))
     broken = found.filter(pc.equal(found["status"], "error"))
@@ -274,19 +271,14 @@ def plan_path(output: str, attempt: int) -> str:
 def write_plan(output: str, attempt: int, plan: pa.Table) -> None:
     """Store the plan of an attempt. It is created once and never replaced, so that every commit has its plan.
 
-    Raises:
-        FlashrayError: when there is another plan of this attempt, of a driver that took over.
+    FlashrayError when there is another plan of this attempt, of a driver that took over.
     """
     if not storage.create_if_absent(plan_path(output, attempt), parquet(plan)):
         raise FlashrayError(f"another driver has planned {output} meanwhile; run the same command again")
 
 
 def read_plans(output: str) -> list[pa.Table]:
-    """The plan of each attempt.
-
-    Raises:
-        ConfigError: when one is damaged, missing, or of another version.
-    """
+    """The plan of each attempt; ConfigError when one is damaged, missing, or of another version."""
     lost = "put it back, or choose another output"
     names = own_names(run_uri(output, "plan"), r"plan-\d+\.parquet")
     for attempt in range(len(names)):

@@ -18,11 +18,8 @@ from flashray.pipeline.worker_settings import WorkerSettings
 def report_output(output: str) -> str:
     """Make the page and the contact sheet again; returns the summary as text.
 
-    Of a run that is not finished they show what is there.
-
-    Raises:
-        ConfigError: when the output holds no run with a plan, or its models are no longer there.
-        FlashrayError: when they are no longer what they were.
+    Of a run that is not finished they show what is there. ConfigError when the output holds no run with a plan, or its
+    models are no longer there; FlashrayError when they are no longer what they were.
     """
     record, status = read_run(output)
     output = status.output

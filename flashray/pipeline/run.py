@@ -50,12 +50,9 @@ log = logging.getLogger(__name__)
 def restore_archive(config: RunConfig) -> int:
     """Run the job, or what is missing of it, by a configuration that `run_config.check` has passed.
 
-    Returns:
-        0 when every image is restored (or, with plan_only, quoted); 1 when failed images remain.
-
-    Raises:
-        ConfigError: before any work, when the configuration is wrong (exit code 2).
-        FlashrayError: when the run had to stop; the same command continues from there (exit code 1).
+    Returns 0 when every image is restored (or, with plan_only, quoted), 1 when failed images remain. ConfigError before
+    any work when the configuration is wrong (exit code 2); FlashrayError when the run had to stop (exit code 1): the
+    same command continues from there.
     """
     run = open_run(config)
     if run.nothing_to_do:

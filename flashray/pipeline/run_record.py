@@ -65,11 +65,8 @@ def examine(
     """run.json of the run that the output holds, or None where it holds none; changes nothing.
 
     ConfigError when the output holds a run of another configuration, archive or layout (the difference is named), or
-    files that no run wrote. An archive may have grown.
-
-    Args:
-        found: `identity` of this start.
-        failed: keys that failed before; with a retry these may have changed in the archive, or be gone.
+    files that no run wrote. An archive may have grown. `found` is `identity` of this start. Keys in `failed` failed
+    before; with a retry these may have changed in the archive, or be gone.
     """
     output = config.io.output
     old = read_record(output)
@@ -110,9 +107,8 @@ def open_record(
 ) -> dict[str, Any]:
     """run.json of this start, written where it is new; the caller holds the lease.
 
-    Args:
-        old: what `examine` returned.
-        pinned: hub ids as they were given, and with the commits that they stand for from now on.
+    `old` is what `examine` returned; `pinned` has hub ids as they were given, and with the commits that they stand for
+    from now on.
     """
     output = config.io.output
     record = old

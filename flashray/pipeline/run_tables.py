@@ -23,11 +23,8 @@ def parquet(table: pa.Table) -> bytes:
 def read_table(uri: str, schema: pa.Schema, remedy: str, needed: Sequence[str] = ("key",)) -> pa.Table:
     """A table of `schema`; columns that earlier versions did not write are null, and others are passed over.
 
-    ConfigError when the file is empty, cut short, or no such table; OSError when it cannot be read.
-
-    Args:
-        remedy: what to do about a damaged file; the end of a sentence.
-        needed: columns that every version wrote.
+    ConfigError when the file is empty, cut short, or no such table; OSError when it cannot be read. `remedy`, the end
+    of a sentence, says what to do about a damaged file; `needed` are columns that every version wrote.
     """
     data = storage.read_bytes(uri)
     try:

@@ -47,11 +47,7 @@ def make_sheet(restorer: Restorer, io: IoConfig, status: RunStatus) -> Image.Ima
 
 
 def spread(status: RunStatus, most: int, without: Collection[str] = ()) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """(plan row, commit row) of restored images, evenly over their order by σ̂ (by key where there is none).
-
-    Args:
-        without: keys that are left out.
-    """
+    """(plan row, commit row) of restored images but the keys `without`, evenly over their order by σ̂ (else by key)."""
     results = status.results.filter(pc.equal(status.results["status"], "ok"))
     plan = status.planned.filter(pc.is_in(status.planned["key"], results["key"]))
     plan = plan.filter(pc.invert(pc.is_in(plan["key"], pa.array(list(without), pa.string()))))

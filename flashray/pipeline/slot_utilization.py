@@ -12,12 +12,9 @@ def in_flight(load: Workload, first: Integers, slots: int, seconds_S: Floats) ->
     """([units] seconds of the denoiser's batches, the share of slots that these fill).
 
     Images whose windows fit the slots share batches, each window in a slot of its own. One with more windows is solved
-    alone: at every update its active windows go in batches of `slots`, the last of which is not full.
-
-    Args:
-        load: images in their units' order.
-        first: [units] indices of the images at which the units begin.
-        seconds_S: of a batch of 1 … `slots` windows.
+    alone: at every update its active windows go in batches of `slots`, the last of which is not full. `load` has the
+    images in their units' order, `first` [units] the indices at which units begin, and `seconds_S` the seconds of a
+    batch of 1 … `slots` windows.
     """
     small = load.windows <= slots
     steps_US = slot_steps(*_windows_in_slots(load, first, small), slots)
@@ -51,12 +48,8 @@ def slot_steps(nfe: npt.NDArray[np.integer], first: Integers, slots: int) -> Int
     """[units, slots] steps that each slot of each unit is filled, each row descending.
 
     `[u, j]` of the unit's batched steps have more than j slots filled. The engine gives the next image to the slot that
-    is free first, and its slots step together: list scheduling.
-
-    Args:
-        nfe: [n] start steps, in their units' order.
-        first: [units] indices in `nfe` at which the units begin.
-        slots: images in flight.
+    is free first, and its slots step together: list scheduling. `nfe` [n] has the start steps in their units' order,
+    `first` [units] the indices in it at which units begin; `slots` is the number of images in flight.
     """
     images = np.diff(np.append(first, len(nfe)))  # none in a unit of large photos
     steps = np.zeros((len(first), slots), np.int64)

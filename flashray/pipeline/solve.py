@@ -78,11 +78,7 @@ class Prepared(NamedTuple):
 class SolverActor:
     """An actor of the solver pool: one loaded unit in, one row of `SOLVED` out. No failure of an image stops it.
 
-    Args:
-        durable: whether its attempts are recorded in the run folder.
-
-    Attributes:
-        samples: restorations of each image.
+    `durable` says whether its attempts are recorded in the run folder.
     """
 
     def __init__(self, work: WorkerSettings, quarantine: Any, durable: bool = True) -> None:
@@ -219,11 +215,7 @@ class SolverActor:
 
     @torch.no_grad()
     def score(self, batch: Sequence[Prepared], images: dict[int, Tensor]) -> None:
-        """Metrics of restored images, measurements and decoded estimates against the references, into the rows.
-
-        Args:
-            batch: images that are alike.
-        """
+        """Metrics against references, into the rows: of restored images (alike), measurements and decoded estimates."""
         restorer, metrics = self.restorer, self.work.config.io.metrics
         # the plan has no σ̄ where the images are observed
         unknown = any(one.z_hat is not None and one.row["sigma_true"] is None for one in batch)

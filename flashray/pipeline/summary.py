@@ -36,12 +36,9 @@ def summarise(
 ) -> dict[str, Any]:
     """The content of summary.json, without the times of this start.
 
-    Means are over the images that have the value; a metric without any value is null.
-
-    Args:
-        chain: length of the full chain in NFE.
-        unavailable: metrics that could not be computed, and why.
-        slots: images that a solver actor has in flight.
+    Means are over the images that have the value; a metric without any value is null. `chain` is the length of the full
+    chain in NFE; `unavailable` names metrics that could not be computed, and why; `slots` is the number of images that
+    a solver actor has in flight.
     """
     results = state.results.filter(pc.equal(state.results["status"], "ok"))
     failures = state.failures
@@ -116,10 +113,8 @@ def remarks(
 ) -> list[str]:
     """What the last message says of the files, as lines.
 
-    Args:
-        problems: where `problems.csv` is.
-        learned: whether the fusion's threshold decided what would change.
-        referenced: whether references are given.
+    `problems` says where `problems.csv` is, `learned` whether the fusion's threshold decided what would change,
+    `referenced` whether references are given.
     """
     lines = of_estimates(found["estimated"])
     if found["scored"] < found["restored"] and (found["scored"] or referenced):
@@ -196,12 +191,8 @@ def quote(
 ) -> str:
     """The plan's cost as text: images, histogram of NFE, total, share saved, storage, and time if it was measured.
 
-    Args:
-        chain: length of the full chain in NFE.
-        slots: images that a solver actor has in flight.
-        budget: the budget's entry in run.json.
-        storage: bytes that the restored images will take.
-        samples: restorations of each image.
+    `chain` is the length of the full chain in NFE, `slots` the images that a solver actor has in flight, `budget` the
+    budget's entry in run.json, and `storage` the bytes that the restored images will take.
     """
     planned = state.planned
     load = workload_of(planned)

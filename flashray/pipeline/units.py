@@ -55,16 +55,11 @@ def pack(
     Kuck 1987). A unit of more than `PIXELS` is cut again, so that memory does not depend on what the archive holds.
     Vectorised: ten million images take seconds and a few arrays.
 
-    Args:
-        load: in the order of the listing; images of equal windows and start step keep that order.
-        unit_images: the mean number of images of a unit of full share.
-        slots: windows that an actor has in flight.
-        actors: number of actors that will share the work.
-        samples: of each image; the units are those of one sample, but for the limit of pixels.
-
-    Returns:
-        (order [n], unit [n]): `order` holds the images' indices in their units' order, and `unit[i]`, ascending from 0
-        without gaps, is the unit of image `order[i]`. The same input gives the same units.
+    Returns (order [n], unit [n]): `order` holds the images' indices in their units' order, and `unit[i]`, ascending
+    from 0 without gaps, is the unit of image `order[i]`. The same input gives the same units. `load` is in the order of
+    the listing, which images of equal windows and start step keep; `unit_images` is the mean number of images of a unit
+    of full share; `slots` are the windows that an actor has in flight. The units are those of one of the `samples` of
+    each image, but for the limit of pixels.
     """
     order = _dearest_images_first(load)
     if not len(order):
@@ -113,20 +108,13 @@ def _numbered(begins: npt.NDArray[np.bool_]) -> Integers:
 
 @dataclass(frozen=True)
 class Packing:
-    """The packing of a run.
+    """The packing of a run."""
 
-    Attributes:
-        unit_images: the mean number of images of a unit of full share; None chooses.
-        slots, actors: the pool's.
-        samples: restorations of each image.
-        images_per_shard: where each unit becomes a shard: its number of images.
-    """
-
-    unit_images: int | None
-    slots: int
+    unit_images: int | None  # the mean number of images of a unit of full share; None chooses
+    slots: int  # this and actors are the pool's
     actors: int = 1
-    samples: int = 1
-    images_per_shard: int | None = None
+    samples: int = 1  # restorations of each image
+    images_per_shard: int | None = None  # where each unit becomes a shard: its number of images
 
     def __call__(self, load: Workload) -> tuple[Integers, Integers]:
         """`pack`, or `pack_shards`."""

@@ -21,33 +21,19 @@ _NAMED = 5  # keys a line
 
 @dataclass(frozen=True)
 class Verified:
-    """What was found; the lists hold keys, except `strangers`, which holds names of files.
+    """What was found; the lists hold keys, except `strangers`, which holds names of files."""
 
-    Attributes:
-        images: number of planned images.
-        restored: number of images with the bytes that their commits record.
-        failed: images with an error in the plan or in their commit; `--retry-failed` tries them again.
-        pending: images of units that are not committed; the same command restores them.
-        duplicated: images with more than one row in the plan, or committed by more than one valid unit.
-        missing: committed images of which a file is not there: the image, a sample or the spread map.
-        changed: committed images of which a file has other bytes.
-        others_failed: files that are no images and could not be copied; `--retry-failed` tries them again.
-        others_missing: copied files that are no images, and are no longer there or have another size.
-        strangers: files that no commit and no pending unit names, hidden ones aside.
-        unplanned: number of images of the archive that no plan names.
-    """
-
-    images: int
-    restored: int
-    failed: list[str] = field(default_factory=list)
-    pending: list[str] = field(default_factory=list)
-    duplicated: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    changed: list[str] = field(default_factory=list)
-    others_failed: list[str] = field(default_factory=list)
-    others_missing: list[str] = field(default_factory=list)
-    strangers: list[str] = field(default_factory=list)
-    unplanned: int = 0
+    images: int  # planned
+    restored: int  # with the bytes that their commits record
+    failed: list[str] = field(default_factory=list)  # with an error in plan or commit; `--retry-failed` tries again
+    pending: list[str] = field(default_factory=list)  # of units that are not committed; the same command restores them
+    duplicated: list[str] = field(default_factory=list)  # in several plan rows, or committed by several valid units
+    missing: list[str] = field(default_factory=list)  # committed, but the image, a sample or the spread map is gone
+    changed: list[str] = field(default_factory=list)  # committed, and a file has other bytes
+    others_failed: list[str] = field(default_factory=list)  # no images, not copied; `--retry-failed` tries again
+    others_missing: list[str] = field(default_factory=list)  # no images, copied, and gone or of another size
+    strangers: list[str] = field(default_factory=list)  # named by no commit and no pending unit; hidden ones aside
+    unplanned: int = 0  # in the archive, and named by no plan
 
     @property
     def sound(self) -> bool:
@@ -76,11 +62,7 @@ class Verified:
 
 
 def verify(output: str) -> Verified:
-    """Read plan, commits and every restored image of a run; changes nothing.
-
-    Raises:
-        ConfigError: when it holds no run with a plan.
-    """
+    """Read plan, commits and every restored image; changes nothing. ConfigError where `output` holds no planned run."""
     record, status = read_run(output)
     output = status.output
     results = status.results
@@ -110,11 +92,7 @@ def verify(output: str) -> Verified:
 
 
 def read_run(output: str) -> tuple[dict[str, Any], RunStatus]:
-    """run.json, and the status of the images.
-
-    Raises:
-        ConfigError: when the output holds no run with a plan.
-    """
+    """run.json, and the status of the images; ConfigError when the output holds no run with a plan."""
     output, record = given_record(output)
     status = RunStatus.read(output)
     if not status.attempts:

@@ -21,20 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """Settings and names that are sent to the workers; no filesystem and no secret.
-
-    Attributes:
-        lpips: whether LPIPS can be computed.
-        run_id: the fingerprint of the run, for the note of provenance.
-        weights: hashes of the models that the run began with; None checks nothing.
-    """
+    """Settings and names that are sent to the workers; no filesystem and no secret."""
 
     config: RunConfig
     device: str
     threads: int
-    lpips: bool
-    run_id: str = ""
-    weights: Mapping[str, str | None] | None = None
+    lpips: bool  # whether LPIPS can be computed
+    run_id: str = ""  # the fingerprint of the run, for the note of provenance
+    weights: Mapping[str, str | None] | None = None  # hashes of the models that the run began with; None checks nothing
 
     @classmethod
     def of(
@@ -51,11 +45,7 @@ class WorkerSettings:
     def restorer(self, prior: LatentPrior | None = None, encoder: SeverityEncoder | None = None) -> Restorer:
         """The run's restorer in this process, which computes with `threads` threads. A worker keeps freed memory.
 
-        Args:
-            prior, encoder: the models, in the driver, which has them.
-
-        Raises:
-            FlashrayError: when what this machine loads is not what the run began with.
+        The driver hands its models over. FlashrayError when what this machine loads is not what the run began with.
         """
         import torch
 

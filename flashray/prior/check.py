@@ -18,10 +18,9 @@ STD_RANGE = (0.25, 4.0)  # of the picture's latents; LDM's usual factor forgotte
 def check_prior(prior: LatentPrior) -> None:
     """Run the networks on a test picture of the prior's size: one encoder, decoder and denoiser evaluation.
 
-    Raises:
-        ConfigError: if the autoencoder does not give the picture back, if its latents are far from unit variance (with
-            the factor that would bring them there), or if the denoiser's answer is nearer to what another
-            prediction_type stands for.
+    ConfigError if the autoencoder does not give the picture back, if its latents are far from unit variance (with the
+    factor that would bring them there), or if the denoiser's answer is nearer to what another prediction_type stands
+    for.
     """
     x = picture(prior.sample_size).to(prior.device)
     z = prior.encode(x)

@@ -13,9 +13,8 @@ from flashray.prior.folder import PipelineFolder
 class NullCondition(nn.Module):
     """A conditional denoiser as a function of (z, t) alone; guidance is off.
 
-    Args:
-        denoiser: diffusers' model.
-        constants: tensors with a batch dimension of 1, handed to every call; they move with the module.
+    `denoiser` is diffusers' model. Every call gets the `constants`, tensors with a batch dimension of 1 that move with
+    the module.
     """
 
     denoiser: Any

@@ -22,15 +22,9 @@ def dry_run(
     """Run autoencoder and denoiser on tensors that have a shape and no values (torch's meta device).
 
     A config can hold a value that fits every weight and fails, or changes the shape, once something is computed. This
-    costs the networks' Python code and no arithmetic.
-
-    Args:
-        channels, side: of a latent.
-        factor: pixels to a side of one of its positions.
-        name: the prior's, for errors.
-
-    Raises:
-        ConfigError: if a network fails, or does not answer with the shape that it should.
+    costs the networks' Python code and no arithmetic. `channels` and `side` are a latent's; `factor` is the pixels to a
+    side of one of its positions; errors have the prior's `name`. ConfigError if a network fails, or does not answer
+    with the shape that it should.
     """
     if not isinstance(autoencoder, SpaceToDepth):
         x = torch.zeros(1, 3, side * factor, side * factor, device="meta")

@@ -10,17 +10,11 @@ from flashray.prior.null_prompt import FILE, POOLED, PROMPT
 
 
 def export_null_prompt(folder: str | Path) -> Path:
-    """Write null_prompt.safetensors into a pipeline's folder, with the pipeline's own text encoders.
+    """Write null_prompt.safetensors into a pipeline's folder, with its own text encoders; returns the file's path.
 
-    Afterwards the prior loads without the package transformers and without its text encoders. Its hash is another
-    then, because other files are read: export before the first run.
-
-    Returns:
-        The file's path.
-
-    Raises:
-        ConfigError: if the folder is no pipeline, its denoiser takes no prompt or zeros for one, the file is there
-            already, or the text encoders cannot be used.
+    Afterwards the prior loads without the package transformers and without its text encoders. Its hash is another then,
+    because other files are read: export before the first run. ConfigError if the folder is no pipeline, its denoiser
+    takes no prompt or zeros for one, the file is there already, or the text encoders cannot be used.
     """
     from safetensors.torch import save_file
 

@@ -22,25 +22,15 @@ STATISTICS = "latent_statistics.json"
 
 @dataclass(frozen=True)
 class PipelineFolder:
-    """What a folder says of itself.
+    """What a folder says of itself."""
 
-    Attributes:
-        source: what the user called it; errors begin with it.
-        root: the folder.
-        index: model_index.json, {} where there is none.
-        autoencoder: the autoencoder's folder; None where the latents are the pixels.
-        denoiser: the denoiser's folder.
-        config: the denoiser's config.json.
-        scheduler: the path of the scheduler's config.
-    """
-
-    source: str
+    source: str  # what the user called it; errors begin with it
     root: Path
-    index: dict[str, Any]
-    autoencoder: Path | None
-    denoiser: Path
-    config: dict[str, Any]
-    scheduler: Path
+    index: dict[str, Any]  # model_index.json, {} where there is none
+    autoencoder: Path | None  # its folder; None where the latents are the pixels
+    denoiser: Path  # its folder
+    config: dict[str, Any]  # the denoiser's config.json
+    scheduler: Path  # the path of its config
 
     @property
     def denoiser_class(self) -> str:
@@ -52,13 +42,9 @@ class PipelineFolder:
 
 
 def open_pipeline(source: str) -> PipelineFolder:
-    """Find a pipeline's components.
+    """Find the components of a pipeline: `bundled`, a folder, a hub id, or a URI.
 
-    Args:
-        source: `bundled`, a folder, a hub id, or a URI.
-
-    Raises:
-        ConfigError: if the folder is missing, is something else than a pipeline, which is then named, or lacks a part.
+    ConfigError if the folder is missing, is something else than a pipeline, which is then named, or lacks a part.
     """
     root = resolve(source)
     _refuse_other_kinds(root, source)
@@ -84,11 +70,7 @@ def find_autoencoder(root: Path, index: dict[str, Any]) -> Path | None:
 
 
 def find_component(root: Path, names: tuple[str, ...]) -> Path:
-    """The first of these folders that has a config.json.
-
-    Raises:
-        ConfigError: if none has.
-    """
+    """The first of these folders that has a config.json; ConfigError if none has."""
     for name in names:
         if (root / name / "config.json").is_file():
             return root / name
@@ -101,11 +83,7 @@ def bundled(*parts: str) -> Path:
 
 
 def resolve(source: str) -> Path:
-    """The folder of a source on this machine.
-
-    Raises:
-        ConfigError: if there is none.
-    """
+    """The folder of a source on this machine; ConfigError if there is none."""
     if source == "bundled":
         return bundled("prior")
     folder = local_folder(source, "prior")

@@ -22,6 +22,9 @@ PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow_prediction")
 class LatentPrior(nn.Module):
     """A prior p(x) as x = D(z), z from a diffusion model. Latents have unit variance outside the autoencoder.
 
+    `normalises_over_image` says whether the autoencoder computes statistics or attention over the whole image, so that
+    a part of an image alone encodes or decodes to something else than it does within the image.
+
     Args:
         autoencoder: a diffusers AutoencoderDC, AutoencoderKL or VQModel, a SpaceToDepth for a prior in pixel space, or
             anything with their `encode` and `decode`.
@@ -33,10 +36,6 @@ class LatentPrior(nn.Module):
         prediction_type: what the denoiser predicts: `epsilon`, `v_prediction` or `sample`, or for flow matching
             `flow_prediction`, the velocity v = ε - z₀ of x_t = (1-t) z₀ + t ε.
         name, sha256: where the prior came from, and the hash of the files that it was read from.
-
-    Attributes:
-        normalises_over_image: whether the autoencoder computes statistics or attention over the whole image, so that a
-            part of an image alone encodes or decodes to something else than it does within the image.
     """
 
     autoencoder: Any  # diffusers' models, whose attributes a type checker cannot see
@@ -127,10 +126,7 @@ class LatentPrior(nn.Module):
         """(ẑ0, ε) of one evaluation of the denoiser.
 
         ẑ0 is (z - √(1-ᾱ) ε)/√ᾱ. A flow's is read off its velocity instead: at t = 1, where its chain begins, ᾱ is 0,
-        and ε alone does not say what ẑ0 is.
-
-        Args:
-            alpha_B: [B] ᾱ at these timesteps, in the precision of z.
+        and ε alone does not say what ẑ0 is. `alpha_B` [B] is ᾱ at these timesteps, in the precision of z.
         """
         if self.prediction_type == "flow_prediction":
             return self._flow(z_BCHW, timestep_B)

@@ -146,8 +146,7 @@ class _Met(Exception):
 def _pooled(level: nn.Module, known: dict[nn.GroupNorm, tuple[Tensor, Tensor]]) -> Iterator[list[int]]:
     """Within the block the level's GroupNorms are x · a + b with what is known of them, or raise `_Met`.
 
-    Yields:
-        A list for (first, last + 1) of the strip's own rows and the number of rows that it sees, of the level's input.
+    Yields a list for the strip's own rows (first, last + 1) and the number of rows that it sees, of the level's input.
     """
     own_rows: list[int] = []
 

@@ -34,6 +34,10 @@ AUTOENCODERS = ("AutoencoderDC", "AutoencoderKL", "VQModel")
 def load_prior(source: str = "bundled", device: str | torch.device = "cpu", check: bool = False) -> LatentPrior:
     """Load a diffusion prior for inference (weights frozen).
 
+    ConfigError if the folder is missing or is something else than a pipeline; if a component is missing, of an unknown
+    class, or malformed; if the denoiser does not fit the latents; if weights are missing, unexpected, of another shape,
+    NaN or infinite. Weights are read from safetensors files only.
+
     Args:
         source: `bundled`, a folder in diffusers' pipeline layout (an autoencoder under vqvae/, vae/ or autoencoder/, a
             denoiser under unet/, denoiser/ or transformer/, scheduler/), or the hub id or URI of such a pipeline.
@@ -43,11 +47,6 @@ def load_prior(source: str = "bundled", device: str | torch.device = "cpu", chec
         check: also run the networks on a test picture, and refuse a prior that does not behave as its configs say
             (`check_prior`). That costs an encoder, a decoder and a denoiser evaluation, so each of a run's workers does
             without; random weights do not pass it.
-
-    Raises:
-        ConfigError: if the folder is missing or is something else than a pipeline; if a component is missing, of an
-            unknown class, or malformed; if the denoiser does not fit the latents; if weights are missing, unexpected,
-            of another shape, NaN or infinite. Weights are read from safetensors files only.
     """
     pipeline, family = open_family(source)
     files = _files(pipeline, family)
@@ -86,8 +85,7 @@ def load_prior(source: str = "bundled", device: str | torch.device = "cpu", chec
 def open_family(source: str) -> tuple[PipelineFolder, Family]:
     """What a source is, before any weight is read.
 
-    Raises:
-        ConfigError: if it is no pipeline, or of a kind that flashray does not open.
+    ConfigError if it is no pipeline, or of a kind that flashray does not open.
     """
     pipeline = open_pipeline(source)
     kind = pipeline.denoiser_class
@@ -102,8 +100,7 @@ def open_family(source: str) -> tuple[PipelineFolder, Family]:
 def load_autoencoder(folder: Path) -> tuple[Any, Tensor | float, Tensor | float]:
     """(autoencoder, scale, shift) of a pipeline; the pixels as they are where it says that it has none.
 
-    Raises:
-        ConfigError: if it is missing, of an unknown class, malformed, or not for images of three channels.
+    ConfigError if it is missing, of an unknown class, malformed, or not for images of three channels.
     """
     path = find_autoencoder(folder, read_index(folder))
     if path is None:
@@ -133,11 +130,8 @@ def _space_to_depth(config: dict[str, Any], path: Path) -> SpaceToDepth:
 def hash_weights(folder: Path) -> str:
     """SHA-256 over the names and contents of the configs and weights that are loaded from a model's folder.
 
-    Args:
-        folder: a pipeline's, or a single model's, which has a config.json and weights beside it.
-
-    Raises:
-        ConfigError: if no model can be loaded from it.
+    The folder is a pipeline's, or a single model's, which has a config.json and weights beside it. ConfigError if no
+    model can be loaded from it.
     """
     if (folder / "config.json").is_file() and not (folder / INDEX).is_file():
         return hash_files(folder, [folder / "config.json", *weight_files(folder)])

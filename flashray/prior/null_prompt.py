@@ -24,12 +24,8 @@ def null_prompt(pipeline: PipelineFolder, widths: dict[str, int]) -> dict[str, T
     """The embeddings of the empty prompt in single precision, by name.
 
     The file null_prompt.safetensors comes before the text encoders, so that a run does not depend on what is installed.
-
-    Args:
-        widths: the names that the denoiser asks for, with the last dimension of each.
-
-    Raises:
-        ConfigError: if there is neither a file nor a text encoder that can be used, or if the widths differ.
+    `widths` has the names that the denoiser asks for, with the last dimension of each. ConfigError if there is neither
+    a file nor a text encoder that can be used, or if the widths differ.
     """
     path = pipeline.root / FILE
     found = read_tensors([path]) if path.is_file() else _encode(pipeline)
@@ -49,11 +45,7 @@ def null_prompt(pipeline: PipelineFolder, widths: dict[str, int]) -> dict[str, T
 
 
 def condition_files(pipeline: PipelineFolder) -> list[Path]:
-    """The files that `null_prompt` reads.
-
-    Raises:
-        ConfigError: if neither null_prompt.safetensors nor the text encoder is there.
-    """
+    """The files that `null_prompt` reads; ConfigError if neither its own file nor the text encoder is there."""
     if (pipeline.root / FILE).is_file():
         return [pipeline.root / FILE]
     files: list[Path] = []

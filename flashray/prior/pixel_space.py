@@ -17,10 +17,9 @@ class SpaceToDepth(nn.Module, ConfigMixin):
     Algorithm 1): white noise stays white, and gradients keep their length. The denoiser just sees blocks of pixels, at
     1/factor² of the positions.
 
-    Args:
-        factor: side of a block; it divides the images' sides.
-        scaling_factor: brings the pixels in [-1, 1] to unit mean square, applied outside as every autoencoder's is; 1
-            leaves them as they are, which is how DDPM's models are trained.
+    `factor` is the side of a block; it divides the images' sides. `scaling_factor` brings the pixels in [-1, 1] to unit
+    mean square, applied outside as every autoencoder's is; 1 leaves them as they are, which is how DDPM's models are
+    trained.
     """
 
     config_name = "config.json"

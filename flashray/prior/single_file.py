@@ -18,16 +18,14 @@ def convert_single_file(checkpoint: str | Path, like: str | Path, output: str | 
     """Write a prior's folder from a single file with autoencoder and denoiser; nothing is downloaded.
 
     diffusers' own tables say which tensor is which. The result is loaded once, so that not a tensor is missing, over,
-    or of another shape.
+    or of another shape. ConfigError if the output is there already, the file is no such checkpoint, or the configs are
+    another model's.
 
     Args:
         checkpoint: a .safetensors file of Stable Diffusion, SDXL, SD3 or SANA as its authors publish it.
         like: a pipeline's folder in diffusers' layout for the same model; its configs, its scheduler, and
             null_prompt.safetensors or its text encoders are taken, and its weights need not be there.
         output: the new folder.
-
-    Raises:
-        ConfigError: if the output is there already, the file is no such checkpoint, or the configs are another model's.
     """
     from safetensors.torch import save_file
 

@@ -34,11 +34,7 @@ def refuse_conditions(pipeline: PipelineFolder, without: tuple[str, ...]) -> Non
 
 
 def width_of_prompt(pipeline: PipelineFolder) -> int:
-    """The width of the embeddings that the UNet attends to.
-
-    Raises:
-        ConfigError: if its blocks ask for different ones.
-    """
+    """The width of the embeddings that the UNet attends to; ConfigError if its blocks ask for different ones."""
     width = pipeline.config.get("cross_attention_dim", 1280)
     widths = width if isinstance(width, list) else [width]
     if not widths or not all(isinstance(one, int) and one == widths[0] for one in widths):

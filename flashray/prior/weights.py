@@ -21,11 +21,7 @@ _NAMED = 5  # tensors in a message
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        ConfigError: if the file cannot be read, is not JSON, gives a key twice, or holds no object.
-    """
+    """The object in a JSON file; ConfigError if it cannot be read, is no JSON, gives a key twice or holds no object."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -46,9 +42,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def check_sizes(config: dict[str, Any], where: object) -> None:
     """Refuse a model's config whose numbers cannot be sizes, before anything is built of it.
 
-    Raises:
-        ConfigError: naming the key, for a number that is not finite, an integer below 0 or above 2^20, a sample_size
-            above 8192, or more than 1000 layers.
+    The ConfigError names the key of a number that is not finite, an integer below 0 or above 2^20, a sample_size above
+    8192, or more than 1000 layers.
     """
     for key, value in config.items():
         for one in value if isinstance(value, list) else [value]:
@@ -62,10 +57,8 @@ def check_sizes(config: dict[str, Any], where: object) -> None:
 def weight_files(folder: Path, stem: str = WEIGHTS) -> list[Path]:
     """The files that hold a model's weights: one safetensors file, or an index followed by the files that it names.
 
-    An index comes before a single file, and full precision before the variant `fp16`, as diffusers has it.
-
-    Raises:
-        ConfigError: if there are none, or if an index names anything but safetensors files beside it.
+    An index comes before a single file, and full precision before the variant `fp16`, as diffusers has it. ConfigError
+    if there are none, or if an index names anything but safetensors files beside it.
     """
     for index in (folder / f"{stem}.safetensors.index.json", folder / f"{stem}.safetensors.index.fp16.json"):
         if index.is_file() and not (index.name.endswith("fp16.json") and (folder / f"{stem}.safetensors").is_file()):
@@ -96,8 +89,7 @@ def _shards(index: Path) -> list[Path]:
 def read_tensors(files: list[Path]) -> dict[str, Tensor]:
     """All tensors of safetensors files by name, on the CPU; an index among the files is passed over.
 
-    Raises:
-        ConfigError: if a file is damaged, or a name is in two of them.
+    ConfigError if a file is damaged, or a name is in two of them.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -117,11 +109,7 @@ def read_tensors(files: list[Path]) -> dict[str, Tensor]:
 
 
 def tensor_names(path: Path) -> list[str]:
-    """The names in a safetensors file, without reading the tensors.
-
-    Raises:
-        ConfigError: if the file is damaged.
-    """
+    """The names in a safetensors file, without reading the tensors; ConfigError if the file is damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -134,13 +122,9 @@ def tensor_names(path: Path) -> list[str]:
 def load_model(cls: type, folder: Path) -> Any:
     """A model of diffusers' kind with exactly the weights of its folder, in float32 and evaluation mode, on the CPU.
 
-    The global random generator is left as it is.
-
-    Args:
-        cls: a class with diffusers' `from_config`; the caller has checked that config.json names it.
-
-    Raises:
-        ConfigError: if the config is malformed, if a tensor is missing, unexpected, of another shape, or not finite.
+    `cls` has diffusers' `from_config`; the caller has checked that config.json names it. The global random generator is
+    left as it is. ConfigError if the config is malformed, or if a tensor is missing, unexpected, of another shape, or
+    not finite.
     """
     path = folder / "config.json"
     config = read_json(path)
@@ -180,8 +164,7 @@ def _build(cls: Any, config: dict[str, Any], path: Path, device: str) -> nn.Modu
 def check_tensors(expected: dict[str, Tensor], found: dict[str, Tensor], where: object) -> None:
     """Refuse weights that are not the model's.
 
-    Raises:
-        ConfigError: naming the tensors that are missing, unexpected, of another shape, NaN or infinite.
+    The ConfigError names the tensors that are missing, unexpected, of another shape, NaN or infinite.
     """
     if missing := sorted(set(expected) - set(found)):
         raise ConfigError(f"{where}: the weights lack {_some(missing)}; they are of another model, or cut")
@@ -196,11 +179,7 @@ def check_tensors(expected: dict[str, Tensor], found: dict[str, Tensor], where: 
 
 
 def check_finite(tensors: dict[str, Tensor], where: object) -> None:
-    """Refuse NaN and infinities.
-
-    Raises:
-        ConfigError: naming the tensors.
-    """
+    """Refuse NaN and infinities; the ConfigError names the tensors."""
     bad = [name for name, value in sorted(tensors.items()) if value.is_floating_point() and not _finite(value)]
     if bad:
         raise ConfigError(f"{where}: {_some(bad)} hold NaN or infinite values; the file is damaged")

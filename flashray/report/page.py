@@ -52,16 +52,11 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table.
-
-    Attributes:
-        digits: decimals of its numbers; None for texts.
-        explained: what it means, in a few words.
-    """
+    """A column of the table."""
 
     name: str
-    digits: int | None = None
-    explained: str = ""
+    digits: int | None = None  # decimals of its numbers; None for texts
+    explained: str = ""  # what it means, in a few words
     signed: bool = False
 
 
@@ -87,27 +82,19 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Page:
-    """What a page shows, from its top to its bottom.
-
-    Attributes:
-        remarks: sentences below the cards.
-        scores: means over all images, one row a stage.
-        images: one row an image.
-        failures: (key, reason).
-        facts: settings of the run, by their names.
-    """
+    """What a page shows, from its top to its bottom."""
 
     title: str
     subtitle: str
     cards: Sequence[Card]
-    remarks: Sequence[str] = ()
+    remarks: Sequence[str] = ()  # sentences below the cards
     galleries: Sequence[Gallery] = ()
     histogram: Histogram | None = None
-    scores: Table | None = None
-    images: Table | None = None
-    failures: Sequence[tuple[str, str]] = ()
+    scores: Table | None = None  # means over all images, one row a stage
+    images: Table | None = None  # one row an image
+    failures: Sequence[tuple[str, str]] = ()  # (key, reason)
     failures_note: str = ""
-    facts: Sequence[tuple[str, str]] = ()
+    facts: Sequence[tuple[str, str]] = ()  # settings of the run, by their names
 
 
 def render(page: Page) -> bytes:

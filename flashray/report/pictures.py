@@ -30,49 +30,32 @@ Sizes = tuple[int, int]  # (width, height)
 
 @dataclass(frozen=True)
 class Map:
-    """Values over a photo.
+    """Values over a photo."""
 
-    Attributes:
-        name: of its switch.
-        low, high: what 0 and 1 stand for.
-        values_hw: [h, w] from 0 to 1 at positions of the photo, of any resolution; NaN where nothing is known.
-    """
-
-    name: str
-    low: str
-    high: str
-    values_hw: Tensor
+    name: str  # of its switch
+    low: str  # what 0 stands for
+    high: str  # what 1 stands for
+    values_hw: Tensor  # [h, w] from 0 to 1 at positions of the photo, of any resolution; NaN where nothing is known
 
 
 @dataclass(frozen=True)
 class View:
-    """A photo, or a part of it, before and after.
+    """A photo, or a part of it, before and after."""
 
-    Attributes:
-        width, height: in pixels, of both pictures.
-        before, after: data URIs.
-        maps: data URIs of the maps over it.
-        part: (left, top, width, height) as shares of the photo; (0, 0, 1, 1) is the whole one.
-        full: whether a pixel of the pictures is a pixel of the photo.
-    """
-
-    width: int
+    width: int  # in pixels, of both pictures
     height: int
-    before: str
+    before: str  # a data URI, as after
     after: str
-    maps: Sequence[str] = ()
-    part: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
-    full: bool = True
+    maps: Sequence[str] = ()  # data URIs of the maps over it
+    part: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)  # left, top, width, height; shares of the photo
+    full: bool = True  # whether a pixel of the pictures is a pixel of the photo
 
 
 def views(before_CHW: Tensor, after_CHW: Tensor, maps: Sequence[Map] = ()) -> list[View]:
     """The whole photo, and a crop at full resolution where the whole one is scaled down.
 
-    Args:
-        before_CHW, after_CHW: [3, H, W] in [-1, 1]; ValueError where their sizes differ.
-        maps: of the photo.
-
-    The crop lies where the first map is highest on the mean or, without one, where the photo has changed most.
+    The pictures are [3, H, W] in [-1, 1]; ValueError where their sizes differ. The crop lies where the first map is
+    highest on the mean or, without one, where the photo has changed most.
     """
     if before_CHW.shape != after_CHW.shape:
         raise ValueError(f"two sizes of one photo: {list(before_CHW.shape)} and {list(after_CHW.shape)}")

@@ -47,10 +47,8 @@ def agree_with_measurement(
 ) -> Tensor:
     """argmin_x ‖y - A(x)‖²/σ_y² + ‖x - D(z)‖²/σ_x², for a known operator; σ_x² = σ_D² + g² σ̂², σ_y ≥ a grey level.
 
-    Args:
-        sigma_hat_B: σ̂ of the images.
-        decoder_std: σ_D, the standard deviation of x - D(E(x)) on the [0, 1] scale.
-        gain: g, of D(z) on the [0, 1] scale for a unit of error in z.
+    `decoder_std` is σ_D, the standard deviation of x - D(E(x)) on the [0, 1] scale; `gain` is g, of D(z) on the [0, 1]
+    scale for a unit of error in z.
     """
     sigma_y_B = problem.noise_std_B.clamp(min=GREY_LEVEL)
     variance_B = decoder_std**2 + (gain * sigma_hat_B).square()

@@ -74,9 +74,8 @@ class Start:
     def start_step(self, sigma_hat_B: Tensor, schedule: NoiseSchedule, guided: bool = True) -> tuple[Tensor, Tensor]:
         """([B] long start steps, [B] bool fall-backs), on the CPU. The start step is the image's NFE.
 
-        Args:
-            guided: whether the solver looks at the measurement. Without it a full chain would end at another image, so
-                σ̂ is then held at the limit, and nothing falls back. A recipe refuses formula paper with it.
+        `guided` says whether the solver looks at the measurement. Without it a full chain would end at another image,
+        so σ̂ is then held at the limit, and nothing falls back. A recipe refuses formula paper with it.
         """
         import torch
 

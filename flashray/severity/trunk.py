@@ -43,10 +43,8 @@ class Block(nn.Module):
 class Trunk(nn.Module):
     """[B, taken, h, w] to features [B, widths[0], h, w]; h and w are multiples of 2^(levels - 1).
 
-    Args:
-        taken: channels of the input.
-        widths: channels at each level, from the latent grid down.
-        blocks: residual blocks at each level, on the way down and again on the way up; once at the last one.
+    `widths` are the channels at each level, from the latent grid down; `blocks` are the residual blocks at each level,
+    on the way down and again on the way up; once at the last one.
     """
 
     def __init__(self, taken: int, widths: Sequence[int], blocks: Sequence[int]) -> None:

@@ -22,10 +22,8 @@ _KEYS = ("key", "__key__")
 def index_parquet(uri: str, names: Collection[str]) -> pa.Table:
     """One row an image: key, offset (its row), length (null), size, refused (null), and those of `names` that it has.
 
-    Only the footer and these columns are read. The size is the mean of the image's row group.
-
-    Raises:
-        ConfigError: when it is cut short or no Parquet, or its columns are not an archive's.
+    Only the footer and these columns are read. The size is the mean of the image's row group. ConfigError when it is
+    cut short or no Parquet, or its columns are not an archive's.
     """
     try:
         with storage.opened(uri) as file:
@@ -56,9 +54,7 @@ def index_parquet(uri: str, names: Collection[str]) -> pa.Table:
 def read_rows(uri: str, rows: Sequence[int]) -> list[bytes | None]:
     """The image bytes of these rows; None where a row has none.
 
-    Raises:
-        FileNotFoundError, storage.Unavailable, OSError: as `storage.read_bytes`.
-        ValueError: when it is no sound Parquet, or has no such row.
+    Raises what `storage.read_bytes` raises, and ValueError when it is no sound Parquet, or has no such row.
     """
 
     def read(uri: str) -> dict[int, bytes | None]:

@@ -11,16 +11,10 @@ from flashray.shards.parquet_shard import read_rows
 
 
 class Place(NamedTuple):
-    """An image is a file; or `length` bytes of one from `offset` on; or, without a length, its row `offset`.
-
-    Attributes:
-        uri: of the file or object.
-        offset: null for a file of its own.
-        length: null for that, and for a row of a Parquet file.
-    """
+    """An image is a file; or `length` bytes of one from `offset` on; or, without a length, its row `offset`."""
 
     uri: str
-    offset: int | None = None
+    offset: int | None = None  # None for a file of its own
     length: int | None = None
 
     @property
@@ -46,11 +40,8 @@ class Place(NamedTuple):
 def read_places(places: Sequence[Place]) -> list[bytes | None]:
     """The bytes of images that lie in one file, without reading the rest of a tar; None for a row without an image.
 
-    Of a Parquet file the row groups are read that hold the rows.
-
-    Raises:
-        FileNotFoundError, storage.Unavailable, OSError: as `storage.read_bytes`.
-        ValueError: where the file is no sound Parquet.
+    Of a Parquet file the row groups are read that hold the rows. Raises what `storage.read_bytes` raises, and
+    ValueError where the file is no sound Parquet.
     """
     if places[0].is_row:
         return read_rows(places[0].uri, [place.offset or 0 for place in places])

@@ -23,9 +23,7 @@ def shards_among(archive: str, images: Sequence[str], others: Sequence[str]) -> 
     """Those of an archive's other files that hold its images, by their names, where these are not loose.
 
     Parquet beside loose images is a table about them. Compressed tars are among them, and refused when opened.
-
-    Raises:
-        ConfigError: for tars beside loose images.
+    ConfigError for tars beside loose images.
     """
     tars = [name for name in others if name.lower().endswith((_TAR, *_PACKED))]
     if not images:
@@ -44,14 +42,9 @@ def index_shards(
     """One row an image, in the order of the shards and within each of its members: uri, key, offset, length, size,
     refused, and those of `names` that any shard has.
 
-    Args:
-        shards: (URI, size in bytes) of each.
-        is_image: whether a member of a tar is one, by its name.
-        names: of numbers that columns of Parquet, and JSON sidecars in a tar, may give.
-
-    Raises:
-        ConfigError: for the first shard that is unsound or of a kind that is not read, and for keys that two images
-            have.
+    `shards` are (URI, size in bytes). `is_image` tells by its name whether a member of a tar is one. `names` are of
+    numbers that columns of Parquet, and JSON sidecars in a tar, may give. ConfigError for the first shard that is
+    unsound or of a kind that is not read, and for keys that two images have.
     """
 
     def indexed(shard: tuple[str, int]) -> pa.Table:

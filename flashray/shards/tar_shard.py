@@ -26,16 +26,10 @@ _SAMPLE = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL)  # the sample
 def index_tar(uri: str, size: int, is_image: Callable[[str], bool], names: Collection[str]) -> pa.Table:
     """One row an image of a tar of `size` bytes: key, offset, length, size, refused, and those of `names` that it has.
 
-    Only headers are read, and the JSON sidecars of the samples where `names` are asked for: members whose names are
-    the image's up to the first dot. The key is the member's name. A link or device that is named like an image has a
-    row that says so.
-
-    Args:
-        is_image: whether a member of this name is one.
-        names: of numbers that a sidecar may give.
-
-    Raises:
-        ConfigError: when it is compressed, cut short or no tar, or a sidecar cannot be understood.
+    Only headers are read, and the JSON sidecars of the samples where `names` of numbers are asked for: members whose
+    names are the image's up to the first dot. The key is the member's name, by which `is_image` tells whether it is
+    one. A link or device that is named like an image has a row that says so. ConfigError when the file is compressed,
+    cut short or no tar, or a sidecar cannot be understood.
     """
     rows: list[dict[str, Any]] = []
     given: dict[str, dict[str, float]] = {}

@@ -14,22 +14,15 @@ _TIMES = 64  # links to one folder that are followed: links to folders of links 
 
 @dataclass(frozen=True)
 class Entry:
-    """A file below a listed folder or prefix; below a local folder whatever is no folder.
+    """A file below a listed folder or prefix; below a local folder whatever is no folder."""
 
-    Attributes:
-        key: its path relative to the folder or prefix.
-        size: in bytes; 0 where it is no ordinary file, or cannot be asked.
-        regular: whether it is a file that can be opened without waiting: no pipe, socket, device or dead link.
-        hides: a link behind which files may be that are not found: it leads back to a folder above it, to the folder
-            that is kept `apart`, or, without a suffix in its name, nowhere.
-        apart: whether it is a link to the folder that is kept apart, into it, or to one that holds it.
-    """
-
-    key: str
-    size: int
-    regular: bool = True
+    key: str  # its path relative to the folder or prefix
+    size: int  # in bytes; 0 where it is no ordinary file, or cannot be asked
+    regular: bool = True  # it can be opened without waiting: no pipe, socket, device or dead link
+    # a link behind which files may be that are not found: it leads back to a folder above it, to the folder that is
+    # kept `apart`, or, without a suffix in its name, nowhere
     hides: bool = False
-    apart: bool = False
+    apart: bool = False  # a link to the folder that is kept apart, into it, or to one that holds it
 
 
 @dataclass(frozen=True)
@@ -43,10 +36,8 @@ class Unreadable:
 def walk_folder(root: str, apart: str | None = None) -> Iterator[Entry | Unreadable]:
     """Everything below a folder, in no particular order; nothing where there is no such folder.
 
-    A link to a folder is followed unless it leads back to a folder that contains it, or many have led there.
-
-    Args:
-        apart: a folder whose files are none of these, whichever link leads there, and whether it exists or not.
+    A link to a folder is followed unless it leads back to a folder that contains it, or many have led there. The files
+    of the folder `apart` are none of these, whichever link leads there, and whether it exists or not.
     """
     apart = apart and os.path.realpath(apart)
     try:

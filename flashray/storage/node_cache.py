@@ -21,12 +21,9 @@ def cached_folder(uri: str, wanted: Callable[[str], bool]) -> Path:
 
     The copy is named after the URI and each file's key, size and version in the store, so a folder that has changed is
     copied again beside the old copy. One process of the machine copies, and others wait for it. The copy gets its name
-    when it is whole: what a killed process leaves is never opened, and the next one begins anew.
-
-    Raises:
-        FileNotFoundError: where no wanted file is there.
-        ConfigError: where the cache cannot be written to.
-        OSError: where the store does not give a file, or the folder changes while it is copied.
+    when it is whole: what a killed process leaves is never opened, and the next one begins anew. FileNotFoundError
+    where no wanted file is there; ConfigError where the cache cannot be written to; OSError where the store does not
+    give a file, or the folder changes while it is copied.
     """
     files = _listed(uri, wanted)
     if not files:

@@ -57,15 +57,10 @@ class Version:
 
 @dataclass(frozen=True)
 class Listing:
-    """Everything below a folder or prefix.
+    """Everything below a folder or prefix."""
 
-    Attributes:
-        entries: sorted by key. Of a local folder also what is there and is no ordinary file.
-        unreadable: folders that cannot be listed, each with the reason.
-    """
-
-    entries: list[Entry]
-    unreadable: list[str]
+    entries: list[Entry]  # sorted by key; of a local folder also what is there and is no ordinary file
+    unreadable: list[str]  # folders that cannot be listed, each with the reason
 
 
 def normalise(uri: str) -> str:
@@ -89,13 +84,9 @@ def normalise(uri: str) -> str:
 
 
 def given(uri: str, what: str) -> str:
-    """The normalised form of an address that a person gave.
+    """The normalised form of an address that a person gave; `what` it is, for messages.
 
-    Args:
-        what: it is, for messages.
-
-    Raises:
-        ConfigError: when it is empty or no path, or holds a secret, which records and messages would keep.
+    ConfigError when it is empty or no path, or holds a secret, which records and messages would keep.
     """
     if not uri:
         raise ConfigError(f"{what} is empty; give a folder or a URI")
@@ -147,10 +138,9 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 def check(uri: str) -> None:
-    """Nothing, where the store of a URI answers to this process; asks once, before any work.
+    """Ask the store of a URI once, before any work, whether it answers to this process.
 
-    Raises:
-        ConfigError: when it does not, with the reason and the remedy.
+    ConfigError when it does not, with the reason and the remedy.
     """
     scheme, rest = _split(normalise(uri))
     if scheme != "s3":
@@ -164,10 +154,7 @@ def check(uri: str) -> None:
 def read_bytes(uri: str) -> bytes:
     """The whole file or object.
 
-    Raises:
-        FileNotFoundError: when there is none.
-        Unavailable: when the store does not answer at all.
-        OSError: when this one cannot be read.
+    FileNotFoundError when there is none, Unavailable when the store does not answer at all, else OSError.
     """
     return _read_local(normalise(uri)) if is_local(uri) else asked(uri, _read)
 
@@ -175,8 +162,7 @@ def read_bytes(uri: str) -> bytes:
 def read_range(uri: str, offset: int, length: int) -> bytes:
     """`length` bytes of a file or object from `offset` on; nothing else of it is read.
 
-    Raises:
-        FileNotFoundError, Unavailable, OSError: as `read_bytes`; OSError too where it ends before.
+    Raises what `read_bytes` raises, and OSError too where it ends before.
     """
 
     def read(uri: str) -> bytes:
@@ -198,9 +184,7 @@ def opened(uri: str) -> pa.NativeFile:
 def asked(uri: str, read: Callable[[str], T]) -> T:
     """`read(uri)`; where it fails, the store itself is looked at, and if that is there the read is tried once more.
 
-    Raises:
-        Unavailable: when the store does not answer at all.
-        OSError: when this one cannot be read.
+    Unavailable when the store does not answer at all; OSError when this one cannot be read.
     """
     try:
         return read(uri)
@@ -219,8 +203,7 @@ def asked(uri: str, read: Callable[[str], T]) -> T:
 def put_bytes(uri: str, data: bytes, modified_ns: int | None = None) -> None:
     """Create or replace a file in one piece: readers see the old one or the new one.
 
-    Args:
-        modified_ns: time of modification that a local file gets; stores set their own.
+    `modified_ns` is the time of modification that a local file gets; stores set their own.
     """
     scheme, rest = _split(normalise(uri))
     if scheme == "s3":
@@ -256,8 +239,7 @@ def modified(uri: str) -> int | None:
 def copy(source: str, target: str) -> None:
     """A file or object under another name, in one piece; between local folders in parts, with its times.
 
-    Raises:
-        OSError: where it cannot be read or is no ordinary file.
+    OSError where it cannot be read or is no ordinary file.
     """
     refuse_special(source)
     if not (is_local(source) and is_local(target)):
@@ -335,8 +317,7 @@ def _name_if_free(temporary: Path, path: Path) -> None:
 def creates_if_absent(uri: str) -> bool:
     """Whether the store keeps `create_if_absent`'s word: not all of them honour a conditional put.
 
-    Args:
-        uri: of a file that nobody needs; it is gone afterwards.
+    `uri` is of a file that nobody needs; it is gone afterwards.
     """
     scheme, rest = _split(normalise(uri))
     if scheme == "s3" and not s3.knows_conditions(rest):
@@ -372,8 +353,7 @@ def list_files(uri: str) -> list[Entry]:
 def list_everything(uri: str, apart: str | None = None) -> Listing:
     """Every file below a folder or prefix as `list_files`, and whatever else is there.
 
-    Args:
-        apart: a place that links below the folder must not lead to.
+    `apart` is a place that links below the folder must not lead to.
     """
     if not is_local(uri):
         return Listing(_objects(uri), [])
@@ -407,8 +387,7 @@ def versions(uri: str) -> list[Version]:
 def download(uri: str, path: Path, size: int) -> None:
     """Write a file or object of so many bytes to a new local one, piece by piece, and on the disk.
 
-    Raises:
-        OSError: when it cannot be read, or is not so large.
+    OSError when it cannot be read, or is not so large.
     """
     _make_folder(path.parent)
     files, place = filesystem(uri)

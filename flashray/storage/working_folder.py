@@ -16,8 +16,7 @@ def in_submitted_job() -> bool:
 def refuse_relative(**places: str | None) -> None:
     """Refuse relative paths where the work is not done in the folder that they are relative to.
 
-    Raises:
-        ConfigError: names the argument, why it is refused, and what to give instead.
+    The ConfigError names the argument, why it is refused, and what to give instead.
     """
     reason = _elsewhere()
     if reason is None:

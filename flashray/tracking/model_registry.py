@@ -50,12 +50,8 @@ def register(
 ) -> str:
     """A new version of a registered model, which the alias then names; `models:/NAME/VERSION`.
 
-    FlashrayError when MLflow does not take it.
-
-    Args:
-        encoder, folder: the encoder, and where it is saved.
-        uri: MLflow server or database.
-        figures: its figures on validation photos.
+    The encoder is saved in `folder`; `uri` is the MLflow server or database; `figures` are the encoder's on validation
+    photos. FlashrayError when MLflow does not take it.
     """
     load_mlflow()
     try:

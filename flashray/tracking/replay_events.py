@@ -15,11 +15,8 @@ def replay(folder: str, tracking_uri: str | None = None) -> tuple[int, dict[str,
 
     No driver may be at work on the run: one whose last driver did not record its end is marked as killed. ConfigError
     when the run was never tracked, or the password of its server is not known; FlashrayError when MLflow does not take
-    all of it.
-
-    Args:
-        folder: URI of the run's folder, which holds run.json.
-        tracking_uri: the server or database; default where the run was tracked. Another one gets the whole run.
+    all of it. `folder` is the URI of the run's folder, which holds run.json; `tracking_uri` is the server or database,
+    by default where the run was tracked. Another one gets the whole run.
     """
     try:
         spool = Spool(folder)

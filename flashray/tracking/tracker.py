@@ -36,11 +36,9 @@ class Tracker:
     """One MLflow run. Every method may be called whether or not tracking works; only `settle` waits for MLflow.
 
     A call is kept as an event in the run's folder first (`Spool`); a thread sends it and tries again while MLflow does
-    not answer. What MLflow lacks at the end of the job is sent by the next start or by `flashray replay`.
-
-    Args:
-        output: URI of the job's output; by default the database lies beside it.
-        folder: URI of the run's folder, which holds run.json; default the output.
+    not answer. What MLflow lacks at the end of the job is sent by the next start or by `flashray replay`. `output` is
+    the URI of the job's output, beside which by default the database lies; `folder` is the URI of the run's folder,
+    which holds run.json, by default the output.
     """
 
     def __init__(self, config: TrackingConfig, output: str, folder: str | None = None) -> None:

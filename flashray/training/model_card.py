@@ -58,12 +58,9 @@ def sample_sheet(prior: LatentPrior, latent_shape: tuple[int, ...], path: Path) 
 def write_prior_card(
     folder: Path, prior: LatentPrior, photos: str, val_NCHW: Tensor, trained: Mapping[str, Any]
 ) -> None:
-    """README.md, card.json and samples.png of a prior.
+    """README.md, card.json and samples.png of a prior that was trained on `photos`, which are named in words.
 
-    Args:
-        photos: what the prior was trained on, in words.
-        val_NCHW: validation photos in [-1, 1].
-        trained: what `note_training` noted of each stage.
+    The validation photos are in [-1, 1]; `trained` is what `note_training` noted of each stage.
     """
     pixels = isinstance(prior.autoencoder, SpaceToDepth)
     quality = {} if pixels else autoencoder_figures(prior, val_NCHW)  # pixels come back as they are

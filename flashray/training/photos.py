@@ -14,8 +14,7 @@ from flashray.shards.shard_index import index_shards, shards_among
 def list_places(photos: str) -> list[Place]:
     """The images of a folder or prefix, sorted, or in its shards, or in one shard; links inside tars are left out.
 
-    Raises:
-        ConfigError: when there is none, or a shard is unsound.
+    ConfigError when there is none, or a shard is unsound.
     """
     root = storage.normalise(photos)
     size = storage.file_size(root)

@@ -189,12 +189,11 @@ def severity_figures(
     With a range of noise every photo has its own noise_std, the same at every level. σ̂ and σ̄ of an image are root mean
     squares over its positions.
 
-    Returns:
-        latent_mse, and latent_mse_of_y with E(y) as ẑ; sigma_error, mean |σ̂ - σ̄|; spearman_sigma, Spearman of σ̂ with
-        the true error σ̄ over all images and levels; spearman_map, of the maps over the positions of an image, mean over
-        images; spearman_level and spearman_level_true, of σ̂ and of σ̄ with the level across photos; ordering and
-        ordering_true, the share of pairs of levels of one photo that σ̂, or σ̄, orders as the levels are; fused_psnr,
-        decoded_psnr and y_psnr of the fused image, D(ẑ) and y.
+    The figures: latent_mse, and latent_mse_of_y with E(y) as ẑ; sigma_error, mean |σ̂ - σ̄|; spearman_sigma, Spearman
+    of σ̂ with the true error σ̄ over all images and levels; spearman_map, of the maps over the positions of an image,
+    mean over images; spearman_level and spearman_level_true, of σ̂ and of σ̄ with the level across photos; ordering and
+    ordering_true, the share of pairs of levels of one photo that σ̂, or σ̄, orders as the levels are; fused_psnr,
+    decoded_psnr and y_psnr of the fused image, D(ẑ) and y.
     """
     level_L = torch.linspace(0, 1, ORDERING_LEVELS)
     predicted, true, maps, rows = [], [], [], []

@@ -28,9 +28,7 @@ class StartTask(DenoiserTask):
     √ᾱ ẑ + √(1-ᾱ) ε, with the ẑ of a degraded view by one of the encoders: what ẑ lacks is not noise, and a denoiser
     that has only seen clean latents with noise takes it for a part of the image. Its loss is ‖ẑ0 - z0‖²/d. The clean
     batches are of whole views, and without LPIPS where there are encoders: they keep the denoiser of the full chain.
-
-    Raises:
-        ConfigError: if the views are too small for LPIPS or an encoder.
+    ConfigError if the views are too small for LPIPS or an encoder.
     """
 
     def __init__(

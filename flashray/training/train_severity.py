@@ -94,11 +94,8 @@ def build_severity_task(config: TrainSeverityConfig) -> SeverityTask:
 def start_from(encoder: SeverityEncoder, source: str, whole: bool = False) -> None:
     """Give an encoder the weights of another one, where both have them.
 
-    Its trunk may have more blocks than the other one's: a new block begins as the identity.
-
-    Raises:
-        ConfigError: if their trunks have other widths, the other one's has more blocks, or it lacks a head where
-            `whole` asks for all.
+    Its trunk may have more blocks than the other one's: a new block begins as the identity. ConfigError if their trunks
+    have other widths, the other one's has more blocks, or it lacks a head where `whole` asks for all.
     """
     other = load_severity_encoder(source)
     widths, blocks = list(other.config.widths), list(other.config.blocks)
