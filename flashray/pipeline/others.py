@@ -6,6 +6,8 @@ import errno
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from threading import Lock
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +23,7 @@ from flashray.shown import storable
 # One row a file; `error` says why it could not be copied
 OTHERS = pa.schema([("key", pa.string()), ("size", pa.int64()), ("error", pa.string())])
 _COPIERS = 4
+_LARGE, _MOST = 2**28, 5 * 2**30  # bytes: of files that are copied alone, and of those that no store takes in one put
 _OF_THE_FILE = (errno.EIO, errno.ENAMETOOLONG)  # failures that other files do not share
 _RECORD = "others.parquet"
 log = logging.getLogger(__name__)
@@ -37,6 +40,8 @@ def copy_others(run: IoConfig, others: Sequence[storage.Entry], again: bool = Fa
     if others_copied(run.output, others, again):
         return
 
+    one_at_a_time = Lock()  # a store takes a file from memory
+
     def copy(entry: storage.Entry) -> dict[str, Any]:
         row: dict[str, Any] = {"key": storable(entry.key), "size": entry.size, "error": None}
         try:
@@ -44,6 +49,8 @@ def copy_others(run: IoConfig, others: Sequence[storage.Entry], again: bool = Fa
                 raise OSError("it is no name below the output")
             source = storage.join(run.archive, entry.key)
             storage.refuse_special(source)
+            if entry.size > _MOST and not storage.is_local(run.output):
+                raise OSError("it is larger than the 5 GiB that an object store takes in one put; copy it yourself")
             with storage.opened(source) as file:
                 file.read(1)
         except storage.Unavailable:
@@ -52,7 +59,8 @@ def copy_others(run: IoConfig, others: Sequence[storage.Entry], again: bool = Fa
             row["error"] = str(error)
         else:
             try:
-                storage.copy(source, storage.join(run.output, entry.key))
+                with one_at_a_time if entry.size > _LARGE else nullcontext():
+                    storage.copy(source, storage.join(run.output, entry.key))
             except OSError as error:
                 if error.errno not in _OF_THE_FILE:
                     raise

@@ -39,6 +39,7 @@ _PIECE = 2**24  # bytes of a file that is copied piece by piece
 # what `os.link` fails with where there are no hard links; the arguments of renameat2
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS)
 _HERE, _NO_REPLACE = -100, 1
+_PART = 2**20  # bytes of a file that are copied at once
 _SPECIAL = "it is no file but a pipe, a socket or a device"
 
 
@@ -237,19 +238,21 @@ def modified(uri: str) -> int | None:
 
 
 def copy(source: str, target: str) -> None:
-    """A file or object under another name, in one piece; between local folders in parts, with its times.
+    """A file or object under another name, in one piece; to a local folder in parts, from one with its times.
 
     OSError where it cannot be read or is no ordinary file.
     """
     refuse_special(source)
-    if not (is_local(source) and is_local(target)):
-        put_bytes(target, read_bytes(source), modified(source))
+    if not is_local(target):
+        put_bytes(target, read_bytes(source))
         return
     path = Path(normalise(target))
     temporary = write_temporary(path, b"")
     try:
-        shutil.copyfile(normalise(source), temporary)
-        shutil.copystat(normalise(source), temporary)
+        with opened(source) as there, open(temporary, "wb") as here:
+            shutil.copyfileobj(there, here, _PART)
+        if is_local(source):
+            shutil.copystat(normalise(source), temporary)
         sync(temporary)
         temporary.replace(path)
     except OSError:

@@ -152,8 +152,9 @@ def train_denoiser(config: TrainPriorConfig) -> None:
             raise ConfigError(f"stage denoiser: {output}/vqvae is missing; train the stage autoencoder first")
         take_autoencoder(resolve(config.init), output)
     fresh = not (output / "unet" / "config.json").is_file()
-    if config.init:  # with the noise that its denoiser was trained on
-        shutil.copytree(resolve(config.init) / "scheduler", output / "scheduler", dirs_exist_ok=True)
+    init = resolve(config.init).resolve() if config.init else output.resolve()
+    if init != output.resolve():  # with the noise that its denoiser was trained on
+        shutil.copytree(init / "scheduler", output / "scheduler", dirs_exist_ok=True)
     elif fresh:
         write_scheduler(output, config.denoiser.prediction)
     if fresh:  # so that the folder opens as a prior
