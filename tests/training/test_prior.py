@@ -286,3 +286,11 @@ def test_a_prior_of_smooth_latents_cached_and_cooled(photos: Callable[[str], str
     train_prior(dataclasses.replace(config, stages=("denoiser",), denoiser_loop=longer, card=""))
     assert len(list((tmp_path / "state").glob("denoiser-*"))) == 2
     assert len(list((tmp_path / "state").glob("latents-*.npy"))) == 1  # encoded once
+
+
+def test_a_prior_is_trained_on_in_its_own_folder(trained: Path, photos: Callable[[str], str], tmp_path: Path):
+    shutil.copytree(trained / "prior", tmp_path / "prior")
+    before = (tmp_path / "prior" / "scheduler" / "scheduler_config.json").read_bytes()
+    config = prior_config(photos, tmp_path, ONCE, init=str(tmp_path / "prior"))
+    train_prior(dataclasses.replace(config, stages=("denoiser",)))
+    assert (tmp_path / "prior" / "scheduler" / "scheduler_config.json").read_bytes() == before
