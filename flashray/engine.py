@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ def solve(
     degradation: Degradation,
     solver: Solver,
     schedule: NoiseSchedule,
-    jobs: Iterable[Job],
+    jobs: Sequence[Job],
     slots: int = 8,
     eta: float = 1.0,
     on_step: Callable[[int], None] | None = None,

@@ -52,13 +52,15 @@ class Frame:
 
         The given mask is white where a pixel is known, of the image's own size. ImageError where none is.
         """
-        if mask_CHW.amax() <= 0:
+        grey = mask_CHW.mean(dim=0, keepdim=True)
+        half = torch.where(grey > 0, 0.5, -0.5)  # so that overshoot is not clamped
+        known = ((self.take(half) - 0.5).abs() < 0.01).float()
+        if not known.any():
             raise ImageError(
                 "the mask knows no pixel: it has to be white (255) where one is known, and its brightest value is "
-                f"{round((float(mask_CHW.amax()) + 1) * 127.5)}"
+                f"{round((float(grey.amax()) + 1) * 127.5)}"
             )
-        half = torch.where(mask_CHW.mean(dim=0, keepdim=True) > 0, 0.5, -0.5)  # so that overshoot is not clamped
-        return ((self.take(half) - 0.5).abs() < 0.01).float()
+        return known
 
 
 @dataclass(frozen=True)

@@ -253,5 +253,9 @@ def test_masks_that_cannot_be_meant_are_errors(tiny_models: TinyModels) -> None:
     assert restorer(photo, mask=known).errors == [None], "booleans are the natural type of a mask"
     (error,) = restorer(photo, mask=known.astype(np.uint8)).errors
     assert "knows no pixel: it has to be white (255)" in str(error)
+    red = np.zeros((SIDE, SIDE, 3), np.uint8)
+    red[..., 0] = 255
+    (error,) = restorer(photo, mask=red).errors
+    assert "its brightest value is 85" in str(error)
     (error,) = restorer(photo, mask=known[:-1]).errors
     assert f"the mask has {SIDE} x {SIDE - 1} pixels" in str(error)

@@ -59,9 +59,13 @@ def _of_picture(picture: Image.Image) -> Tensor:
             f"a picture of mode {picture.mode} does not say what its values stand for; give its path, or a tensor "
             "[3, H, W] in [-1, 1]"
         )
+    picture.load()  # only then all of its metadata are there
     white_is_zero = getattr(picture, "tag_v2", {}).get(262) == 0  # of a TIFF; 16 bits are left as they are in the file
     icc, exif = picture.info.get("icc_profile"), picture.info.get("exif")
-    turned = isinstance(exif, bytes) and metadata.orientation(metadata.bare_exif(exif)) > 1
+    if isinstance(exif, bytes):
+        turned = metadata.orientation(metadata.bare_exif(exif)) > 1
+    else:  # Pillow also looks into XMP, which flashray does not
+        turned = not picture.info.keys() & {"xmp", "XML:com.adobe.xmp"} and picture.getexif().get(274, 1) != 1
     picture = ImageOps.exif_transpose(picture) if turned else picture
     if picture.mode.startswith("I;16"):
         values = np.array(picture).astype(np.uint16)
@@ -73,7 +77,7 @@ def _of_picture(picture: Image.Image) -> Tensor:
 
 
 def as_mask(given: ImageLike) -> Tensor:
-    """A mask as `as_image` takes it, or as an array of booleans: float32 [3, H, W] in [-1, 1], 1 where it is known."""
+    """A mask, also as an array of booleans, as float32 [3, H, W] in [-1, 1]: 1 where a pixel is known; as `as_image`."""
     if isinstance(given, np.ndarray) and given.dtype == bool:
         given = given.astype(np.uint8) * 255
     return as_image(given)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 COMMENT, CREDENTIALS = 0xFE, 0xEB  # markers: COM, and APP11, which holds content credentials (C2PA)
 _END = 0xD9
-_ALONE = {0x00, 0x01, 0xFF, *range(0xD0, 0xD8)}  # inside a scan, without a length: stuffed bytes, restarts, filling
+_ALONE = {0x00, 0x01, *range(0xD0, 0xD8)}  # inside a scan, without a length: stuffed bytes, restarts
+_MARKER = re.compile(rb"\xff+([^\xff])", re.DOTALL)
+_FILLING = b"\0\xff \t\r\n"
 
 
 def segments(data: bytes) -> Iterator[tuple[int, int]]:
     """(marker, the place behind its two bytes) of each segment, up to the end of the first picture."""
     place = 2
-    while 0 <= (place := data.find(b"\xff", place)) < len(data) - 1:
-        marker = data[place + 1]
-        place += 1 if marker == 0xFF else 2
+    while found := _MARKER.search(data, place):
+        marker, place = found[1][0], found.end()
         if marker in _ALONE:
             continue
         yield marker, place
@@ -31,6 +33,6 @@ def left_out(data: bytes, further_pictures: bool) -> list[str]:
     phrases += ["further comments"] if kinds.count(COMMENT) > 1 else []
     if further_pictures:
         phrases.append("the further pictures of the file (MPO)")
-    elif found and kinds[-1] == _END and data[found[-1][1] :].strip(b"\0"):
+    elif found and kinds[-1] == _END and data[found[-1][1] :].strip(_FILLING):
         phrases.append("data behind the picture, such as a motion photo's video")
     return phrases

@@ -72,7 +72,7 @@ def upright_exif(exif: bytes, turned: bool) -> bytes:
         except ValueError:
             return bytes(changed)
         start, count = preview.number(_PREVIEW, 0), preview.number(_PREVIEW_BYTES, 0)
-        if 8 <= start <= start + count <= len(changed):
+        if preview.place_of_next + 4 <= start <= start + count <= len(changed):  # else it would hold other things
             changed[start : start + count] = bytes(count)
     return bytes(changed)
 

@@ -103,10 +103,10 @@ def read_archive(config: RunConfig, predicted: Collection[str] = (), taken: pa.C
     refused = without_place(keys, io.format)
     refuse_page([] if io.shards != "none" else keys, io.format, [one.key for one in others] if io.copy_others else [])
     refuse_without_suffix(keys, io)
-    taken_names = [one.key for one in others if re.fullmatch(r"\d{2,}-\d{8}\.(tar|parquet)", one.key)]
-    if io.copy_others and io.shards != "none" and taken_names:
+    like_shards = [one.key for one in others if re.fullmatch(r"\d{2,}-\d{8}\.(tar|parquet)", one.key)]
+    if io.copy_others and io.shards != "none" and like_shards:
         raise ConfigError(
-            f"{taken_names[0]!r} is named like a shard of the output; rename it, or leave out --copy-others"
+            f"{like_shards[0]!r} is named like a shard of the output; rename it, or leave out --copy-others"
         )
     if refused:
         why = pa.array([refused.get(key) for key in keys], pa.string())
@@ -126,8 +126,8 @@ def limited(table: pa.Table, limit: int | None, taken: pa.ChunkedArray | None = 
     before = pc.is_in(table["key"], taken.combine_chunks()).to_numpy()
     if before.sum() > limit:
         raise ConfigError(
-            f"limit is {limit}, and the run in this output has taken {before.sum()} images; leave --limit out, or "
-            "choose another output for a trial"
+            f"limit is {limit}, and the run in this output has taken {before.sum()} images already; give at least so "
+            "many, leave --limit out to restore all, or choose another output"
         )
     others = np.flatnonzero(~before)[: max(limit - int(before.sum()), 0)]
     return table.take(pa.array(np.sort(np.append(np.flatnonzero(before), others))))
@@ -237,17 +237,15 @@ def differences(old: pa.Table, new: pa.Table) -> dict[str, list[str]]:
     for name in _COMPARED:
         was, now = old[name].take(row), common[name]
         equal = pc.fill_null(pc.equal(was, now), False)
-        if name == "given" and not pc.all(equal).as_py():  # 1 and 1.0 are one number
-            equal = pa.array(
-                [a == b or _same_values(a, b) for a, b in zip(was.to_pylist(), now.to_pylist(), strict=True)]
-            )
+        if name == "given":  # 1 and 1.0 are one number
+            rows = np.flatnonzero(~equal.to_numpy() & was.is_valid().to_numpy() & now.is_valid().to_numpy())
+            alike = equal.to_numpy().copy()
+            pairs = zip(was.take(pa.array(rows)).to_pylist(), now.take(pa.array(rows)).to_pylist(), strict=True)
+            alike[rows] = [json.loads(one) == json.loads(other) for one, other in pairs]
+            equal = pa.array(alike)
         same = pc.and_(same, pc.or_(equal, pc.and_(pc.is_null(was), pc.is_null(now))))
     changed = common.filter(pc.invert(same))["key"].to_pylist()
     return {"added": added, "removed": removed, "changed": changed}
-
-
-def _same_values(one: str | None, other: str | None) -> bool:
-    return one is not None and other is not None and json.loads(one) == json.loads(other)
 
 
 def _is_image(entry: storage.Entry) -> bool:

@@ -99,7 +99,7 @@ def sample(plan: pa.Table, work: WorkerSettings) -> pa.Table:
 
 
 def of_actor(unit: pa.Table, number: int) -> pa.Table:
-    """The unit under a name of its own: the quarantine takes work that is begun twice for one that killed its worker"""
+    """The unit under a name of its own: the quarantine takes work begun twice for one that killed its worker."""
     names = pa.array([f"calibration {number}"])
     return unit.set_column(unit.column_names.index("unit_id"), "unit_id", names)
 

@@ -22,7 +22,7 @@ from flashray.pipeline.cost import read_quoted
 from flashray.pipeline.damage import missing_and_changed, restored_files
 from flashray.pipeline.lease import held
 from flashray.pipeline.models import Models, load_models
-from flashray.pipeline.others import others_copied, read_others
+from flashray.pipeline.others import copied_names, others_copied
 from flashray.pipeline.outputs import Layout, image_of
 from flashray.pipeline.plan import gone, read_plans, write_plan
 from flashray.pipeline.run_config import RunConfig, flatten, to_dict, to_yaml
@@ -31,7 +31,7 @@ from flashray.pipeline.run_status import RunStatus
 from flashray.pipeline.worker_settings import WorkerSettings, hashes
 from flashray.restorer import Restorer
 from flashray.schedule import NoiseSchedule
-from flashray.shown import first_of
+from flashray.shown import first_of, storable
 from flashray.tracking import Tracker, TrackingConfig
 
 log = logging.getLogger(__name__)
@@ -83,14 +83,15 @@ def _erase(config: RunConfig, models: Models) -> None:
             return
         plans, commits = read_plans(output), read_commits(output, committed_units(output))
         names = Layout.of_record(output, record).files(*plans, commits)
-        copied = read_others(output)
-        names |= set(copied.filter(pc.is_null(copied["error"]))["key"].to_pylist())
-        strange = [n for n in restored_files(output) if image_of(n) not in names and n != PAGE and not is_hidden(n)]
+        names |= copied_names(output)
+        there = {name: storable(image_of(name)) in names for name in restored_files(output) if name != PAGE}
+        strange = [name for name, own in there.items() if not own and not is_hidden(name)]
         if strange:
             raise ConfigError(
                 f"output {output} holds files that no run wrote, such as {strange[0]!r}: move them away, or choose "
                 "another output; nothing is deleted"
             )
+        names = {name for name, own in there.items() if own}
         run_record.erase(output, names, *(["severity_encoder"] if models.registered else []))
 
 

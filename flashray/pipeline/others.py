@@ -23,8 +23,9 @@ from flashray.shown import storable
 # One row a file; `error` says why it could not be copied
 OTHERS = pa.schema([("key", pa.string()), ("size", pa.int64()), ("error", pa.string())])
 _COPIERS = 4
-_LARGE, _MOST = 2**28, 5 * 2**30  # bytes: of files that are copied alone, and of those that no store takes in one put
-_OF_THE_FILE = (errno.EIO, errno.ENAMETOOLONG)  # failures that other files do not share
+_LARGE, _MOST = 2**28, 5 * 2**30  # bytes: of files that are copied alone, and the most that a store takes in one put
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # failures that the next file shares
+_BEGUN = "the run ended before it was copied"
 _RECORD = "others.parquet"
 log = logging.getLogger(__name__)
 
@@ -32,59 +33,81 @@ log = logging.getLogger(__name__)
 def copy_others(run: IoConfig, others: Sequence[storage.Entry], again: bool = False) -> None:
     """Copy these files of the archive to the same keys below the output, and record them; not those recorded before.
 
-    An interrupted copy begins anew. A file that cannot be read is recorded with the reason, and tried `again` if that
-    is asked. OSError where the output takes no more, such as a full disk.
+    They are recorded before the first copy too, so that `copied_names` knows the files of a start that was killed. A
+    file that cannot be copied is recorded with the reason, and tried `again` if that is asked. OSError where the output
+    takes no more, such as a full disk; Unavailable where a store does not answer.
     """
-    before = _recorded(run.output, again)
-    known = set(before["key"].to_pylist())
     if others_copied(run.output, others, again):
         return
+    before = _settled(run.output, again)
+    known = set(before["key"].to_pylist())
+    todo = [entry for entry in others if storable(entry.key) not in known]
 
-    one_at_a_time = Lock()  # a store takes a file from memory
+    def record(rows: list[dict[str, Any]]) -> None:
+        table = pa.concat_tables([before, pa.Table.from_pylist(rows, schema=OTHERS)])
+        storage.put_bytes(run_uri(run.output, _RECORD), parquet(table))
+
+    large = Lock()  # these one after the other, because a store takes each from memory
 
     def copy(entry: storage.Entry) -> dict[str, Any]:
         row: dict[str, Any] = {"key": storable(entry.key), "size": entry.size, "error": None}
         try:
             if not is_relative_name(entry.key):
                 raise OSError("it is no name below the output")
-            source = storage.join(run.archive, entry.key)
-            storage.refuse_special(source)
-            if entry.size > _MOST and not storage.is_local(run.output):
-                raise OSError("it is larger than the 5 GiB that an object store takes in one put; copy it yourself")
-            with storage.opened(source) as file:
-                file.read(1)
+            with large if entry.size > _LARGE else nullcontext():
+                _copy(storage.join(run.archive, entry.key), storage.join(run.output, entry.key), entry.size)
         except storage.Unavailable:
             raise
         except (OSError, UnicodeError) as error:
+            if isinstance(error, _Refused) or getattr(error, "errno", None) in _FULL:
+                raise
             row["error"] = str(error)
-        else:
-            try:
-                with one_at_a_time if entry.size > _LARGE else nullcontext():
-                    storage.copy(source, storage.join(run.output, entry.key))
-            except OSError as error:
-                if error.errno not in _OF_THE_FILE:
-                    raise
-                row["error"] = str(error)
-        if row["error"] is not None:
-            log.warning("%s is not copied: %s", row["key"], row["error"])
+            log.warning("%s is not copied: %s", row["key"], error)
         return row
 
+    record([{"key": storable(entry.key), "size": entry.size, "error": _BEGUN} for entry in todo])
     with ThreadPoolExecutor(_COPIERS) as copiers:
-        rows = list(copiers.map(copy, (entry for entry in others if storable(entry.key) not in known)))
-    table = pa.concat_tables([before, pa.Table.from_pylist(rows, schema=OTHERS)])
-    storage.put_bytes(run_uri(run.output, _RECORD), parquet(table))
+        rows = list(copiers.map(copy, todo))
+    record(rows)
 
 
-def _recorded(output: str, again: bool) -> pa.Table:
-    """The record, without the files that could not be copied if these are to be tried again."""
-    before = read_others(output)
-    return before.filter(pc.is_null(before["error"])) if again else before
+class _Refused(OSError):
+    """The store of the output did not take a file: it would not take the next one either."""
+
+
+def _copy(source: str, target: str, size: int) -> None:
+    if storage.is_local(target):
+        storage.copy(source, target)
+        return
+    if size > _MOST:
+        raise OSError("it is larger than the 5 GiB that an object store takes in one put; copy it yourself")
+    storage.refuse_special(source)
+    data = storage.read_bytes(source)
+    try:
+        storage.put_bytes(target, data)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise
+        raise _Refused(str(error)) from error
+
+
+def _settled(output: str, again: bool) -> pa.Table:
+    """The record without the files of a start that was killed; with `again`, those that were copied alone."""
+    found = read_others(output)
+    return found.filter(pc.is_null(found["error"]) if again else pc.not_equal(pc.fill_null(found["error"], ""), _BEGUN))
 
 
 def others_copied(output: str, others: Sequence[storage.Entry], again: bool = False) -> bool:
-    """Whether a run has copied all of these files; where they are not to be tried `again`, or has tried to."""
-    known = set(_recorded(output, again)["key"].to_pylist())
+    """Whether each of these files is recorded as copied or as one that cannot be; with `again`, as copied."""
+    known = set(_settled(output, again)["key"].to_pylist())
     return storage.exists(run_uri(output, _RECORD)) and all(storable(entry.key) in known for entry in others)
+
+
+def copied_names(output: str) -> set[str]:
+    """The names below the output that a run has copied, or had begun to copy."""
+    found = read_others(output)
+    mine = found.filter(pc.is_in(pc.fill_null(found["error"], _BEGUN), pa.array([_BEGUN])))
+    return {key for key in mine["key"].to_pylist() if is_relative_name(key)}
 
 
 def read_others(output: str) -> pa.Table:

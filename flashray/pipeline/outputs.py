@@ -122,7 +122,7 @@ def without_place(keys: Sequence[str], format: OutputFormat) -> dict[str, str]:
         key: f"{key!r} is no name below the output; rename the object" for key in keys if not is_relative_name(key)
     }
     led_out |= {
-        key: f"{key!r} would lie among the run's own records ({RUN_FOLDER}); rename the object"
+        key: f"{key!r} would lie among the run's own records ({RUN_FOLDER}, {storage.TEMPORARY}…); rename the object"
         for key in keys
         if (RUN_FOLDER in key or storage.TEMPORARY in key) and _is_own(key)  # the first is quick, and there are many
     }

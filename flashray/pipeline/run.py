@@ -216,7 +216,9 @@ def _write_plan(run: Run, session: RaySession, found: pa.Table, attempt: int) ->
         price(run, session, units)
     if len(units) and wanted:
         if run.quoted is None:
-            raise ConfigError("the cost of the plan could not be measured, so no budget can be kept; leave it out")
+            raise ConfigError(
+                "the cost of the plan could not be measured, so no budget can be kept; leave the budget out"
+            )
         sound = found.filter(pc.equal(found["status"], "ok"))
         run.record["budget"] = budget.fit(
             lambda scale: workload(sound, run.schedule, budget.scaled(run.requested, scale).recipe)[0],

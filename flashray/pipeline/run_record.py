@@ -127,7 +127,8 @@ def open_record(
             write_record(output, record)
         elif not planned(output) and record["archive"]["sha256"] != listing_hash(listing):
             log.warning("the archive has changed since a start that ended before its plan; it is listed anew")
-            storage.delete(run_uri(output, "severity"))
+            if differences(read_listing(output), listing)["changed"]:
+                storage.delete(run_uri(output, "severity"))  # σ̂ of other files
             _write_listing(output, listing)
             record["archive"] = {"images": len(listing), "sha256": listing_hash(listing)}
             write_record(output, record)

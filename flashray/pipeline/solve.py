@@ -295,11 +295,13 @@ def solve_units(plan: pa.Table, work: WorkerSettings, pools: Pools, quarantine: 
 
 def rows_of(plan: pa.Table, units: pa.Table, work: WorkerSettings) -> pa.Table:
     """These units of `index(plan)` with all columns that the load stage needs."""
-    columns, references = UNIT_COLUMNS, work.config.io.references
-    if references is not None:
-        uris = pc.binary_join_element_wise(references.rstrip("/"), plan["key"], "/")
-        plan, columns = plan.append_column("reference_uri", uris), [*columns, "reference_uri"]
-    return gather(plan, units, columns)
+    units = gather(plan, units, UNIT_COLUMNS)
+    if work.config.io.references is not None:
+        keys = units["key"].combine_chunks()
+        uris = pc.binary_join_element_wise(work.config.io.references.rstrip("/"), keys.flatten(), "/")
+        lists = pa.ListArray.from_arrays(pa.array(np.append(0, np.cumsum(keys.value_lengths())), pa.int32()), uris)
+        units = units.append_column("reference_uri", lists)
+    return units
 
 
 def _solve_wave(units: pa.Table, work: WorkerSettings, pools: Pools, quarantine: Any) -> Iterator[dict[str, Any]]:

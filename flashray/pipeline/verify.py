@@ -30,7 +30,7 @@ class Verified:
     duplicated: list[str] = field(default_factory=list)  # in several plan rows, or committed by several valid units
     missing: list[str] = field(default_factory=list)  # committed, but the image, a sample or the spread map is gone
     changed: list[str] = field(default_factory=list)  # committed, and a file has other bytes
-    others_failed: list[str] = field(default_factory=list)  # no images, not copied; `--retry-failed` tries again
+    others_failed: list[str] = field(default_factory=list)  # files that are no images and could not be copied
     others_missing: list[str] = field(default_factory=list)  # no images, copied, and gone or of another size
     strangers: list[str] = field(default_factory=list)  # named by no commit and no pending unit; hidden ones aside
     unplanned: int = 0  # in the archive, and named by no plan
@@ -68,9 +68,10 @@ def verify(output: str) -> Verified:
     results = status.results
     promised = set(results.filter(pc.equal(results["status"], "ok"))["key"].to_pylist())
     layout, sizes = Layout.of_record(output, record), restored_files(output)
-    recorded = read_others(output)
-    copied, left = (recorded.filter(test(recorded["error"])) for test in (pc.is_null, pc.is_valid))
-    others = dict(zip(copied["key"].to_pylist(), copied["size"].to_pylist(), strict=True))
+    recorded = read_others(output).to_pylist()
+    # one that could not be copied, and is there with its size all the same, is somebody's own copy
+    done = [row["error"] is None or sizes.get(row["key"]) == row["size"] for row in recorded]
+    others = {row["key"]: row["size"] for row, there in zip(recorded, done, strict=True) if there}
     files = [name for name in sizes if name not in others]
     missing, changed = missing_and_changed(layout, results, {name: sizes[name] for name in files}, by_hash=True)
     failed, pending = (sorted(table["key"].to_pylist()) for table in (status.failures, status.pending))
@@ -84,7 +85,7 @@ def verify(output: str) -> Verified:
         duplicated=sorted({*doubled(status.plan["key"]), *doubled(results["key"])}),
         missing=missing,
         changed=changed,
-        others_failed=sorted(left["key"].to_pylist()),
+        others_failed=sorted(row["key"] for row, there in zip(recorded, done, strict=True) if not there),
         others_missing=sorted(name for name, size in others.items() if sizes.get(name) != size),
         strangers=sorted(name for name in files if image_of(name) not in known and not is_hidden(name)),
         unplanned=max(0, record["archive"]["images"] - len(pc.unique(status.plan["key"]))),

@@ -36,8 +36,9 @@ class Unreadable:
 def walk_folder(root: str, apart: str | None = None) -> Iterator[Entry | Unreadable]:
     """Everything below a folder, in no particular order; nothing where there is no such folder.
 
-    A link to a folder is followed unless it leads back to a folder that contains it, or many have led there. The files
-    of the folder `apart` are none of these, whichever link leads there, and whether it exists or not.
+    A link to a folder is followed unless it leads back to a folder that contains it, or 64 links have led there
+    already. The files of the folder `apart` are none of these, whichever link leads there, and whether it exists or
+    not.
     """
     apart = apart and os.path.realpath(apart)
     try:
@@ -52,7 +53,7 @@ def walk_folder(root: str, apart: str | None = None) -> Iterator[Entry | Unreada
         folder, above = folders.pop()
         try:
             with os.scandir(os.path.join(root, folder)) as entries:
-                listed = list(entries)
+                listed = sorted(entries, key=lambda entry: entry.name)  # which links are followed must not vary
         except (FileNotFoundError, NotADirectoryError):
             continue  # deleted since
         except OSError as error:

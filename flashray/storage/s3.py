@@ -21,8 +21,8 @@ from flashray.errors import ConfigError
 # How long a process waits for a server; FLASHRAY_S3_<NAME> of its environment replaces each
 CONNECT_TIMEOUT = 5.0  # seconds until a connection stands
 REQUEST_TIMEOUT = 30.0  # seconds without a byte of an answer
-_CONFLICTS = 4  # how often a put is made that meets another one of the same object
 ATTEMPTS = 6  # how often a request is made before it fails, with growing pauses
+_CONFLICTS = 4  # how often a put is made that meets another one of the same object
 
 
 def limit(name: str) -> Any:
@@ -112,13 +112,19 @@ def knows_conditions(place: str) -> bool:
     try:
         put(place, b"", IfNoneMatch="*")
     except OSError as error:
+        if _status(error) not in (409, 412, 501):
+            raise
         return _status(error) != 501
     return True
 
 
 def _status(error: OSError) -> int | None:
-    response = getattr(error.__cause__, "response", {})
-    return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return _answer(error.__cause__).get("ResponseMetadata", {}).get("HTTPStatusCode")
+
+
+def _answer(error: BaseException | None) -> dict[str, Any]:
+    """The server's answer; empty where it did not answer (then botocore's attribute is missing, or None)."""
+    return getattr(error, "response", None) or {}
 
 
 def _put_unless_there(place: str, data: bytes) -> bool:
@@ -172,7 +178,7 @@ def _as_oserror(place: str) -> Iterator[None]:
     try:
         yield
     except _client_errors() as error:
-        code = getattr(error, "response", {}).get("Error", {}).get("Code")
+        code = _answer(error).get("Error", {}).get("Code")
         if code == "KeyTooLongError":
             raise OSError(errno.ENAMETOOLONG, "an object's key has at most 1024 bytes", f"s3://{place}") from error
         raise OSError(f"s3://{place}: {error}") from error

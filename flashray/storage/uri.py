@@ -36,9 +36,9 @@ from flashray.storage.redaction import redact
 T = TypeVar("T")
 TEMPORARY = ".flashray-"  # the name of a local file that is not whole yet starts so
 _PIECE = 2**24  # bytes of a file that is copied piece by piece
-# what `os.link` fails with where there are no hard links; the arguments of renameat2
+# what `os.link` fails with where there are no hard links; constants of Linux's renameat2
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS)
-_HERE, _NO_REPLACE = -100, 1
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1
 _PART = 2**20  # bytes of a file that are copied at once
 _SPECIAL = "it is no file but a pipe, a socket or a device"
 
@@ -238,24 +238,26 @@ def modified(uri: str) -> int | None:
 
 
 def copy(source: str, target: str) -> None:
-    """A file or object under another name, in one piece; to a local folder in parts, from one with its times.
+    """A file or object as a local file, in parts and at once there; from a local one with its times.
 
-    OSError where it cannot be read or is no ordinary file.
+    OSError where it cannot be read or is no ordinary file, or the target cannot be written; Unavailable as `asked`.
     """
+    assert is_local(target)
     refuse_special(source)
-    if not is_local(target):
-        put_bytes(target, read_bytes(source))
-        return
     path = Path(normalise(target))
     temporary = write_temporary(path, b"")
-    try:
-        with opened(source) as there, open(temporary, "wb") as here:
+
+    def read(uri: str) -> None:
+        with open(normalise(uri), "rb") if is_local(uri) else opened(uri) as there, open(temporary, "wb") as here:
             shutil.copyfileobj(there, here, _PART)
+
+    try:
+        asked(source, read)
         if is_local(source):
             shutil.copystat(normalise(source), temporary)
         sync(temporary)
         temporary.replace(path)
-    except OSError:
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
@@ -273,7 +275,7 @@ def refuse_special(uri: str) -> None:
             raise OSError("it is a link that leads nowhere, or to itself") from error
         raise
     if stat.S_ISDIR(mode):
-        raise OSError("it is a folder, or a link that leads back to a folder above it")
+        raise OSError("it is a folder, or a link to one above it, or to one that 64 links lead to")
     if not stat.S_ISREG(mode):
         raise OSError(_SPECIAL)
 
@@ -306,15 +308,16 @@ def _name_if_free(temporary: Path, path: Path) -> None:
         if error.errno not in _NO_LINKS:
             raise
         # filesystems without hard links, such as exFAT: a rename that refuses to replace
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.renameat2(_HERE, os.fsencode(temporary), _HERE, os.fsencode(path), _NO_REPLACE) == 0:
+        rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+        if rename and rename(_AT_FDCWD, os.fsencode(temporary), _AT_FDCWD, os.fsencode(path), _RENAME_NOREPLACE) == 0:
             return
-        code = ctypes.get_errno()
+        code = ctypes.get_errno() if rename else error.errno
         if code == errno.EEXIST:
             raise FileExistsError(code, os.strerror(code), str(path)) from error
-        raise OSError(
-            code, "its filesystem has neither hard links nor a rename that keeps what is there", str(path)
-        ) from error
+        why = (
+            "its filesystem has neither hard links nor a rename that keeps what is there; choose another for the output"
+        )
+        raise OSError(code, why, str(path)) from error
 
 
 def creates_if_absent(uri: str) -> bool:

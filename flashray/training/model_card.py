@@ -181,7 +181,7 @@ def note_training(folder: Path, stage: str, state: Path, loop: LoopConfig) -> di
         "command": command_line(),
         "seed": loop.seed,
         "seconds": round(saved["seconds"]),
-        "samples": saved["samples"],
+        "samples": saved.get("samples", saved["step"] * loop.batch_size),
     }
     path.write_text(json.dumps(notes, indent=2) + "\n")
     return notes

@@ -91,7 +91,7 @@ def test_nothing_is_hidden(folder: Path) -> None:
         "dead.jpg": "it cannot be read: it is a link that leads nowhere, or to itself",
         "old disk": "it cannot be read: it is a link that leads nowhere, or to itself",
         "text": "it cannot be read: it is a link that leads nowhere, or to itself",
-        "loop": "it cannot be read: it is a folder, or a link that leads back to a folder above it",
+        "loop": "it cannot be read: it is a folder, or a link to one above it, or to one that 64 links lead to",
         "caf\\xe9.png": "the file is no longer there, or its name is not valid UTF-8",
     }
     assert "phone.heic" in errors
@@ -238,5 +238,7 @@ def test_a_limit_counts_what_was_taken_before_first() -> None:
     for limit, keys in ((None, range(6)), (2, (1, 4)), (3, (0, 1, 4)), (9, range(6))):
         assert limited(table, limit, taken)["key"].to_pylist() == [f"{n}.png" for n in keys]
     assert limited(table, 2)["key"].to_pylist() == ["0.png", "1.png"]
-    with pytest.raises(ConfigError, match="limit is 1, and the run in this output has taken 2 images"):
+    with pytest.raises(
+        ConfigError, match="limit is 1, and the run in this output has taken 2 images already; give at least so many"
+    ):
         limited(table, 1, taken)

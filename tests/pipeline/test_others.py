@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flashray import storage
 from flashray.errors import ConfigError
 from flashray.pipeline.archive import Archive, read_archive
-from flashray.pipeline.others import copy_others, others_copied, read_others
+from flashray.pipeline.others import copied_names, copy_others, others_copied, read_others
 from flashray.pipeline.plan import write_plan
 from flashray.pipeline.run_record import write_record
 from flashray.pipeline.summary import beside_the_images, remarks
@@ -53,29 +54,71 @@ def test_they_are_copied_once(archive: Path, tmp_path: Path) -> None:
     assert remarks(found | COUNTS) == []
 
 
-def test_a_full_output_stops_the_run_and_an_unreadable_file_does_not(
-    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def failing(monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("flashray.storage.uri.shutil.copyfileobj", fail)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "full"), OSError(errno.EROFS, "read-only"), storage.Unavailable()]
+)
+def test_what_all_files_share_stops_the_run(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
 ) -> None:
     run, others = config_of(str(archive), str(tmp_path / "restored")).io, read(archive).others
-    whole = storage.copy
-
-    def full(source: str, target: str) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(storage, "copy", full)
-    with pytest.raises(OSError, match="No space left"):
-        copy_others(run, others)
+    with monkeypatch.context() as patched:
+        failing(patched, error)
+        with pytest.raises(type(error)):
+            copy_others(run, others)
     assert not others_copied(run.output, others)
-    monkeypatch.setattr(storage, "copy", whole)
-    (archive / "album.txt").rename(archive / "elsewhere")
+    assert copied_names(run.output) == {entry.key for entry in others}, "they may be there in part"
     copy_others(run, others)
-    (failed,) = [row for row in read_others(run.output).to_pylist() if row["error"]]
-    assert failed["key"] == "album.txt"
-    (archive / "elsewhere").rename(archive / "album.txt")
+    assert read_others(run.output)["error"].null_count == len(others)
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EINVAL, errno.EEXIST, errno.EISDIR])
+def test_what_one_file_suffers_is_its_own(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    run, others = config_of(str(archive), str(tmp_path / "restored")).io, read(archive).others
+    with monkeypatch.context() as patched:
+        failing(patched, OSError(code, os.strerror(code)))
+        copy_others(run, others)
+    assert read_others(run.output)["error"].null_count == 0
     assert others_copied(run.output, others), "without a retry it is done"
+    assert copied_names(run.output) == set()
     copy_others(run, others, again=True)
     assert (tmp_path / "restored" / "album.txt").read_bytes() == b"album.txt"
-    assert read_others(run.output)["error"].null_count == len(others)
+    assert copied_names(run.output) == {entry.key for entry in others}
+
+
+def test_a_store_that_refuses_a_file_refuses_the_next(
+    archive: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = config_of(str(archive), f"memory://{tmp_path}/restored").io
+    whole, calls = storage.put_bytes, []
+
+    def refuse(uri: str, data: bytes, *rest: Any) -> None:
+        if "_flashray" in uri:
+            return whole(uri, data, *rest)
+        calls.append(uri)
+        raise OSError("403")
+
+    monkeypatch.setattr(storage, "put_bytes", refuse)
+    with pytest.raises(OSError, match="403"):
+        copy_others(run, read(archive).others)
+    assert calls
+
+
+def test_a_name_that_is_not_utf8_is_copied(archive: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.txt")
+    (archive / name).write_bytes(b"old")
+    run = config_of(str(archive), str(tmp_path / "restored")).io
+    copy_others(run, read(archive).others)
+    assert read_others(run.output)["error"].null_count == 4
+    assert (tmp_path / "restored" / name).read_bytes() == b"old"
 
 
 def test_what_a_grown_archive_adds_is_copied_too(archive: Path, tmp_path: Path) -> None:

@@ -91,6 +91,16 @@ def test_before_its_plan_a_run_takes_any_archive(config: RunConfig, caplog: pyte
     assert not kept.exists(), "σ̂ of the file that was there before"
 
 
+def test_an_archive_that_only_grew_before_its_plan_keeps_what_was_estimated(config: RunConfig) -> None:
+    open_run(config)
+    kept = record(config.io.output) / "severity" / "00" / "00000000.parquet"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    (Path(config.io.archive) / "c.png").write_bytes(b"x")
+    assert open_run(config)["archive"]["images"] == 3
+    assert kept.exists()
+
+
 def test_another_archive_is_refused_by_its_keys(config: RunConfig) -> None:
     opened_and_planned(config)
     (Path(config.io.archive) / "c d.png").write_bytes(b"x")

@@ -95,8 +95,9 @@ def test_a_copy_has_bytes_and_time(folder: Path, tmp_path: Path) -> None:
     os.utime(source, ns=(5, 7))
     storage.copy(str(source), str(target))
     assert (target.read_bytes(), target.stat().st_mtime_ns) == (b"123", 7)
-    storage.copy(str(source), f"memory://{tmp_path}/one.png")
-    assert storage.read_bytes(f"memory://{tmp_path}/one.png") == b"123"
+    storage.put_bytes(f"memory://{tmp_path}/one.png", b"1234")
+    storage.copy(f"memory://{tmp_path}/one.png", str(target))
+    assert target.read_bytes() == b"1234"
     assert storage.modified(str(source)) == 7
     assert storage.modified(f"memory://{tmp_path}/one.png") is None
     assert storage.modified(str(folder / "absent")) is None

@@ -15,7 +15,7 @@ import pytest
 
 from flashray.errors import ConfigError
 from flashray.storage import uri as storage
-from flashray.storage.s3 import forget, limit, put
+from flashray.storage.s3 import forget, knows_conditions, limit, put, put_if_absent
 
 
 @pytest.fixture(params=["local", "s3", "fsspec"])
@@ -202,6 +202,40 @@ def test_how_long_to_wait_comes_from_the_environment(monkeypatch: pytest.MonkeyP
         monkeypatch.setenv("FLASHRAY_S3_ATTEMPTS", wrong)
         with pytest.raises(ConfigError, match=f"FLASHRAY_S3_ATTEMPTS is '{wrong}'; give a positive number"):
             limit("ATTEMPTS")
+
+
+@pytest.mark.parametrize("name", ["ReadTimeoutError", "ConnectionClosedError", "EndpointConnectionError"])
+def test_a_server_that_does_not_answer_is_an_oserror(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of the client's errors have an answer that is None, others have none at all."""
+    import botocore.exceptions
+
+    kind = getattr(botocore.exceptions, name)
+
+    class Client:
+        def put_object(self, **_: Any) -> None:
+            raise kind(endpoint_url="http://x", error="gone")
+
+    monkeypatch.setattr("flashray.storage.s3._client", Client)
+    for attempt in (put, put_if_absent):
+        with pytest.raises(OSError, match="s3://bucket/key"):
+            attempt("bucket/key", b"")
+    with pytest.raises(OSError, match="s3://bucket/key"):
+        knows_conditions("bucket/key")
+
+
+def test_a_put_that_meets_another_one_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from botocore.exceptions import ClientError
+
+    answers = [409, 409, None]
+
+    def conflict(place: str, data: bytes, **_: str) -> None:
+        if status := answers.pop(0):
+            answer = {"Error": {"Code": "Conflict"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+            raise OSError(place) from ClientError(answer, "PutObject")
+
+    monkeypatch.setattr("flashray.storage.s3.put", conflict)
+    assert put_if_absent("bucket/key", b"")
+    assert answers == []
 
 
 def test_conditional_puts_are_tried_out(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
