@@ -77,7 +77,7 @@ def _of_picture(picture: Image.Image) -> Tensor:
 
 
 def as_mask(given: ImageLike) -> Tensor:
-    """A mask, also as an array of booleans, as float32 [3, H, W] in [-1, 1]: 1 where a pixel is known; as `as_image`."""
+    """A mask as `as_image` takes it, or as an array of booleans: [3, H, W] in [-1, 1], 1 where a pixel is known."""
     if isinstance(given, np.ndarray) and given.dtype == bool:
         given = given.astype(np.uint8) * 255
     return as_image(given)
