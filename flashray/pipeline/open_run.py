@@ -56,6 +56,12 @@ def open_run(config: RunConfig) -> Run:
     if config.policy.overwrite is not None:
         _erase(config, models)
     status = RunStatus.read(io.output)
+    limit, taken = config.policy.limit, len(status.plan)
+    if limit is not None and taken > limit and len(status.pending):
+        raise ConfigError(
+            f"limit is {limit}, and the run in {io.output} has planned {taken} images; give at least so many, leave "
+            "--limit out to restore all, or choose another output"
+        )
     failed = status.failures["key"].to_pylist()
     record = run_record.examine(config, models.identity(), archive.images, set(failed))
     if record is None:

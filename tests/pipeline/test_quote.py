@@ -223,6 +223,13 @@ def test_ask_the_price_then_name_a_budget_then_run(
     assert summary_of(scaled.io.output)["predicted_solver_seconds"] is None
 
 
+def test_a_limit_below_what_is_planned_is_refused(config: RunConfig, measured: Measured) -> None:
+    """After a quote of the whole archive a trial would otherwise restore all of it."""
+    assert restore_archive(changed(config, plan_only=True)) == 0
+    with pytest.raises(ConfigError, match=r"limit is 1, and the run in .* has planned \d+ images; give"):
+        restore_archive(changed(config, limit=1))
+
+
 def test_a_budget_whose_cost_cannot_be_measured_is_refused(
     config: RunConfig, measured: Measured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
