@@ -52,11 +52,11 @@ def solve(
     """Solve photos of any sizes, up to `slots` windows at a time; yields each as it finishes.
 
     Photos are taken from `jobs` while their windows fit the slots (give them in descending start step, so that a batch
-    drains evenly). One that has more windows than there are slots is solved alone, its
-    windows in several denoiser batches. A photo takes exactly `start_step` updates, with noise from its own (seed,
-    step, position) and norms of its own, so its result does not depend on its neighbours beyond the arithmetic's
-    rounding. A step that runs out of memory halves the slots and is taken again; the photos that lost theirs wait with
-    the latents that they have reached.
+    drains evenly). One that has more windows than there are slots is solved alone, its windows in several denoiser
+    batches. A photo takes exactly `start_step` updates, with noise from its own (seed, step, position) and norms of its
+    own, so its result does not depend on its neighbours beyond the arithmetic's rounding. A step that runs out of
+    memory halves the slots and is taken again; the photos that lost theirs wait with the latents that they have
+    reached.
 
     ConfigError if a start latent or the starts of its windows are not those of its photo's size; torch.OutOfMemoryError
     where one photo with one window at a time is too large.

@@ -47,11 +47,14 @@ class Frame:
             )
         return fit_image(image_CHW, self.side, self.fit)
 
-    def take_mask(self, mask_CHW: Tensor) -> Tensor:
+    def take_mask(self, mask_CHW: Tensor, image_CHW: Tensor) -> Tensor:
         """[1, H, W] known pixels in this form: those to which missing pixels contribute less than a hundredth.
 
-        The given mask is white where a pixel is known, of the image's own size. ImageError where none is.
+        The given mask is white where a pixel is known. ImageError where none is, or it is not of the image's own size.
         """
+        if mask_CHW.shape != image_CHW.shape:
+            (height, width), (rows, columns) = image_CHW.shape[1:], mask_CHW.shape[1:]
+            raise ImageError(f"the mask has {columns} x {rows} pixels, and the image {width} x {height}")
         grey = mask_CHW.mean(dim=0, keepdim=True)
         half = torch.where(grey > 0, 0.5, -0.5)  # so that overshoot is not clamped
         known = ((self.take(half) - 0.5).abs() < 0.01).float()

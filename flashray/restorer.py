@@ -344,10 +344,9 @@ class Restorer:
                 raise ValueError(f"{name} is {value!r}; give one number, and call once for each image that has its own")
         if noise_std is not None and not 0 <= noise_std < math.inf:
             raise ValueError(f"noise_std is {noise_std}; give a finite number ≥ 0, on the [0, 1] scale")
-        if noise_std is not None and self.degradation.unknown:
-            raise ValueError(f"noise_std: {self.degradation.name} is unknown damage, and takes none")
-        if parameters and self.degradation.unknown and not self.measurer.simulated:
-            raise ValueError(f"{', '.join(parameters)}: {self.degradation.name} is unknown damage, and takes none")
+        told = [*parameters, *(["noise_std"] if noise_std is not None else [])]
+        if told and self.degradation.unknown and not self.measurer.simulated:
+            raise ValueError(f"{', '.join(told)}: {self.degradation.name} is unknown damage, and takes none")
         if mask is not None and not self.degradation.takes_mask:
             raise ValueError(f"mask: {self.degradation.name} does not take a mask")
         if not isinstance(samples, int) or samples < 1:
@@ -358,18 +357,11 @@ class Restorer:
             try:
                 image = as_image(one)
                 self.check_photo(self.image_size((image.shape[1], image.shape[2])))
-                known_1HW = None if mask is None else self._known(mask, image)
+                known_1HW = None if mask is None else self.frame.take_mask(as_mask(mask), image)
                 photos.append(self.photo(name, image, parameters, noise_std, known_1HW))
             except (ImageError, OSError) as error:
                 errors[name] = str(error)
         return self.restore_photos(photos, names, errors, samples)
-
-    def _known(self, mask: ImageLike, image_CHW: Tensor) -> Tensor:
-        given = as_mask(mask)
-        if given.shape != image_CHW.shape:
-            (height, width), (rows, columns) = image_CHW.shape[1:], given.shape[1:]
-            raise ImageError(f"the mask has {columns} x {rows} pixels, and the image {width} x {height}")
-        return self.frame.take_mask(given)
 
     @torch.no_grad()
     @freed_memory_kept()

@@ -116,7 +116,7 @@ def test_a_known_pixel_is_free_of_the_missing_ones(photo: torch.Tensor, size: An
     for value in (-1.0, 1.0):
         image[mask < 0] = value
         taken.append(frame.take(image))
-    known = frame.take_mask(mask)
+    known = frame.take_mask(mask, mask)
     assert known.shape == (1, SIZE, SIZE)
     assert 0.5 < known.mean() < 1
     one, other = taken

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 COMMENT, CREDENTIALS = 0xFE, 0xEB  # markers: COM, and APP11, which holds content credentials (C2PA)
 _END = 0xD9
-_ALONE = {0x00, 0x01, *range(0xD0, 0xD8)}  # inside a scan, without a length: stuffed bytes, restarts
-_MARKER = re.compile(rb"\xff+([^\xff])", re.DOTALL)
+# not what stands inside a scan without a length: stuffed bytes (00), restarts (D0 … D7), filling (FF)
+_MARKER = re.compile(rb"\xff([\x02-\xcf\xd8-\xfe])")
 _FILLING = b"\0\xff \t\r\n"
 
 
@@ -17,8 +17,6 @@ def segments(data: bytes) -> Iterator[tuple[int, int]]:
     place = 2
     while found := _MARKER.search(data, place):
         marker, place = found[1][0], found.end()
-        if marker in _ALONE:
-            continue
         yield marker, place
         if marker == _END:
             return

@@ -59,7 +59,7 @@ def upright_exif(exif: bytes, turned: bool) -> bytes:
     if ORIENTATION in main.entries:
         place = main.entries[ORIENTATION].place
         changed[place + 2 : place + 12] = struct.pack(f"{main.order}HIHH", 3, 1, 1, 0)
-    known = main.entries | (main.inside[ifd.EXIF_DIRECTORY].entries if ifd.EXIF_DIRECTORY in main.inside else {})
+    known = _entries(main)
     for pair in _ACROSS_AND_DOWN if turned else ():
         if known.keys() >= set(pair):
             across, down = (known[tag].place for tag in pair)
@@ -81,12 +81,18 @@ def sized_exif(exif: bytes, width: int, height: int) -> bytes:
     """The EXIF data of a photo that has another size now, where they repeat the size."""
     changed = bytearray(exif)
     main = ifd.read_first(exif)
-    known = main.entries | (main.inside[ifd.EXIF_DIRECTORY].entries if ifd.EXIF_DIRECTORY in main.inside else {})
+    known = _entries(main)
     for tag, value in zip((*_SIZE, _WIDTH, _HEIGHT), (width, height) * 2, strict=True):
         if tag in known:
             place = known[tag].place
             changed[place + 2 : place + 12] = struct.pack(f"{main.order}HII", 4, 1, value)
     return bytes(changed)
+
+
+def _entries(main: ifd.Directory) -> dict[int, ifd.Entry]:
+    """The entries of the first directory and of the one with EXIF's details."""
+    details = main.inside.get(ifd.EXIF_DIRECTORY)
+    return main.entries | (details.entries if details else {})
 
 
 def exif_of_tiff(main: ifd.Directory) -> bytes | None:

@@ -153,10 +153,6 @@ def kept_parameters(photo: Photo, given: str | None) -> str:
 
 def _decode_mask(restorer: Restorer, data: bytes, uri: str, image_CHW: Tensor, max_megapixels: float) -> Tensor:
     try:
-        mask = open_image(data, max_megapixels).pixels
+        return restorer.frame.take_mask(open_image(data, max_megapixels).pixels, image_CHW)
     except ImageError as error:
-        raise ImageError(f"its mask {uri} cannot be read: {error}") from error
-    if mask.shape != image_CHW.shape:
-        (height, width), (rows, columns) = image_CHW.shape[1:], mask.shape[1:]
-        raise ImageError(f"its mask {uri} has {columns} x {rows} pixels, and the image {width} x {height}")
-    return restorer.frame.take_mask(mask)
+        raise ImageError(f"its mask {uri} cannot be used: {error}") from error

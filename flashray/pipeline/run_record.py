@@ -129,16 +129,12 @@ def open_record(
             log.warning("the archive has changed since a start that ended before its plan; it is listed anew")
             if differences(read_listing(output), listing)["changed"]:
                 storage.delete(run_uri(output, "severity"))  # σ̂ of other files
-            _write_listing(output, listing)
-            record["archive"] = {"images": len(listing), "sha256": listing_hash(listing)}
-            write_record(output, record)
+            _take_listing(output, record, listing)
         elif config.policy.retry_failed or record["archive"]["images"] != len(listing):
             before = record["archive"]["images"]
             if len(listing) > before:
                 log.warning("%d images are new in the archive, and are restored too", len(listing) - before)
-            _write_listing(output, listing)  # failed images may have been repaired or removed, and others added
-            record["archive"] = {"images": len(listing), "sha256": listing_hash(listing)}
-            write_record(output, record)
+            _take_listing(output, record, listing)  # failed images may have been repaired or removed, and others added
     except OSError as error:
         raise ConfigError(f"output {output} cannot be written to: {error}") from error
     if record.get("single_writer"):
@@ -272,6 +268,13 @@ def read_listing(output: str) -> pa.Table:
         return read_table(uri, LISTING, lost, ("key", "size"))
     except OSError as error:
         raise ConfigError(f"{uri} cannot be read ({error}); {lost}") from error
+
+
+def _take_listing(output: str, record: dict[str, Any], listing: pa.Table) -> None:
+    """Replace the listing of the run in an output."""
+    _write_listing(output, listing)
+    record["archive"] = {"images": len(listing), "sha256": listing_hash(listing)}
+    write_record(output, record)
 
 
 def _write_listing(output: str, listing: pa.Table) -> None:

@@ -68,10 +68,14 @@ def verify(output: str) -> Verified:
     results = status.results
     promised = set(results.filter(pc.equal(results["status"], "ok"))["key"].to_pylist())
     layout, sizes = Layout.of_record(output, record), restored_files(output)
-    recorded = read_others(output).to_pylist()
-    # one that could not be copied, and is there with its size all the same, is somebody's own copy
-    done = [row["error"] is None or sizes.get(row["key"]) == row["size"] for row in recorded]
-    others = {row["key"]: row["size"] for row, there in zip(recorded, done, strict=True) if there}
+    others: dict[str, int] = {}
+    left: list[str] = []
+    for row in read_others(output).to_pylist():
+        # one that could not be copied, and is there with its size all the same, is somebody's own copy
+        if row["error"] is None or sizes.get(row["key"]) == row["size"]:
+            others[row["key"]] = row["size"]
+        else:
+            left.append(row["key"])
     files = [name for name in sizes if name not in others]
     missing, changed = missing_and_changed(layout, results, {name: sizes[name] for name in files}, by_hash=True)
     failed, pending = (sorted(table["key"].to_pylist()) for table in (status.failures, status.pending))
@@ -85,7 +89,7 @@ def verify(output: str) -> Verified:
         duplicated=sorted({*doubled(status.plan["key"]), *doubled(results["key"])}),
         missing=missing,
         changed=changed,
-        others_failed=sorted(row["key"] for row, there in zip(recorded, done, strict=True) if not there),
+        others_failed=sorted(left),
         others_missing=sorted(name for name, size in others.items() if sizes.get(name) != size),
         strangers=sorted(name for name in files if image_of(name) not in known and not is_hidden(name)),
         unplanned=max(0, record["archive"]["images"] - len(pc.unique(status.plan["key"]))),
