@@ -103,7 +103,9 @@ class FusionConfig:
         name: none is D(z) alone. operator weighs D(z) against y by the known operator and the predicted errors. learned
             takes the severity encoder's weights, for an unknown operator.
         radius: of the neighbourhood, in latent positions to each side, whose mean of the learned weights decides.
-        threshold: where that mean is up to it the image stays as it is; from twice as much on it counts fully.
+        threshold: where that mean is up to it nothing of D(z) is taken; from twice as much on it counts fully.
+        grain: in grey levels; where the encoder's residual has up to so much nearby, its root mean square, the pixels
+            stay as they are; from twice as much on it counts fully.
         decoder_std: of x - D(E(x)), on the [0, 1] scale, for operator.
         gain: change of D(z) on the [0, 1] scale for a unit of z, for operator.
 
@@ -114,6 +116,7 @@ class FusionConfig:
     name: Literal["none", "operator", "learned"] = "none"
     radius: int = 16
     threshold: float = 0.35
+    grain: float = 2.0
     decoder_std: float = 0.03
     gain: float = 0.15
 
@@ -124,6 +127,8 @@ class FusionConfig:
             raise ConfigError(f"fusion.radius is {self.radius}; give a whole number of latent positions, 0 or more")
         if not 0 < self.threshold <= 0.5:
             raise ConfigError(f"fusion.threshold is {self.threshold}; give a number above 0, up to .5")
+        if not 0 <= self.grain < math.inf:
+            raise ConfigError(f"fusion.grain is {self.grain}; give a number of grey levels, 0 or more")
         if not (0 < self.decoder_std < math.inf and 0 < self.gain < math.inf):
             raise ConfigError(
                 f"fusion.decoder_std and fusion.gain are {self.decoder_std} and {self.gain}; give positive numbers"

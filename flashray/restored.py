@@ -35,9 +35,9 @@ class Estimate:
         return self.sigma_BK if self.spared_BK is None else self.sigma_BK.masked_fill(self.spared_BK, 0.0)
 
     @property
-    def weight_Bhw(self) -> Tensor | None:
-        """The learned fusion weights."""
-        return None if self.severity is None else self.severity.weight_Bhw
+    def residual_B(self) -> Tensor | None:
+        """bool: whether something is added to an image's pixels before fusion; None where no encoder is used."""
+        return None if self.severity is None else self.severity.residual_BCHW.flatten(1).any(dim=1).cpu()
 
     @property
     def sigma_hat_B(self) -> Tensor:

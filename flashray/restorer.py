@@ -30,7 +30,7 @@ from flashray.recipe import Recipe
 from flashray.restored import Estimate, Restored
 from flashray.seeding import sample_seed
 from flashray.severity import Severity, SeverityEncoder, estimate
-from flashray.severity.fusion import agree_with_measurement, fuse, settled_weight
+from flashray.severity.fusion import agree_with_measurement, fuse, settled_residual, settled_weight
 from flashray.severity.loss import position_error
 from flashray.severity.regions import spared_windows, window_sigma
 from flashray.windows import LatentGrid, crop
@@ -172,7 +172,8 @@ class Restorer:
         spared_BK, fusion = None, self.recipe.fusion
         if fusion.name == "learned":
             weight_Bhw = settled_weight(severity.weight_Bhw, fusion.radius, fusion.threshold, valid)
-            severity = severity._replace(weight_Bhw=weight_Bhw)
+            residual = settled_residual(severity.residual_BCHW, fusion.radius, fusion.grain, self.grid.factor, valid)
+            severity = severity._replace(weight_Bhw=weight_Bhw, residual_BCHW=crop(residual, measured.image_size))
             if self.start.mode == "flash":
                 spared_BK = torch.stack([spared_windows(one, windows) for one in weight_Bhw.cpu()])
         return Estimate(severity.z_hat_BCHW, sigma_BK, severity, spared_BK)
@@ -192,7 +193,7 @@ class Restorer:
         z_hat_BCHW: Tensor | None,
         sigma_hat_B: Tensor,
         start_step: Tensor,
-        weight_Bhw: Tensor | None = None,
+        severity: Severity | None = None,
         samples: int = 1,
     ) -> list[Job]:
         """The engine's jobs: each image with its start latent at its latest start step, `samples` times in a row.
@@ -201,7 +202,7 @@ class Restorer:
             z_hat_BCHW: ẑ; None where no encoder is used.
             sigma_hat_B: σ̂ of the images.
             start_step: [B] of the images, or [B, K] of their windows.
-            weight_Bhw: fusion weights, where the recipe's fusion is learned.
+            severity: its fusion weights and residual are used where the recipe's fusion is learned.
             samples: restorations of each image, with different noise; the first is the same whatever their number.
 
         Raises:
@@ -215,6 +216,8 @@ class Restorer:
         adaptive_B = (start_BK < start_B[:, None]).any(dim=1).tolist()
         if self.start.formula == "paper" and any(adaptive_B):
             raise ConfigError("start.formula paper is defined for images of one window; use schedule for larger ones")
+        learned = severity if self.recipe.fusion.name == "learned" else None
+        residual = None if learned is None or not learned.residual_BCHW.shape[1] else learned.residual_BCHW
         seeds = [[sample_seed(seed, sample) for seed in measured.seeds] for sample in range(samples)]
         z_start = [
             self.start.latent(
@@ -233,7 +236,8 @@ class Restorer:
                 start_step=int(start_B[b]),
                 regions=Regions(start_BK[b], z_hat_BCHW[b]) if adaptive_B[b] else None,
                 sigma_hat=float(sigma_hat_B[b]),
-                weight=None if weight_Bhw is None else weight_Bhw[b],
+                weight=None if learned is None else learned.weight_Bhw[b],
+                residual=None if residual is None else residual[b],
                 sample=sample,
             )
             for b in range(len(measured))
@@ -270,7 +274,10 @@ class Restorer:
         elif fusion.name == "learned":
             size = (decoded.shape[2], decoded.shape[3])
             weight = torch.stack([job.weight for job in jobs if job.weight is not None]).to(self.device)
-            fused = fuse(problem.operator.picture(problem.y_BCHW), decoded, weight, self.grid.factor, size)
+            given = problem.operator.picture(problem.y_BCHW)
+            residual = [job.residual for job in jobs if job.residual is not None]
+            corrected = given + torch.stack(residual).to(given) if residual else given
+            fused = fuse(corrected, decoded, weight, self.grid.factor, size)
         else:
             fused = decoded
         return fused.clamp(-1, 1).cpu()
@@ -401,7 +408,7 @@ class Restorer:
         maps: dict[str, Tensor] = {}
         for measured, found in parts:
             step_BK, fallback_BK = self.start_steps(found.start_sigma_BK)
-            jobs += self.begin(measured, found.z_hat_BCHW, found.sigma_hat_B, step_BK, found.weight_Bhw, samples)
+            jobs += self.begin(measured, found.z_hat_BCHW, found.sigma_hat_B, step_BK, found.severity, samples)
             sigma |= dict(zip(measured.keys, found.sigma_hat_B.tolist(), strict=True))
             fallback |= dict(zip(measured.keys, fallback_BK.any(dim=1).tolist(), strict=True))
             if found.severity is not None:

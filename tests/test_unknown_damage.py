@@ -46,15 +46,16 @@ def tiny(tiny_models: TinyModels) -> Restorer:
     return Restorer(recipe.check(), prior, load_severity_encoder(tiny_models.encoder))
 
 
-def says(restorer: Restorer, weight: Any, sigma: float = 0.5) -> None:
-    """Let the encoder say this fusion weight (of positions, or one) and this σ̂ of every photo."""
+def says(restorer: Restorer, weight: Any, sigma: float = 0.5, residual: float | None = None) -> None:
+    """Let the encoder say this fusion weight (of positions, or one), σ̂ and residual (or none) of every photo."""
     forward = restorer.encoder.forward  # type: ignore[union-attr]
 
     def changed(y_BCHW: Tensor, e_BCHW: Tensor) -> Severity:
         said = forward(y_BCHW, e_BCHW)
         weight_Bhw = torch.as_tensor(weight).expand_as(said.weight_Bhw).clone()
         log_variance = torch.full_like(said.log_variance_Bhw, 2 * torch.tensor(sigma).log().item())
-        return said._replace(weight_Bhw=weight_Bhw, log_variance_Bhw=log_variance)
+        said = said._replace(weight_Bhw=weight_Bhw, log_variance_Bhw=log_variance)
+        return said if residual is None else said._replace(residual_BCHW=torch.full_like(y_BCHW, residual))
 
     restorer.encoder.forward = changed  # type: ignore[union-attr, method-assign]
 
@@ -84,7 +85,7 @@ def test_blur_is_damage_to_the_bundled_encoder(bundled: Restorer, damaged: Tenso
     sharp = photo[:, 52 : 52 + 75, 182 : 182 + 91]
     measured = bundled.measure([bundled.measurer.photo(key, x) for key, x in {"y": damaged, "x": sharp}.items()])
     found = bundled.estimate(measured)
-    weight_B = found.weight_Bhw.mean(dim=(1, 2))  # type: ignore[union-attr]
+    weight_B = found.severity.weight_Bhw.mean(dim=(1, 2))  # type: ignore[union-attr]
     assert found.sigma_hat_B[0] > found.sigma_hat_B[1]
     assert weight_B[0] > 2 * weight_B[1]
 
@@ -105,7 +106,7 @@ def test_without_strength_the_denoiser_is_never_asked(
     measured = restorer.measure([restorer.measurer.photo("a", damaged)])
     found = restorer.estimate(measured)
     jobs = restorer.begin(
-        measured, found.z_hat_BCHW, found.sigma_hat_B, torch.zeros(1, dtype=torch.long), found.weight_Bhw
+        measured, found.z_hat_BCHW, found.sigma_hat_B, torch.zeros(1, dtype=torch.long), found.severity
     )
     assert found.z_hat_BCHW is not None
     decoded = restorer.decode(found.z_hat_BCHW, (75, 91))
@@ -137,6 +138,37 @@ def test_a_photo_that_needs_nothing_is_not_decoded(
     says(tiny, 1.0)
     tiny([y, y], keys=["a", "b"])
     assert sum(sizes) == 2
+
+
+@pytest.mark.parametrize(("grey_levels", "share"), [(-2, 0), (3, 0.5), (20, 1)])
+def test_the_residual_corrects_pixels_without_the_decoder(
+    tiny: Restorer, photo: Tensor, monkeypatch: pytest.MonkeyPatch, grey_levels: int, share: float
+) -> None:
+    assert tiny.recipe.fusion.grain == 2
+    monkeypatch.setattr(tiny.prior, "decode", lambda z_BCHW: pytest.fail("decoded"))
+    residual = 2 * grey_levels / 255
+    says(tiny, 0.0, residual=residual)
+    y = photo[:, : SIZE[0], : SIZE[1]]
+    restored = tiny([y, y], keys=["a", "b"])
+    assert restored.nfe == [0.0, 0.0]
+    for image in restored.images:
+        assert image is not None
+        torch.testing.assert_close(image, (y + share * residual).clamp(-1, 1), rtol=0, atol=1e-5)
+    found = tiny.estimate(tiny.measure([tiny.measurer.photo("a", y)]))
+    assert found.residual_B is not None
+    assert found.residual_B.tolist() == [share > 0]
+
+
+def test_the_residual_and_the_decoded_latent_are_weighed(tiny: Restorer, photo: Tensor) -> None:
+    y = photo[:, : SIZE[0], : SIZE[1]]
+    images = []
+    for residual in (0.0, 0.1):
+        says(tiny, 0.7, residual=residual)
+        (image,) = tiny(y, keys=["a"]).images
+        assert image is not None
+        images.append(image)
+    within = (images[1] < 1) & (images[0] > -1)
+    torch.testing.assert_close((images[1] - images[0])[within], torch.full_like(y, 0.03)[within], rtol=0, atol=1e-5)
 
 
 def test_windows_that_the_image_takes_nothing_from_are_spared(tiny: Restorer, photo: Tensor) -> None:

@@ -44,7 +44,8 @@ PLAN = pa.schema(
         ("windows", pa.int32()),
         ("sigma_hat", pa.float64()),  # root mean square over the windows
         ("window_sigma", pa.list_(pa.float32())),  # σ̂ of each window, 0 where it is spared; null without encoder
-        ("touched", pa.bool_()),  # false: nothing of D(z) would reach the restored image, which is the given one
+        ("touched", pa.bool_()),  # false: nothing of D(z) would reach the restored image
+        ("residual", pa.bool_()),  # false: nothing is added to its pixels, and if not touched it is the given one
         ("sigma_true", pa.float64()),
         ("start_step", pa.int32()),  # the latest of the windows': the number of updates
         ("starts", STARTS),
@@ -63,7 +64,7 @@ SEVERITY = pa.schema(
     [
         ("index", pa.int64()),
         *(PLAN.field(name) for name in ("key", "uri", "offset", "length", "width", "height", "pixels", "windows")),
-        *(PLAN.field(name) for name in ("sigma_hat", "window_sigma", "touched", "sigma_true")),
+        *(PLAN.field(name) for name in ("sigma_hat", "window_sigma", "touched", "residual", "sigma_true")),
         *(PLAN.field(name) for name in ("noise_std", "parameters", "estimated", "status", "error")),
     ]
 )
@@ -123,9 +124,11 @@ class SeverityActor:
             for i, sigma, sigma_K in zip(sound, found.sigma_hat_B.tolist(), found.start_sigma_BK.tolist(), strict=True):
                 rows[i] |= {"sigma_hat": sigma, "window_sigma": sigma_K}
             scored = restorer.measurer.simulated or self.io.references  # the score needs ẑ
-            if found.spared_BK is not None and not scored:
-                for i, spared in zip(sound, found.spared_BK.all(dim=1).tolist(), strict=True):
-                    rows[i]["touched"] = not spared
+            if found.spared_BK is not None and found.residual_B is not None and not scored:
+                for i, spared, residual in zip(
+                    sound, found.spared_BK.all(dim=1).tolist(), found.residual_B.tolist(), strict=True
+                ):
+                    rows[i] |= {"touched": not spared, "residual": residual}
             if measured.x_BCHW is not None and found.z_hat_BCHW is not None:
                 true = restorer.true_sigma(found.z_hat_BCHW, measured.x_BCHW)
                 for i, sigma in zip(sound, true.double().tolist(), strict=True):
@@ -284,7 +287,7 @@ def read_plans(output: str) -> list[pa.Table]:
     for attempt in range(len(names)):
         if (path := plan_path(output, attempt)) != run_uri(output, "plan", names[attempt]):
             raise ConfigError(f"{path} is gone, and {names[attempt]} is there; {lost}")
-    needed = [name for name in PLAN.names if name != "touched"]  # plans of earlier versions have none
+    needed = [name for name in PLAN.names if name not in ("touched", "residual")]  # plans of earlier versions have none
     return [read_table(plan_path(output, attempt), PLAN, lost, needed) for attempt in range(len(names))]
 
 

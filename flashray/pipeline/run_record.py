@@ -52,6 +52,8 @@ def identity(config: RunConfig, weights: Mapping[str, str | None]) -> dict[str, 
         flat = {name: value for name, value in flat.items() if name not in ("io.shards", "io.images_per_shard")}
     if config.io.samples == 1:  # as in runs from before there were samples
         del flat["io.samples"]
+    if config.recipe.fusion.name != "learned":  # as in runs from before there was a residual
+        del flat["recipe.fusion.grain"]
     if not config.recipe.start.uses_encoder:  # a full chain does not depend on the rest of the start
         unused = {name for name in flat if name.startswith("recipe.start.") and name != "recipe.start.mode"}
         flat = {name: value for name, value in flat.items() if name not in unused}

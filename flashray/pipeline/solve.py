@@ -33,7 +33,7 @@ from flashray.pipeline.write import write
 
 _PLANNED = ("key", "width", "height", "sigma_hat", "sigma_true", "start_step")  # of a row, before it is solved
 _KEPT = ("parameters", "noise_std", "uri")  # of an image, for the writers
-UNIT_COLUMNS = [*_PLANNED, *_KEPT, "offset", "length", "window_sigma", "touched"]
+UNIT_COLUMNS = [*_PLANNED, *_KEPT, "offset", "length", "window_sigma", "touched", "residual"]
 # A restored image as 16-bit RGB [H, W, 3], its further samples, and the file and parameters that it was made from
 IMAGE = pa.struct(
     [
@@ -140,12 +140,12 @@ class SolverActor:
         restorer, io = self.restorer, self.work.config.io
         sound = [i for i in indices if rows[i]["error"] is None]
         count = self.work.config.resources.severity_batch
-        kept = [i for i in sound if unit["touched"][i] is False]
-        touched = [i for i in sound if unit["touched"][i] is not False]
+        kept = [i for i in sound if unit["touched"][i] is False and unit["residual"][i] is False]
+        changed = [i for i in sound if i not in set(kept)]
         for batch in batches(restorer, unit, rows, kept, count, io, self.budget):
             self.keep(unit, rows, batch, images, further)
         prepared: list[Prepared] = []
-        for batch in batches(restorer, unit, rows, touched, count, io, self.budget):
+        for batch in batches(restorer, unit, rows, changed, count, io, self.budget):
             for photos, among in decode_photos(restorer, unit, rows, batch, "parameters", io):
                 prepared += self.prepare(unit, rows, photos, among)
         prepared.sort(key=lambda one: one.position)  # the plan's order: dearest first
@@ -200,7 +200,7 @@ class SolverActor:
         z_hat = found.z_hat_BCHW
         sigma_hat = torch.tensor([np.nan if rows[i]["sigma_hat"] is None else rows[i]["sigma_hat"] for i in indices])
         start_BK = torch.stack([self.window_starts(unit, i, rows[i]["windows"]) for i in indices])
-        jobs = restorer.begin(measured, z_hat, sigma_hat, start_BK, found.weight_Bhw, self.samples)
+        jobs = restorer.begin(measured, z_hat, sigma_hat, start_BK, found.severity, self.samples)
         each = [jobs[n : n + self.samples] for n in range(0, len(jobs), self.samples)]
         shown = measured.shown_BCHW
         return [

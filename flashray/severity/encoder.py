@@ -1,4 +1,4 @@
-"""The severity encoder: y ↦ (ẑ, σ̂ at every position, fusion weight, the degradation's parameters)."""
+"""The severity encoder: y ↦ (ẑ, σ̂ at every position, fusion weight, the degradation's parameters, residual)."""
 
 from __future__ import annotations
 
@@ -35,6 +35,9 @@ class Severity(NamedTuple):
     # (mean, ln variance) of each of P parameters, a mean over positions weighted by their precision. In units of
     # `parameter_ranges`: -1 at the low end, 1 at the high one
     parameters_BP2: Tensor
+    # R, [B, 3, H, W] on [-1, 1]: y + R is an estimate of the image in pixels, without the autoencoder's loss. It has no
+    # channels where the encoder predicts none
+    residual_BCHW: Tensor
 
     @property
     def sigma_Bhw(self) -> Tensor:
@@ -47,7 +50,8 @@ class SeverityEncoder(ModelMixin, ConfigMixin):
 
     ẑ = E(y) + Δ: the prior's own latent of y, and what a trunk of residual blocks on the latent grid changes in it. The
     trunk sees y itself too, its pixels gathered at the latents' positions: noise and sharpness are visible there. Where
-    nothing is wrong Δ is 0, and so is the error. Heads on the trunk's features give the rest of `Severity`.
+    nothing is wrong Δ is 0, and so is the error. Heads on the trunk's features give the rest of `Severity`; a small
+    network on the features and y gives the residual.
 
     Args:
         latent_channels, factor: of the prior's latents; factor is pixels to a side of a position.
@@ -56,6 +60,7 @@ class SeverityEncoder(ModelMixin, ConfigMixin):
             one number or [low, high]).
         parameter_ranges: name of each parameter that it predicts and its [low, high] in training.
         widths, blocks: of the trunk's levels.
+        residual: whether it predicts the residual, which is of use where no operator is known.
     """
 
     latent_scale: Tensor
@@ -74,12 +79,13 @@ class SeverityEncoder(ModelMixin, ConfigMixin):
         parameter_ranges: dict[str, list[float]] | None = None,
         widths: Sequence[int] = (96, 144, 192),
         blocks: Sequence[int] = (3, 3, 3),
+        residual: bool = False,
     ) -> None:
         super().__init__()
         self.factor = factor
         self.parameter_names = tuple(parameter_ranges or {})
         self.given = (latent_channels, 1, 1, *([2 * len(self.parameter_names)] if self.parameter_names else []))
-        self.net = Heads(3 * factor**2 + latent_channels, widths, blocks, self.given)
+        self.net = Heads(3 * factor**2 + latent_channels, widths, blocks, self.given, factor * residual)
         self.register_buffer("latent_scale", torch.tensor(scale).reshape(1, -1, 1, 1), persistent=False)
         self.register_buffer("latent_shift", torch.tensor(shift).reshape(1, -1, 1, 1), persistent=False)
         self.sha256 = ""
@@ -102,7 +108,7 @@ class SeverityEncoder(ModelMixin, ConfigMixin):
 
     @property
     def weight_head(self) -> nn.Module:
-        """The head of the fusion weight, which is trained after everything else."""
+        """The head of the fusion weight, which is trained after ẑ and σ̂."""
         return self.net.heads[2]
 
     def in_units(self, parameters: Mapping[str, Tensor]) -> Tensor:
@@ -148,13 +154,17 @@ class SeverityEncoder(ModelMixin, ConfigMixin):
         cut = self.net.trunk.cut
         seen = pad_to(seen, (height + -height % cut, width + -width % cut))
         said = self.net(seen) if seen.shape[2] <= STRIP_ROWS else self._strips(self.net, seen)
-        change, log_variance, weight, *parameter = said[..., :height, :width].split(self.given, dim=1)
+        said = said[..., :height, :width]
+        given = sum(self.given)
+        change, log_variance, weight, *parameter = said[:, :given].split(self.given, dim=1)
         no_parameter = change.new_zeros(len(change), 0, 2)
+        no_residual = change.new_zeros(len(change), 0, *y_BCHW.shape[2:])
         return Severity(
             e_BCHW + change,
             log_variance.squeeze(1).clamp(*LOG_VARIANCE),
             weight.squeeze(1).sigmoid(),
             mean_over_positions(parameter[0].unflatten(1, (-1, 2))) if parameter else no_parameter,
+            F.pixel_shuffle(said[:, given:], self.factor) if self.config.residual else no_residual,
         )
 
     @cached_property

@@ -9,21 +9,21 @@ from torch.nn import functional as F
 from flashray.degradations.base import AffineOperator
 from flashray.solvers.proximal import Proximal
 from flashray.solvers.solver import Problem
+from flashray.windows import pad_to
 
 GREY_LEVEL = 1 / 255  # a measurement is never trusted to more
 _EXACT = Proximal()
 _INEXACT = Proximal(linearisations=2, iterations=5)  # more do not change a picture (docs/log.md)
 
 
-def fuse(y_BCHW: Tensor, decoded_BCHW: Tensor, weight_Bhw: Tensor, factor: int, size: tuple[int, int]) -> Tensor:
-    """y + w (D(z) - y), for an unknown operator; w = 0 is y, 1 is D(z).
+def fuse(given_BCHW: Tensor, decoded_BCHW: Tensor, weight_Bhw: Tensor, factor: int, size: tuple[int, int]) -> Tensor:
+    """p + w (D(z) - p), for an unknown operator; w = 0 is p, 1 is D(z). `given` is p: y, or y + R.
 
     The errors of y and of D(z) are correlated, so w is learnt and not computed from their variances. It is 0 … 1, one a
     latent position of the padded image (`factor` pixels a side), interpolated between positions; `size` is (H, W) of
     the images without padding.
     """
-    weight = F.interpolate(weight_Bhw[:, None].to(y_BCHW), scale_factor=factor, mode="bilinear", align_corners=False)
-    return y_BCHW + weight[..., : size[0], : size[1]] * (decoded_BCHW - y_BCHW)
+    return given_BCHW + _of_pixels(weight_Bhw.to(given_BCHW), factor, size) * (decoded_BCHW - given_BCHW)
 
 
 def settled_weight(weight_Bhw: Tensor, radius: int, threshold: float, valid: tuple[int, int]) -> Tensor:
@@ -33,13 +33,40 @@ def settled_weight(weight_Bhw: Tensor, radius: int, threshold: float, valid: tup
     changes, and in a damaged part no position stays behind. The mean of a position is over those up to `radius` away to
     each side, within the `valid` (h, w) of the photo; the padding repeats the border.
     """
-    weight = weight_Bhw[:, None, : valid[0], : valid[1]]
-    mean = weight
+    weight = weight_Bhw[:, : valid[0], : valid[1]]
+    mean = _mean_nearby(weight, radius)
+    return pad_to(torch.maximum(weight, mean) * _ramp(mean, threshold), (weight_Bhw.shape[1], weight_Bhw.shape[2]))
+
+
+def settled_residual(residual_BCHW: Tensor, radius: int, grain: float, factor: int, valid: tuple[int, int]) -> Tensor:
+    """R · clamp((s - t) / t, 0, 1), where s is the root mean square of R nearby and t is `grain` grey levels.
+
+    Small corrections are those of a photo's own grain and texture. "Nearby" and the padding are as in `settled_weight`.
+    """
+    square = F.avg_pool2d(residual_BCHW.square().mean(dim=1, keepdim=True), factor)[:, 0]
+    strength = _mean_nearby(square[:, : valid[0], : valid[1]], radius).sqrt()
+    share = _ramp(strength, 2 * grain * GREY_LEVEL)  # images are on [-1, 1]
+    size = (residual_BCHW.shape[2], residual_BCHW.shape[3])
+    return residual_BCHW * _of_pixels(pad_to(share, (square.shape[1], square.shape[2])), factor, size)
+
+
+def _mean_nearby(value_Bhw: Tensor, radius: int) -> Tensor:
+    """The mean over positions up to `radius` away to each side, within the image."""
+    mean = value_Bhw[:, None]
     for kernel, padding in (((2 * radius + 1, 1), (radius, 0)), ((1, 2 * radius + 1), (0, radius))):
         mean = F.avg_pool2d(mean, kernel, stride=1, padding=padding, count_include_pad=False)
-    settled = torch.maximum(weight, mean) * ((mean - threshold) / threshold).clamp(0, 1)
-    below, right = (whole - length for whole, length in zip(weight_Bhw.shape[1:], valid, strict=True))
-    return F.pad(settled, (0, right, 0, below), mode="replicate")[:, 0]
+    return mean[:, 0]
+
+
+def _ramp(value: Tensor, threshold: float) -> Tensor:
+    """0 up to the threshold, 1 from twice the threshold on."""
+    return ((value - threshold) / threshold).clamp(0, 1) if threshold else torch.ones_like(value)
+
+
+def _of_pixels(value_Bhw: Tensor, factor: int, size: tuple[int, int]) -> Tensor:
+    """[B, 1, H, W]: values of latent positions, interpolated between them."""
+    value = F.interpolate(value_Bhw[:, None], scale_factor=factor, mode="bilinear", align_corners=False)
+    return value[..., : size[0], : size[1]]
 
 
 def agree_with_measurement(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class ChannelNorm(nn.Module):
@@ -32,9 +33,7 @@ class Block(nn.Module):
         self.norm = ChannelNorm(channels)
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
         self.act = nn.SiLU()
-        self.last = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
+        self.last = _zero(channels, channels)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         return x_BCHW + self.last(self.act(self.first(self.norm(x_BCHW))))
@@ -78,20 +77,54 @@ class Trunk(nn.Module):
 class Heads(nn.Module):
     """A trunk and what is read off its features: [B, taken, h, w] to [B, Σ given, h, w], one head after the other.
 
-    The first of the heads, of `given` channels each, is one convolution, which begins at zero; the others are two.
+    The first of the heads, of `given` channels each, is one convolution, which begins at zero; the others are two. With
+    a `factor` > 0 the first 3 · factor² channels of the input are an image's pixels, and `Detail` gives as many more.
     """
 
-    def __init__(self, taken: int, widths: Sequence[int], blocks: Sequence[int], given: Sequence[int]) -> None:
+    def __init__(
+        self, taken: int, widths: Sequence[int], blocks: Sequence[int], given: Sequence[int], factor: int = 0
+    ) -> None:
         super().__init__()
         self.trunk = Trunk(taken, widths, blocks)
-        first = nn.Conv2d(widths[0], given[0], 3, padding=1)
-        nn.init.zeros_(first.weight)
-        nn.init.zeros_(first.bias)  # type: ignore[arg-type]
-        self.heads = nn.ModuleList([first, *(_head(widths[0], count) for count in given[1:])])
+        self.heads = nn.ModuleList([_zero(widths[0], given[0]), *(_head(widths[0], count) for count in given[1:])])
+        self.detail = Detail(taken - 3 * factor**2 + widths[0], factor) if factor else None
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         feature = self.trunk(x_BCHW)
-        return torch.cat([head(feature) for head in self.heads], dim=1)
+        found = [head(feature) for head in self.heads]
+        if self.detail is not None:
+            pixels, rest = x_BCHW.tensor_split([3 * self.detail.factor**2], dim=1)
+            found.append(self.detail(pixels, torch.cat([rest.to(feature), feature], dim=1)))
+        return torch.cat(found, dim=1)
+
+
+class Detail(nn.Module):
+    """A residual in pixels: [B, 3 · factor², h, w] pixels and [B, taken, h, w] features to [B, 3 · factor², h, w].
+
+    Pixels and residual are gathered at the features' positions, `factor` to a side. Its blocks work at half of the
+    pixels' resolution, where noise and edges are. It begins at zero.
+    """
+
+    def __init__(self, taken: int, factor: int, width: int = 64, blocks: int = 4, kept: int = 32) -> None:
+        super().__init__()
+        self.factor, half = factor, factor // 2
+        self.spread = nn.Sequential(nn.Conv2d(taken, kept * half**2, 1), nn.PixelShuffle(half))
+        self.take = nn.Conv2d(12 + kept, width, 3, padding=1)
+        self.blocks = nn.Sequential(*(Block(width) for _ in range(blocks)))
+        self.give = _zero(width, 12)
+
+    def forward(self, pixels_BCHW: Tensor, feature_BCHW: Tensor) -> Tensor:
+        half = F.pixel_unshuffle(F.pixel_shuffle(pixels_BCHW, self.factor), 2).to(feature_BCHW)
+        residual = self.give(self.blocks(self.take(torch.cat([half, self.spread(feature_BCHW)], dim=1))))
+        return F.pixel_unshuffle(F.pixel_shuffle(residual, 2), self.factor)
+
+
+def _zero(taken: int, given: int) -> nn.Conv2d:
+    """A convolution that begins at zero."""
+    convolution = nn.Conv2d(taken, given, 3, padding=1)
+    nn.init.zeros_(convolution.weight)
+    nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
+    return convolution
 
 
 def _head(taken: int, given: int) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -70,7 +71,8 @@ class SeverityConfig:
         widest: side of the widest crop.
         whole: share of the batches whose crops are 1.5 times the view's, so that views have the scale of whole photos.
         grain: std of the strongest grain that is part of a clean view, on the [0, 1] scale.
-        part: `all` trains everything but the fusion weight; `fusion` trains its head alone, with the prior's decoder.
+        part: `all` trains everything but the fusion weight and the residual; `fusion` trains the weight's head alone,
+            with the prior's decoder, and `residual` the residual's network alone.
         beyond: what a share of the views is degraded with instead, outside of the family's ranges.
     """
 
@@ -85,7 +87,7 @@ class SeverityConfig:
     widest: float = WINDOW_ZOOM
     whole: float = WHOLE
     grain: float = 0.0
-    part: Literal["all", "fusion"] = "all"
+    part: Literal["all", "fusion", "residual"] = "all"
     beyond: BeyondConfig = field(default_factory=BeyondConfig)
 
     def __post_init__(self) -> None:
@@ -122,6 +124,10 @@ class SeverityTask(Task):
         self.harder = make_degradation(degradation.name, settings)
         model.requires_grad_(config.part == "all")
         model.weight_head.requires_grad_(config.part == "fusion")
+        if model.net.detail is not None:
+            model.net.detail.requires_grad_(config.part == "residual")
+        elif config.part == "residual":
+            raise ConfigError(f"severity.part residual: encoders of {degradation.name} have none; photo has one")
         side = config.crop or prior.sample_size
         degradation.check_size((side, side))
         self.harder.check_size((side, side))
@@ -138,6 +144,8 @@ class SeverityTask(Task):
         severity = self.model(y, e)
         if config.part == "fusion":
             return {"loss": self.fusion_loss(x, y, severity)}
+        if config.part == "residual":
+            return residual_loss(x, y, severity.residual_BCHW.float())
         with torch.no_grad():
             z0 = self.prior.encode(x).float()
         terms = map_loss(severity.z_hat_BCHW.float(), z0, severity.log_variance_Bhw.float(), config.lambda_sigma)
@@ -180,6 +188,18 @@ class SeverityTask(Task):
         return severity_figures(self.model, self.prior, self.degradation, self.noise, self.val)
 
 
+def residual_loss(x_BCHW: Tensor, y_BCHW: Tensor, residual_BCHW: Tensor) -> dict[str, Tensor]:
+    """Mean over images of ln ‖y + R - x‖², and what the residual gains, in dB, as `gain`.
+
+    The logarithm is that of PSNR: a tenth less of a small error counts as much as of a large one.
+    """
+    error_B, given_B = (
+        ((image - x_BCHW).square().mean(dim=(1, 2, 3)) + HARDLY_VISIBLE).log()
+        for image in (y_BCHW + residual_BCHW, y_BCHW)
+    )
+    return {"loss": error_B.mean(), "gain": (given_B - error_B).mean().detach() * 10 / math.log(10)}
+
+
 @torch.no_grad()
 def severity_figures(
     encoder: SeverityEncoder, prior: LatentPrior, degradation: Degradation, noise: tuple[float, float], x_NCHW: Tensor
@@ -192,8 +212,8 @@ def severity_figures(
     The figures: latent_mse, and latent_mse_of_y with E(y) as ẑ; sigma_error, mean |σ̂ - σ̄|; spearman_sigma, Spearman
     of σ̂ with the true error σ̄ over all images and levels; spearman_map, of the maps over the positions of an image,
     mean over images; spearman_level and spearman_level_true, of σ̂ and of σ̄ with the level across photos; ordering and
-    ordering_true, the share of pairs of levels of one photo that σ̂, or σ̄, orders as the levels are; fused_psnr,
-    decoded_psnr and y_psnr of the fused image, D(ẑ) and y.
+    ordering_true, the share of pairs of levels of one photo that σ̂, or σ̄, orders as the levels are; y_psnr,
+    corrected_psnr, decoded_psnr and fused_psnr of y, y + R, D(ẑ) and the fused image.
     """
     level_L = torch.linspace(0, 1, ORDERING_LEVELS)
     predicted, true, maps, rows = [], [], [], []
@@ -213,15 +233,16 @@ def severity_figures(
                 for one, other in zip(severity.log_variance_Bhw, error, strict=True)
             ]
             decoded = prior.decode(severity.z_hat_BCHW).clamp(-1, 1)
-            fused = fuse(y, decoded, severity.weight_Bhw, encoder.factor, (x.shape[2], x.shape[3])).clamp(-1, 1)
-            squares = [(image - x).square().mean(dim=(1, 2, 3)) for image in (y, decoded, fused)]
+            p = y + severity.residual_BCHW if severity.residual_BCHW.shape[1] else y
+            fused = fuse(p, decoded, severity.weight_Bhw, encoder.factor, (x.shape[2], x.shape[3]))
+            squares = [(image.clamp(-1, 1) - x).square().mean(dim=(1, 2, 3)) for image in (y, p, decoded, fused)]
             of_y = position_error(prior.encode(y), z0).mean(dim=(1, 2))
             rows.append(torch.stack([error.mean(dim=(1, 2)), of_y, *squares]).cpu())
     # batches × levels × images → images × levels
     grid_hat, grid_true = (_grid(values, len(x_NCHW)) for values in (predicted, true))
     level = level_L.expand_as(grid_hat)
     row = torch.cat(rows, dim=1)
-    y_psnr, decoded_psnr, fused_psnr = (10 * (4 / row[2:].clamp(min=4e-6)).log10()).mean(dim=1).tolist()
+    y_psnr, corrected_psnr, decoded_psnr, fused_psnr = (10 * (4 / row[2:].clamp(min=4e-6)).log10()).mean(dim=1).tolist()
     return {
         "latent_mse": row[0].mean().item(),
         "latent_mse_of_y": row[1].mean().item(),
@@ -235,6 +256,7 @@ def severity_figures(
         "ordering": ordering_accuracy(grid_hat),
         "ordering_true": ordering_accuracy(grid_true),
         "y_psnr": y_psnr,
+        "corrected_psnr": corrected_psnr,
         "decoded_psnr": decoded_psnr,
         "fused_psnr": fused_psnr,
     }

@@ -83,10 +83,11 @@ def build_severity_task(config: TrainSeverityConfig) -> SeverityTask:
     if isinstance(prior.autoencoder, SpaceToDepth):
         raise ConfigError(f"prior {config.prior} is one of pixels: it has no encoder to start from; name a latent one")
     ranges = parameter_ranges(degradation, family.noise_range)
-    known = {"parameter_ranges": ranges, "widths": list(config.severity.widths), "blocks": list(config.severity.blocks)}
+    sizes = {"widths": list(config.severity.widths), "blocks": list(config.severity.blocks)}
+    known = {"parameter_ranges": ranges, "residual": degradation.unknown, **sizes}
     encoder = SeverityEncoder.from_prior(prior, family.name, family.settings, family.noise_std, **known)
     if config.init:
-        start_from(encoder, config.init, config.severity.part == "fusion")
+        start_from(encoder, config.init, config.severity.part != "all")
     val = load_fitted(list_photos(config.val_photos), prior.sample_size)
     return SeverityTask(encoder, prior, degradation, family.noise_range, config.severity, val)
 
@@ -110,7 +111,9 @@ def start_from(encoder: SeverityEncoder, source: str, whole: bool = False) -> No
         name: value for name, value in other.state_dict().items() if name in mine and value.shape == mine[name].shape
     }
     if whole and any(name.startswith("net.heads") and name not in shared for name in mine):
-        raise ConfigError(f"init {source}: it lacks heads of this family, and part fusion trains one alone; train all")
+        raise ConfigError(
+            f"init {source}: it lacks heads of this family, and severity.part trains something else; train all first"
+        )
     encoder.load_state_dict(shared, strict=False)
 
 

@@ -15,7 +15,7 @@ from flashray.pipeline.archive import read_archive
 from flashray.pipeline.plan import PLAN, write_plan
 from flashray.pipeline.run_config import RunConfig
 from flashray.pipeline.run_folder import RUN_FOLDER
-from flashray.recipe import SolverConfig
+from flashray.recipe import DegradationConfig, FusionConfig, SolverConfig
 from flashray.severity import Start
 from tests.support.runs import changed, config_of, record
 
@@ -42,6 +42,12 @@ def test_a_run_is_opened_again(config: RunConfig) -> None:
     assert first["fingerprint"]["weights.prior"] == "aaaa"
     assert first["versions"]["torch"]
     assert open_run(config) == first == run_record.read_record(config.io.output)
+
+
+def test_grain_counts_where_the_fusion_is_learned(config: RunConfig) -> None:
+    assert "recipe.fusion.grain" not in run_record.identity(config, WEIGHTS)
+    photo = changed(config, degradation=DegradationConfig("photo"), fusion=FusionConfig("learned", grain=3.0))
+    assert run_record.identity(photo, WEIGHTS)["recipe.fusion.grain"] == 3.0
 
 
 @pytest.mark.parametrize(

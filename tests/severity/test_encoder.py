@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from flashray.errors import ConfigError
 from flashray.prior import LatentPrior, load_prior
 from flashray.severity import Severity, SeverityEncoder, estimate, load_severity_encoder
 from flashray.severity.encoder import LOG_VARIANCE, STRIP_ROWS, mean_over_positions
-from tests.support.models import AUTOENCODERS, SIDE, dc, save_pipeline, severity_encoder, shaken, unet
+from tests.support import models
+from tests.support.models import AUTOENCODERS, SIDE, dc, save_pipeline, shaken, unet
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +23,11 @@ def y() -> Tensor:
 @pytest.fixture(scope="module")
 def prior(tmp_path_factory: pytest.TempPathFactory) -> LatentPrior:
     return load_prior(str(save_pipeline(tmp_path_factory.mktemp("prior"), dc())))
+
+
+def severity_encoder(prior: LatentPrior, **settings: Any) -> SeverityEncoder:
+    """One that answers everything there is."""
+    return models.severity_encoder(prior, residual=True, **settings)
 
 
 def difference(one: Severity, other: Severity) -> float:
@@ -37,6 +44,7 @@ def test_a_new_encoder_believes_what_the_prior_encodes(kind: str, y: Tensor, tmp
     assert torch.equal(severity.z_hat_BCHW, prior.encode(y))
     assert severity.sigma_Bhw.shape == severity.weight_Bhw.shape == (3, 8, 8)
     assert severity.parameters_BP2.shape == (3, 0, 2)
+    assert severity.residual_BCHW.shape == (3, 0, SIDE, SIDE)
     assert encoder.degradation == "gaussian_blur"
 
 
@@ -121,6 +129,7 @@ def test_images_of_any_size_pass(prior: LatentPrior, size: tuple[int, int]):
     positions = size[0] // 4, size[1] // 4
     assert severity.z_hat_BCHW.shape == (1, 4, *positions)
     assert severity.sigma_Bhw.shape == severity.weight_Bhw.shape == (1, *positions)
+    assert severity.residual_BCHW.shape == (1, 3, *size)
     assert all(torch.isfinite(value).all() for value in severity)
 
 

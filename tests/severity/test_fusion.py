@@ -12,7 +12,7 @@ from flashray.degradations.base import AffineOperator
 from flashray.errors import ConfigError
 from flashray.recipe import DegradationConfig, FusionConfig, Recipe, SolverConfig
 from flashray.severity import Start
-from flashray.severity.fusion import GREY_LEVEL, agree_with_measurement, fuse, settled_weight
+from flashray.severity.fusion import GREY_LEVEL, agree_with_measurement, fuse, settled_residual, settled_weight
 from flashray.solvers.solver import Problem
 
 
@@ -71,6 +71,28 @@ def test_a_speck_is_left_alone_and_a_damaged_part_changes_everywhere():
     assert (speck == 0).all()
     assert part[10, 10].item() == pytest.approx(48 / 49)
     assert (part[weight[1] > 0] == 1).all()
+
+
+@pytest.mark.parametrize(("strength", "share"), [(0.0, 0.0), (2.0, 0.0), (3.0, 0.5), (4.0, 1.0), (9.0, 1.0)])
+def test_a_residual_counts_from_the_grain_on(strength: float, share: float):
+    """Grey levels of its root mean square, with a grain of two."""
+    sign = images(0, (32, 48)).sign()
+    residual = 2 * GREY_LEVEL * strength * sign
+    found = settled_residual(residual, 3, 2.0, 4, (8, 12))
+    torch.testing.assert_close(found, share * residual, rtol=0, atol=1e-9)
+    assert torch.equal(settled_residual(residual, 3, 0.0, 4, (8, 12)), residual)
+
+
+def test_a_residual_is_judged_in_its_own_part_of_the_photo():
+    residual = torch.zeros(1, 3, 40, 160, dtype=torch.float64)
+    residual[..., :80] = 0.1
+    residual[..., 80:] = 2 * GREY_LEVEL
+    found = settled_residual(residual, 2, 2.0, 4, (10, 40))
+    assert torch.equal(found[..., :64], residual[..., :64])
+    assert (found[..., 96:] == 0).all()
+    spoilt = residual.clone()
+    spoilt[..., 120:] = torch.nan  # padding
+    assert torch.equal(settled_residual(spoilt, 2, 2.0, 4, (10, 30))[..., :120], found[..., :120])
 
 
 @dataclass(frozen=True)
@@ -160,6 +182,8 @@ def test_blurred_measurements_are_met_by_sharper_images():
         ({"threshold": -0.1}, "fusion.threshold is -0.1"),
         ({"threshold": 1.0}, "fusion.threshold is 1.0"),
         ({"threshold": float("nan")}, "fusion.threshold is nan"),
+        ({"grain": -1.0}, "fusion.grain is -1.0"),
+        ({"grain": float("nan")}, "fusion.grain is nan"),
         ({"decoder_std": 0.0}, "fusion.decoder_std and fusion.gain are 0.0"),
         ({"decoder_std": float("nan")}, "give positive numbers"),
         ({"gain": -1.0}, "are 0.03 and -1.0; give positive numbers"),

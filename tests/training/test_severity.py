@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +28,7 @@ from flashray.training.severity_task import (
     SeverityConfig,
     SeverityTask,
     ordering_accuracy,
+    residual_loss,
     severity_figures,
 )
 from flashray.training.train_severity import parameter_ranges, start_from
@@ -51,8 +53,12 @@ def pixel_prior() -> LatentPrior:
     return LatentPrior(Pixels(), nn.Identity(), NoiseSchedule.from_scheduler_config({}), SIDE)
 
 
+def tiny_prior() -> LatentPrior:
+    return LatentPrior(dc(), unet(), NoiseSchedule.from_scheduler_config({}), SIDE, scale=2.5).requires_grad_(False)
+
+
 def tiny_task(photo: Tensor, config: SeverityConfig) -> SeverityTask:
-    prior = LatentPrior(dc(), unet(), NoiseSchedule.from_scheduler_config({}), SIDE, scale=2.5).requires_grad_(False)
+    prior = tiny_prior()
     ranges = {"blur_std": [0.3, 3.0]}
     encoder = severity_encoder(prior, parameter_ranges=ranges, widths=config.widths, blocks=config.blocks)
     return SeverityTask(encoder.train(), prior, BLUR, NOISE, config, crops(photo, 2))
@@ -82,7 +88,7 @@ class Oracle:
         self.true.append(error_Bhw.mean(dim=(1, 2)).sqrt())
         factor = (self.sigma(self.true[-1]) / self.true[-1])[:, None, None]
         log_variance = (factor.square() * error_Bhw).log()
-        return Severity(y, log_variance, torch.full_like(error_Bhw, 0.25), y.new_zeros(len(y), 0, 2))
+        return Severity(y, log_variance, torch.full_like(error_Bhw, 0.25), y.new_zeros(len(y), 0, 2), y[:, :0])
 
 
 @pytest.mark.parametrize("count", [1, 16, 21])
@@ -220,6 +226,30 @@ def test_the_fusion_loss_is_the_fused_images_squared_error_over_that_of_y(photo:
     assert_close(task.fusion_loss(x, y, severity), (error_B / torch.tensor([0.01 + 1e-4, 1e-4])).mean())
     kept = severity._replace(weight_Bhw=torch.zeros_like(severity.weight_Bhw))
     assert task.fusion_loss(x, y, kept).item() == pytest.approx(0.5 * 0.01 / (0.01 + 1e-4), rel=1e-3)
+
+
+def test_the_residual_is_trained_alone(photo: Tensor):
+    prior, noise = tiny_prior(), (0.0, 0.0)
+    config = dataclasses.replace(SMALL, part="residual")
+    encoder = severity_encoder(prior, "photo", parameter_ranges={}, residual=True).train()
+    task = SeverityTask(encoder, prior, make_degradation("photo", {}), noise, config, crops(photo, 2))
+    terms = task(windows(photo), torch.Generator().manual_seed(0))
+    terms["loss"].backward()
+    trained = {name for name, parameter in encoder.named_parameters() if parameter.grad is not None}
+    assert trained == {f"net.detail.{name}" for name, _ in encoder.net.detail.named_parameters()}
+    assert {"corrected_psnr", "y_psnr"} <= set(task.validate())
+    with pytest.raises(ConfigError, match=r"severity.part residual: encoders of gaussian_blur have none"):
+        tiny_task(photo, config)
+
+
+def test_the_residual_loss_is_the_psnr_of_the_corrected_image(photo: Tensor):
+    x = crops(photo, 2)
+    y = torch.stack([x[0] + 0.1, x[1]])  # the second is undamaged
+    none, right = (residual_loss(x, y, residual) for residual in (torch.zeros_like(x), x - y))
+    assert none["gain"].item() == 0
+    assert_close(none["loss"], torch.tensor([0.01 + 1e-4, 1e-4]).log().mean())
+    assert_close(right["loss"], torch.tensor(1e-4).log())
+    assert right["gain"].item() == pytest.approx(5 * math.log10(0.0101 / 1e-4), rel=1e-3)
 
 
 @pytest.mark.parametrize(
