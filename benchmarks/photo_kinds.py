@@ -1,9 +1,9 @@
-"""Recipe `photo` on one kind of damage at a time: what it takes up by default, and what with a lower threshold.
+"""Recipe `photo` on one kind of damage at a time, by default and with every correction counted as damage.
 
     python -m benchmarks.photo_kinds
 
 The photos from inside packages that have less than half a megapixel, at their own size. Prints Markdown: PSNR (dB, at
-most `CAP`) of the damaged and of the restored photos, and how many photos came back as they were given.
+most `CAP`) and LPIPS (VGG) of the damaged and of the restored photos, and how many came back as they were given.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ import flashray
 from benchmarks.photo_levels import CAP
 from benchmarks.sample_photos import whole_photos
 from flashray.images import as_image, to_pil
-from flashray.metrics import psnr
+from flashray.metrics import LPIPS, load_lpips, psnr
 from flashray.restorer import Restorer
 
 Damage = Callable[[Image.Image], Image.Image]
 MOST = 500_000  # pixels
-THRESHOLDS = (0.35, 0.1)  # of the fusion: the recipe's, and one that restores more
 
 
 def jpeg(quality: int) -> Damage:
@@ -67,29 +66,29 @@ KINDS: dict[str, Damage] = {
 }
 
 
-def mean(images: list[Tensor], clean: list[Tensor]) -> str:
-    found = [psnr(image[None], x[None]).clamp(max=CAP).item() for image, x in zip(images, clean, strict=True)]
-    return f"{np.mean(found):.2f}"
-
-
 @torch.no_grad()
-def cells(restorer: Restorer, given: list[Tensor], clean: list[Tensor]) -> str:
-    """Mean PSNR of the restored photos | how many came back as given."""
+def mean(images: list[Tensor], clean: list[Tensor], lpips: LPIPS) -> str:
+    pairs = [(image[None], x[None]) for image, x in zip(images, clean, strict=True)]
+    decibels = np.mean([psnr(*pair).clamp(max=CAP).item() for pair in pairs])
+    return f"{decibels:.2f} / {np.mean([lpips(*pair).item() for pair in pairs]):.4f}"
+
+
+def cells(restorer: Restorer, given: list[Tensor], clean: list[Tensor], lpips: LPIPS) -> str:
+    """Means of the restored photos | how many came back as given."""
     restored = [image for image in restorer(given).images if image is not None]
     same = sum(torch.equal(one, other) for one, other in zip(restored, given, strict=True))
-    return f"{mean(restored, clean)} | {same}"
+    return f"{mean(restored, clean, lpips)} | {same}"
 
 
 def main() -> None:
-    clean = [x for x in whole_photos().values() if x[0].numel() < MOST]
-    restorers = [flashray.load("photo", device="cpu", fusion={"threshold": threshold}) for threshold in THRESHOLDS]
-    print(f"{len(clean)} photos; PSNR (at most {CAP:g} dB), and how many came back as given\n")
-    heads = " | ".join(f"threshold {threshold:g} | as given" for threshold in THRESHOLDS)
-    print(f"| damage | given | {heads} |\n|---|---:|---:|---:|---:|---:|", flush=True)
+    clean, lpips = [x for x in whole_photos().values() if x[0].numel() < MOST], load_lpips("vgg")
+    restorers = [flashray.load("photo", device="cpu"), flashray.load("photo", device="cpu", fusion={"grain": 0.0})]
+    print(f"{len(clean)} photos; PSNR (at most {CAP:g} dB) / LPIPS (VGG), and how many came back as given\n")
+    print("| damage | given | restored | as given | grain 0 | as given |\n|---|---:|---:|---:|---:|---:|", flush=True)
     for name, damage in KINDS.items():
         given = [as_image(damage(to_pil(x))) for x in clean]
-        restored = " | ".join(cells(restorer, given, clean) for restorer in restorers)
-        print(f"| {name} | {mean(given, clean)} | {restored} |", flush=True)
+        restored = " | ".join(cells(restorer, given, clean, lpips) for restorer in restorers)
+        print(f"| {name} | {mean(given, clean, lpips)} | {restored} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ class Job:
     regions: Regions | None = None  # where windows begin; None where all do at `start_step`
     sigma_hat: float = math.nan  # σ̂ of the image; NaN without an encoder
     weight: Tensor | None = None  # [h, w] fusion weights of the padded photo; None where they are not learned
-    residual: Tensor | None = None  # [3, H, W] what is added to y before fusion; None where nothing is
+    residual: Tensor | None = None  # [3, H, W] what is added to y before fusion; None where none is predicted
     sample: int = 0  # its number, where a photo is restored several times
 
     @property

@@ -101,22 +101,23 @@ class FusionConfig:
 
     Args:
         name: none is D(z) alone. operator weighs D(z) against y by the known operator and the predicted errors. learned
-            takes the severity encoder's weights, for an unknown operator.
-        radius: of the neighbourhood, in latent positions to each side, whose mean of the learned weights decides.
-        threshold: where that mean is up to it nothing of D(z) is taken; from twice as much on it counts fully.
-        grain: in grey levels; where the encoder's residual has up to so much nearby, its root mean square, the pixels
-            stay as they are; from twice as much on it counts fully.
+            takes the severity encoder's weights and residual, for an unknown operator.
+        radius: of the neighbourhood that decides, in latent positions to each side, where fusion is learned.
+        threshold: nothing of D(z) is taken where the mean weight nearby is at most this; from twice as much on D(z)
+            counts fully.
+        grain: in grey levels; nothing of the residual is added where its root mean square nearby is at most this; from
+            twice as much on it is added in full.
         decoder_std: of x - D(E(x)), on the [0, 1] scale, for operator.
         gain: change of D(z) on the [0, 1] scale for a unit of z, for operator.
 
     Raises:
-        ConfigError: for an unknown name or a number that is not positive and finite.
+        ConfigError: for an unknown name or a number outside its range.
     """
 
     name: Literal["none", "operator", "learned"] = "none"
     radius: int = 16
     threshold: float = 0.35
-    grain: float = 2.0
+    grain: float = 4.0
     decoder_std: float = 0.03
     gain: float = 0.15
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -20,7 +21,8 @@ class Estimate:
     Attributes:
         z_hat_BCHW: ẑ, latents of unit variance of the padded images, on their device; None where no encoder is used.
         sigma_BK: σ̂ of every window, float64 on the CPU; NaN where no encoder is used.
-        severity: all that the encoder says, of the padded images; None where no encoder is used.
+        severity: all that the encoder says, of the padded images; None where no encoder is used. Where fusion is
+            learned its weights and residual are those that take effect, and the residual is without padding.
         spared_BK: bool, windows that the restored images take nothing from; None where there can be none.
     """
 
@@ -35,9 +37,11 @@ class Estimate:
         return self.sigma_BK if self.spared_BK is None else self.sigma_BK.masked_fill(self.spared_BK, 0.0)
 
     @property
-    def residual_B(self) -> Tensor | None:
-        """bool: whether something is added to an image's pixels before fusion; None where no encoder is used."""
-        return None if self.severity is None else self.severity.residual_BCHW.flatten(1).any(dim=1).cpu()
+    def residual_B(self) -> Tensor:
+        """bool: whether something is added to an image's pixels before fusion."""
+        if self.severity is None:
+            return torch.zeros(len(self.sigma_BK), dtype=torch.bool)
+        return self.severity.residual_BCHW.flatten(1).any(dim=1).cpu()
 
     @property
     def sigma_hat_B(self) -> Tensor:

@@ -202,7 +202,7 @@ class Restorer:
             z_hat_BCHW: ẑ; None where no encoder is used.
             sigma_hat_B: σ̂ of the images.
             start_step: [B] of the images, or [B, K] of their windows.
-            severity: its fusion weights and residual are used where the recipe's fusion is learned.
+            severity: of `estimate`; its fusion weights and residual are used where the recipe's fusion is learned.
             samples: restorations of each image, with different noise; the first is the same whatever their number.
 
         Raises:

@@ -68,6 +68,7 @@ SEVERITY = pa.schema(
         *(PLAN.field(name) for name in ("noise_std", "parameters", "estimated", "status", "error")),
     ]
 )
+_ADDED = ("touched", "residual")  # columns that plans and shards of earlier versions lack; null is true
 CHUNK_BYTES = 64 * 2**20  # of the files of a chunk, unless one is larger: they travel together
 KEEP_EVERY = 60.0  # seconds between two shards of a severity pass under way
 log = logging.getLogger(__name__)
@@ -124,10 +125,9 @@ class SeverityActor:
             for i, sigma, sigma_K in zip(sound, found.sigma_hat_B.tolist(), found.start_sigma_BK.tolist(), strict=True):
                 rows[i] |= {"sigma_hat": sigma, "window_sigma": sigma_K}
             scored = restorer.measurer.simulated or self.io.references  # the score needs ẑ
-            if found.spared_BK is not None and found.residual_B is not None and not scored:
-                for i, spared, residual in zip(
-                    sound, found.spared_BK.all(dim=1).tolist(), found.residual_B.tolist(), strict=True
-                ):
+            if found.spared_BK is not None and not scored:
+                spared_B, residual_B = found.spared_BK.all(dim=1).tolist(), found.residual_B.tolist()
+                for i, spared, residual in zip(sound, spared_B, residual_B, strict=True):
                     rows[i] |= {"touched": not spared, "residual": residual}
             if measured.x_BCHW is not None and found.z_hat_BCHW is not None:
                 true = restorer.true_sigma(found.z_hat_BCHW, measured.x_BCHW)
@@ -163,7 +163,8 @@ def severities(
     todo = chunks(listing, work.config.resources.severity_batch)
     again = "delete it, and the same command estimates its images again"
     names = own_names(folder, r"\d+\.parquet")
-    shards = [read_table(storage.join(folder, name), SEVERITY, again, SEVERITY.names) for name in names]
+    needed = [name for name in SEVERITY.names if name not in _ADDED]
+    shards = [read_table(storage.join(folder, name), SEVERITY, again, needed) for name in names]
     known = pa.concat_tables([SEVERITY.empty_table(), *shards])
     # what failed is tried again: its file may have been repaired since
     known = _placed(known.filter(pc.equal(known["status"], "ok")), listing)
@@ -287,7 +288,7 @@ def read_plans(output: str) -> list[pa.Table]:
     for attempt in range(len(names)):
         if (path := plan_path(output, attempt)) != run_uri(output, "plan", names[attempt]):
             raise ConfigError(f"{path} is gone, and {names[attempt]} is there; {lost}")
-    needed = [name for name in PLAN.names if name not in ("touched", "residual")]  # plans of earlier versions have none
+    needed = [name for name in PLAN.names if name not in _ADDED]
     return [read_table(plan_path(output, attempt), PLAN, lost, needed) for attempt in range(len(names))]
 
 

@@ -233,6 +233,8 @@ def dump(values: Mapping[str, Any]) -> bytes:
 
 def _refuse_other_configuration(config: RunConfig, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     compared = (there.keys() | here.keys()) - {"sha256"} - _FREE  # an earlier version may have kept more
+    if "recipe.fusion.grain" not in there:  # from before there was a residual, so the weights predict none
+        compared -= {"recipe.fusion.grain"}
     names = sorted(name for name in compared if there.get(name) != here.get(name))
     if names:
         typed_as = {name: f"--{typed(name.removeprefix('recipe.'))}" for name in names if "weights." not in name}

@@ -140,9 +140,9 @@ class SolverActor:
         restorer, io = self.restorer, self.work.config.io
         sound = [i for i in indices if rows[i]["error"] is None]
         count = self.work.config.resources.severity_batch
-        kept = [i for i in sound if unit["touched"][i] is False and unit["residual"][i] is False]
-        changed = [i for i in sound if i not in set(kept)]
-        for batch in batches(restorer, unit, rows, kept, count, io, self.budget):
+        kept = {i for i in sound if unit["touched"][i] is False and unit["residual"][i] is False}
+        changed = [i for i in sound if i not in kept]
+        for batch in batches(restorer, unit, rows, sorted(kept), count, io, self.budget):
             self.keep(unit, rows, batch, images, further)
         prepared: list[Prepared] = []
         for batch in batches(restorer, unit, rows, changed, count, io, self.budget):

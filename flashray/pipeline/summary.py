@@ -113,7 +113,7 @@ def remarks(
 ) -> list[str]:
     """What the last message says of the files, as lines.
 
-    `problems` says where `problems.csv` is, `learned` whether the fusion's threshold decided what would change,
+    `problems` says where `problems.csv` is, `learned` whether learned fusion decided what would change,
     `referenced` whether references are given.
     """
     lines = of_estimates(found["estimated"])
@@ -124,7 +124,7 @@ def remarks(
     if found["unchanged"]:
         lines.append(
             f"{found['unchanged']:,} images would not change by half a grey level, and are the same files"
-            + ("; where they are damaged all the same, --fusion.threshold 0.1 restores more" if learned else "")
+            + ("; where they are damaged all the same, --fusion.grain 1 restores more" if learned else "")
         )
     if found["lost"]:
         lines.append(f"{found['lost']:,} files lost something that their format cannot hold: {problems} names them")

@@ -24,7 +24,7 @@ class Workload:
     steps: Integers  # [m] start steps, those of an image descending
     counts: Integers  # [m] numbers of windows that start there
     pixels: Integers  # [n] of the padded images, as the networks see them
-    touched: Booleans  # [n] false for an image that is given back as it is, without the solver
+    touched: Booleans  # [n] false for an image of which nothing is decoded
 
     @classmethod
     def of_windows(cls, steps: Integers, pixels: int = 0) -> Workload:

@@ -39,6 +39,10 @@ class Severity(NamedTuple):
     # channels where the encoder predicts none
     residual_BCHW: Tensor
 
+    def corrected(self, y_BCHW: Tensor) -> Tensor:
+        """y + R of images of the residual's size; y where there is none."""
+        return y_BCHW + self.residual_BCHW.to(y_BCHW) if self.residual_BCHW.shape[1] else y_BCHW
+
     @property
     def sigma_Bhw(self) -> Tensor:
         """σ̂ of every position, in float32."""
@@ -85,7 +89,8 @@ class SeverityEncoder(ModelMixin, ConfigMixin):
         self.factor = factor
         self.parameter_names = tuple(parameter_ranges or {})
         self.given = (latent_channels, 1, 1, *([2 * len(self.parameter_names)] if self.parameter_names else []))
-        self.net = Heads(3 * factor**2 + latent_channels, widths, blocks, self.given, factor * residual)
+        taken, detail = 3 * factor**2 + latent_channels, factor if residual else 0
+        self.net = Heads(taken, widths, blocks, self.given, detail)
         self.register_buffer("latent_scale", torch.tensor(scale).reshape(1, -1, 1, 1), persistent=False)
         self.register_buffer("latent_shift", torch.tensor(shift).reshape(1, -1, 1, 1), persistent=False)
         self.sha256 = ""

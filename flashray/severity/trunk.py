@@ -1,4 +1,5 @@
 """The severity encoder's network: residual blocks at 1, 1/2 and 1/4 of the latent grid, each position normalised alone.
+The residual in pixels has blocks of its own, at half of the pixels' resolution.
 
 No layer looks at the whole image, so that photos of any size pass, whole or in strips.
 """
@@ -94,7 +95,8 @@ class Heads(nn.Module):
         found = [head(feature) for head in self.heads]
         if self.detail is not None:
             pixels, rest = x_BCHW.tensor_split([3 * self.detail.factor**2], dim=1)
-            found.append(self.detail(pixels, torch.cat([rest.to(feature), feature], dim=1)))
+            # detached: it is trained alone, after the trunk
+            found.append(self.detail(pixels, torch.cat([rest.to(feature), feature], dim=1).detach()))
         return torch.cat(found, dim=1)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -143,9 +142,9 @@ class SeverityTask(Task):
             e = self.prior.encode(y).float()
         severity = self.model(y, e)
         if config.part == "fusion":
-            return {"loss": self.fusion_loss(x, y, severity)}
+            return {"loss": relative_error(self.fused(y, severity), y, x)}
         if config.part == "residual":
-            return residual_loss(x, y, severity.residual_BCHW.float())
+            return {"loss": relative_error(severity.corrected(y), y, x)}
         with torch.no_grad():
             z0 = self.prior.encode(x).float()
         terms = map_loss(severity.z_hat_BCHW.float(), z0, severity.log_variance_Bhw.float(), config.lambda_sigma)
@@ -167,17 +166,12 @@ class SeverityTask(Task):
         both = {name: torch.cat([with_parameters[name], value]) for name, value in parameters.items()}
         return torch.cat([harder, y]), both
 
-    def fusion_loss(self, x_BCHW: Tensor, y_BCHW: Tensor, severity: Severity) -> Tensor:
-        """Mean over images of ‖y + w (D(ẑ) - y) - x‖² over ‖y - x‖²: slight damage counts like heavy one.
-
-        Without the division slight damage would not count, and w would harm what is hardly damaged.
-        """
+    def fused(self, y_BCHW: Tensor, severity: Severity) -> Tensor:
+        """y + R fused with D(ẑ) by the weights as they are."""
         with torch.no_grad():
             decoded = self.prior.decode(severity.z_hat_BCHW.float()).clamp(-1, 1)
-        size = (x_BCHW.shape[2], x_BCHW.shape[3])
-        fused = fuse(y_BCHW, decoded, severity.weight_Bhw.float(), self.model.factor, size)
-        error_B, given_B = ((image - x_BCHW).square().mean(dim=(1, 2, 3)) for image in (fused, y_BCHW))
-        return (error_B / (given_B + HARDLY_VISIBLE)).mean()
+        weight, size = severity.weight_Bhw.float(), (y_BCHW.shape[2], y_BCHW.shape[3])
+        return fuse(severity.corrected(y_BCHW), decoded, weight, self.model.factor, size)
 
     def parts(self) -> list[nn.Module]:
         return [self.model.net, self.prior.autoencoder.encoder]
@@ -188,16 +182,14 @@ class SeverityTask(Task):
         return severity_figures(self.model, self.prior, self.degradation, self.noise, self.val)
 
 
-def residual_loss(x_BCHW: Tensor, y_BCHW: Tensor, residual_BCHW: Tensor) -> dict[str, Tensor]:
-    """Mean over images of ln ‖y + R - x‖², and what the residual gains, in dB, as `gain`.
+def relative_error(image_BCHW: Tensor, y_BCHW: Tensor, x_BCHW: Tensor) -> Tensor:
+    """Mean over images of ‖image - x‖² over ‖y - x‖²: slight damage counts like heavy one.
 
-    The logarithm is that of PSNR: a tenth less of a small error counts as much as of a large one.
+    Without the division slight damage would not count, and what is hardly damaged would be harmed. Of an undamaged
+    image any change counts much.
     """
-    error_B, given_B = (
-        ((image - x_BCHW).square().mean(dim=(1, 2, 3)) + HARDLY_VISIBLE).log()
-        for image in (y_BCHW + residual_BCHW, y_BCHW)
-    )
-    return {"loss": error_B.mean(), "gain": (given_B - error_B).mean().detach() * 10 / math.log(10)}
+    error_B, given_B = ((image - x_BCHW).square().mean(dim=(1, 2, 3)) for image in (image_BCHW, y_BCHW))
+    return (error_B / (given_B + HARDLY_VISIBLE)).mean()
 
 
 @torch.no_grad()
@@ -233,9 +225,10 @@ def severity_figures(
                 for one, other in zip(severity.log_variance_Bhw, error, strict=True)
             ]
             decoded = prior.decode(severity.z_hat_BCHW).clamp(-1, 1)
-            p = y + severity.residual_BCHW if severity.residual_BCHW.shape[1] else y
+            p = severity.corrected(y)
             fused = fuse(p, decoded, severity.weight_Bhw, encoder.factor, (x.shape[2], x.shape[3]))
-            squares = [(image.clamp(-1, 1) - x).square().mean(dim=(1, 2, 3)) for image in (y, p, decoded, fused)]
+            images = (y, p.clamp(-1, 1), decoded, fused.clamp(-1, 1))
+            squares = [(image - x).square().mean(dim=(1, 2, 3)) for image in images]
             of_y = position_error(prior.encode(y), z0).mean(dim=(1, 2))
             rows.append(torch.stack([error.mean(dim=(1, 2)), of_y, *squares]).cpu())
     # batches × levels × images → images × levels

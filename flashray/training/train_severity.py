@@ -112,7 +112,8 @@ def start_from(encoder: SeverityEncoder, source: str, whole: bool = False) -> No
     }
     if whole and any(name.startswith("net.heads") and name not in shared for name in mine):
         raise ConfigError(
-            f"init {source}: it lacks heads of this family, and severity.part trains something else; train all first"
+            f"init {source}: it lacks heads of this family, which parts fusion and residual do not train; train part "
+            "all first"
         )
     encoder.load_state_dict(shared, strict=False)
 

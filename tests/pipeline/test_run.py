@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+import flashray
 from flashray.cli import main
 from flashray.errors import ConfigError, FlashrayError
 from flashray.images import encode_png, open_image, to_uint8
@@ -519,11 +520,12 @@ def test_photos_that_nothing_would_change_are_given_back_for_nothing(
     for n, name in enumerate(("a.png", "b.jpg")):
         (tmp_path / "in" / name).write_bytes(encode_png(photo[:, 50 : 125 + n, 180:271]))
     usual = ["--device", "cpu", "--tracking.enabled", "false", "--fusion.threshold", "0.5", "--metrics", "[psnr]"]
+    usual += ["--fusion.grain", "100"]
     for output, more, touched in (("kept", [], False), ("scored", ["--references", str(tmp_path / "in")], None)):
         folder = tmp_path / output
         assert main(["restore", str(tmp_path / "in"), str(folder), *usual, *more]) == 0
         state = RunStatus.read(str(folder))
-        assert state.plan["touched"].to_pylist() == [touched] * 2
+        assert state.plan["touched"].to_pylist() == state.plan["residual"].to_pylist() == [touched] * 2
         assert state.plan["sigma_hat"].to_numpy().min() > 0
         rows = state.results.to_pylist()
         assert [(row["status"], row["nfe"], row["unchanged"]) for row in rows] == [("ok", 0.0, True)] * 2
@@ -531,3 +533,22 @@ def test_photos_that_nothing_would_change_are_given_back_for_nothing(
         assert all((row["estimate_psnr"] is None) == (touched is False) for row in rows)
         for name in ("a.png", "b.jpg"):
             assert (folder / name).read_bytes() == (tmp_path / "in" / name).read_bytes()
+
+
+def test_the_residual_alone_changes_a_photo_without_the_denoiser(
+    photo: torch.Tensor, tmp_path: Path, ray_cluster: None
+) -> None:
+    noise = torch.randn((3, 75, 91), generator=torch.Generator().manual_seed(0))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(encode_png((photo[:, 50:125, 180:271] + 0.07 * noise).clamp(-1, 1)))
+    output = tmp_path / "out"
+    usual = ["--device", "cpu", "--tracking.enabled", "false", "--fusion.threshold", "0.5"]
+    assert main(["restore", str(tmp_path / "in"), str(output), *usual]) == 0
+    state = RunStatus.read(str(output))
+    (planned,), (row,) = state.plan.to_pylist(), state.results.to_pylist()
+    assert (planned["touched"], planned["residual"]) == (False, True)
+    assert (row["status"], row["nfe"], row["unchanged"]) == ("ok", 0.0, False)
+    expected = flashray.load("photo", device="cpu", precision="float32", fusion={"threshold": 0.5})
+    (image,) = expected(tmp_path / "in" / "a.png", keys=["a.png"]).images
+    assert image is not None
+    assert (open_image((output / "a.png").read_bytes()).pixels - image).abs().max() <= 1 / 127.5
