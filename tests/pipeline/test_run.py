@@ -542,13 +542,13 @@ def test_the_residual_alone_changes_a_photo_without_the_denoiser(
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.png").write_bytes(encode_png((photo[:, 50:125, 180:271] + 0.07 * noise).clamp(-1, 1)))
     output = tmp_path / "out"
-    usual = ["--device", "cpu", "--tracking.enabled", "false", "--fusion.threshold", "0.5"]
+    usual = ["--device", "cpu", "--tracking.enabled", "false", "--fusion.threshold", "0.5", "--fusion.grain", "0.5"]
     assert main(["restore", str(tmp_path / "in"), str(output), *usual]) == 0
     state = RunStatus.read(str(output))
     (planned,), (row,) = state.plan.to_pylist(), state.results.to_pylist()
     assert (planned["touched"], planned["residual"]) == (False, True)
     assert (row["status"], row["nfe"], row["unchanged"]) == ("ok", 0.0, False)
-    expected = flashray.load("photo", device="cpu", precision="float32", fusion={"threshold": 0.5})
+    expected = flashray.load("photo", device="cpu", precision="float32", fusion={"threshold": 0.5, "grain": 0.5})
     (image,) = expected(tmp_path / "in" / "a.png", keys=["a.png"]).images
     assert image is not None
     assert (open_image((output / "a.png").read_bytes()).pixels - image).abs().max() <= 1 / 127.5
