@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from flashray.degradations.base import AffineOperator
 from flashray.solvers.proximal import Proximal
 from flashray.solvers.solver import Problem
-from flashray.windows import pad_to
+from flashray.windows import crop, pad_to
 
 GREY_LEVEL = 1 / 255  # a measurement is never trusted to more
 _EXACT = Proximal()
@@ -65,8 +65,7 @@ def _ramp(value: Tensor, threshold: float) -> Tensor:
 
 def _of_pixels(value_Bhw: Tensor, factor: int, size: tuple[int, int]) -> Tensor:
     """[B, 1, H, W]: values of latent positions, interpolated between them."""
-    value = F.interpolate(value_Bhw[:, None], scale_factor=factor, mode="bilinear", align_corners=False)
-    return value[..., : size[0], : size[1]]
+    return crop(F.interpolate(value_Bhw[:, None], scale_factor=factor, mode="bilinear", align_corners=False), size)
 
 
 def agree_with_measurement(

@@ -7,10 +7,16 @@ No layer looks at the whole image, so that photos of any size pass, whole or in 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from flashray.strips import Strips, strips_of
+
+DETAIL_ROWS = 64  # latent positions; part of what bytes depend on
 
 
 class ChannelNorm(nn.Module):
@@ -88,37 +94,44 @@ class Heads(nn.Module):
         super().__init__()
         self.trunk = Trunk(taken, widths, blocks)
         self.heads = nn.ModuleList([_zero(widths[0], given[0]), *(_head(widths[0], count) for count in given[1:])])
-        self.detail = Detail(taken - 3 * factor**2 + widths[0], factor) if factor else None
+        self.detail = Detail(taken + widths[0], factor) if factor else None
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         feature = self.trunk(x_BCHW)
         found = [head(feature) for head in self.heads]
         if self.detail is not None:
-            pixels, rest = x_BCHW.tensor_split([3 * self.detail.factor**2], dim=1)
             # detached: it is trained alone, after the trunk
-            found.append(self.detail(pixels, torch.cat([rest.to(feature), feature], dim=1).detach()))
+            found.append(self.detail(torch.cat([x_BCHW.to(feature), feature], dim=1).detach()))
         return torch.cat(found, dim=1)
 
 
 class Detail(nn.Module):
-    """A residual in pixels: [B, 3 · factor², h, w] pixels and [B, taken, h, w] features to [B, 3 · factor², h, w].
+    """A residual in pixels: [B, taken, h, w], of which the first 3 · factor² are pixels, to [B, 3 · factor², h, w].
 
     Pixels and residual are gathered at the features' positions, `factor` to a side. Its blocks work at half of the
-    pixels' resolution, where noise and edges are. It begins at zero.
+    pixels' resolution, where noise and edges are, and see `DETAIL_ROWS` of a tall image at a time. It begins at zero.
     """
 
     def __init__(self, taken: int, factor: int, width: int = 64, blocks: int = 4, kept: int = 32) -> None:
         super().__init__()
-        self.factor, half = factor, factor // 2
-        self.spread = nn.Sequential(nn.Conv2d(taken, kept * half**2, 1), nn.PixelShuffle(half))
+        self.taken, self.factor, half = taken, factor, factor // 2
+        self.spread = nn.Sequential(nn.Conv2d(taken - 3 * factor**2, kept * half**2, 1), nn.PixelShuffle(half))
         self.take = nn.Conv2d(12 + kept, width, 3, padding=1)
         self.blocks = nn.Sequential(*(Block(width) for _ in range(blocks)))
         self.give = _zero(width, 12)
 
-    def forward(self, pixels_BCHW: Tensor, feature_BCHW: Tensor) -> Tensor:
-        half = F.pixel_unshuffle(F.pixel_shuffle(pixels_BCHW, self.factor), 2).to(feature_BCHW)
-        residual = self.give(self.blocks(self.take(torch.cat([half, self.spread(feature_BCHW)], dim=1))))
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self._part(x_BCHW) if x_BCHW.shape[2] <= DETAIL_ROWS else self._strips(self._part, x_BCHW)
+
+    def _part(self, x_BCHW: Tensor) -> Tensor:
+        pixels, feature = x_BCHW.tensor_split([3 * self.factor**2], dim=1)
+        half = F.pixel_unshuffle(F.pixel_shuffle(pixels, self.factor), 2)
+        residual = self.give(self.blocks(self.take(torch.cat([half, self.spread(feature)], dim=1))))
         return F.pixel_unshuffle(F.pixel_shuffle(residual, 2), self.factor)
+
+    @cached_property
+    def _strips(self) -> Strips:
+        return strips_of(self, self.taken, Fraction(1), DETAIL_ROWS)
 
 
 def _zero(taken: int, given: int) -> nn.Conv2d:
