@@ -43,6 +43,8 @@ def settled_residual(residual_BCHW: Tensor, radius: int, grain: float, factor: i
 
     Small corrections are those of a photo's own grain and texture. "Nearby" and the padding are as in `settled_weight`.
     """
+    if not residual_BCHW.shape[1]:
+        return residual_BCHW
     square = F.avg_pool2d(residual_BCHW.square().mean(dim=1, keepdim=True), factor)[:, 0]
     strength = _mean_nearby(square[:, : valid[0], : valid[1]], radius).sqrt()
     share = _ramp(strength, 2 * grain * GREY_LEVEL)  # images are on [-1, 1]
