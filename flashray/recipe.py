@@ -106,7 +106,7 @@ class FusionConfig:
         threshold: nothing of D(z) is taken where the mean weight nearby is at most this; from twice as much on D(z)
             counts fully.
         grain: in grey levels; nothing of the residual is added where its root mean square nearby is at most this; from
-            twice as much on it is added in full.
+            twice as much on it is added in full. It is less where JPEG's blocks show.
         decoder_std: of x - D(E(x)), on the [0, 1] scale, for operator.
         gain: change of D(z) on the [0, 1] scale for a unit of z, for operator.
 
@@ -117,7 +117,7 @@ class FusionConfig:
     name: Literal["none", "operator", "learned"] = "none"
     radius: int = 16
     threshold: float = 0.35
-    grain: float = 4.0
+    grain: float = 3.0
     decoder_std: float = 0.03
     gain: float = 0.15
 

@@ -30,7 +30,7 @@ from flashray.recipe import Recipe
 from flashray.restored import Estimate, Restored
 from flashray.seeding import sample_seed
 from flashray.severity import Severity, SeverityEncoder, estimate
-from flashray.severity.fusion import agree_with_measurement, fuse, settled_residual, settled_weight
+from flashray.severity.fusion import agree_with_measurement, fuse, grain_of, settled_residual, settled_weight
 from flashray.severity.loss import position_error
 from flashray.severity.regions import spared_windows, window_sigma
 from flashray.windows import LatentGrid, crop
@@ -172,7 +172,8 @@ class Restorer:
         spared_BK, fusion = None, self.recipe.fusion
         if fusion.name == "learned":
             weight_Bhw = settled_weight(severity.weight_Bhw, fusion.radius, fusion.threshold, valid)
-            residual = settled_residual(severity.residual_BCHW, fusion.radius, fusion.grain, self.grid.factor, valid)
+            grain_B = grain_of(measured.seen_BCHW, fusion.grain)
+            residual = settled_residual(severity.residual_BCHW, fusion.radius, grain_B, self.grid.factor, valid)
             severity = severity._replace(weight_Bhw=weight_Bhw, residual_BCHW=crop(residual, measured.image_size))
             if self.start.mode == "flash":
                 spared_BK = torch.stack([spared_windows(one, windows) for one in weight_Bhw.cpu()])

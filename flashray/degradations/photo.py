@@ -20,7 +20,7 @@ from flashray.seeding import STREAM_MEASUREMENT, STREAM_OPERATOR, normal, unifor
 
 KERNEL = 21  # side of the blur kernels
 SCALES = (1.0, 0.75, 0.5, 1 / 3, 0.25)  # an image is made smaller by one of them, and large again
-UNIFORMS = 26  # random numbers that decide one image's damage
+UNIFORMS = 28  # random numbers that decide one image's damage
 
 # At the hardest
 BLUR_STD = 3.0  # pixels
@@ -30,6 +30,15 @@ PHOTONS = 30.0  # at white, for the strongest Poisson noise
 QUALITY = (95.0, 10.0)  # JPEG at the mildest and at the hardest
 SPREAD = 0.4  # share of the images whose noise is spread over neighbours
 SPREAD_STD = (0.4, 1.2)  # pixels, of the Gaussian that spreads it
+# Shares of the images with each kind of damage, and with a second round of noise and JPEG
+BLURRED, SCALED, NOISY, PHOTON_NOISE, COMPRESSED, AGAIN = 0.65, 0.4, 0.6, 0.3, 0.6, 0.2
+# Where one kind is alone: its share, and which of the random numbers become what; of blur, 0 decides what kind it is
+ALONE = (
+    (0.2, {21: 1.0}),  # blur
+    (0.15, {1: 0.0, 2: 0.0}),  # down- and upscaling
+    (0.25, {5: 0.0, 6: 1.0}),  # Gaussian noise
+    (0.4, {9: 0.0, 8: 1.0}),  # JPEG
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,8 @@ class Photo(Degradation):
     Every kind of damage has its own chance and strength; the severity bounds all strengths, and severity 0 is no
     damage at all. Blur and scaling come in either order; noise follows, white or spread over neighbours as a camera's
     demosaicing leaves it, then JPEG, and in some images a second, milder round of noise and JPEG, as when a picture is
-    passed on. In some images the damage ends somewhere: a part is sharp.
+    passed on. In some images the damage ends somewhere: a part is sharp. In a share `alone` there is one kind
+    of damage, as strong as the severity says.
     The same numbers damage an image of any size; solvers cannot use this operator, because nobody knows it.
 
     Parameters of an image that is damaged here: `damage`, its severity 0 … 1, and `damage_seed`. A photo that came
@@ -49,6 +59,7 @@ class Photo(Degradation):
     damage: tuple[float, float] = (0.0, 1.0)  # the range of severities
     undamaged: float = 0.15  # share of the images, when severities are drawn, that have none
     partial: float = 0.2  # share of the damaged images that have a sharp part
+    alone: float = 0.0  # share of the damaged images with one kind of damage alone
 
     name: ClassVar[str] = "photo"
     linear: ClassVar[bool] = False
@@ -60,7 +71,7 @@ class Photo(Degradation):
         low, high = self.damage
         if not 0 <= low <= high <= 1:
             raise ConfigError(f"degradation photo: damage is {list(self.damage)}; give [low, high] within 0 … 1")
-        for name in ("undamaged", "partial"):
+        for name in ("undamaged", "partial", "alone"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"degradation photo: {name} is {getattr(self, name)}; give a share from 0 to 1")
 
@@ -79,7 +90,7 @@ class Photo(Degradation):
     def bind(self, parameters: Parameters, size: tuple[int, int]) -> Operator:
         if not parameters:
             return UnknownDamage()
-        return PhotoDamage(parameters["damage"], parameters["damage_seed"], self.partial)
+        return PhotoDamage(parameters["damage"], parameters["damage_seed"], self.partial, self.alone)
 
 
 @dataclass(frozen=True)
@@ -97,11 +108,12 @@ class PhotoDamage(Operator):
     level_B: Tensor
     seed_B: Tensor
     partial: float
+    alone: float = 0.0
 
     def A(self, x_BCHW: Tensor) -> Tensor:
-        u_BN = uniform(self.seed_B, UNIFORMS, STREAM_OPERATOR).to(x_BCHW)
+        u_BN = only_one_kind(uniform(self.seed_B, UNIFORMS, STREAM_OPERATOR).to(x_BCHW), self.alone)
         level = self.level_B.to(x_BCHW)
-        blurred_B, scaled_B = u_BN[:, 0] < 0.65, u_BN[:, 1] < 0.4
+        blurred_B, scaled_B = u_BN[:, 0] < BLURRED, u_BN[:, 1] < SCALED
         kernel_BKK = self._kernel(level, u_BN)
         scale_B = 1 - (1 - 0.9 * u_BN[:, 2]) * level
 
@@ -115,7 +127,7 @@ class PhotoDamage(Operator):
         y = torch.where(first, scale(blur(x_BCHW)), blur(scale(x_BCHW)))
         spread_B55 = spreading(torch.where(u_BN[:, 24] < SPREAD, between(*SPREAD_STD, u_BN[:, 25]), 0.0))
         y = self._noise_and_jpeg(y, level, u_BN[:, 4:10], spread_B55, 0)
-        again = _wide(u_BN[:, 16] < 0.2)
+        again = _wide(u_BN[:, 16] < AGAIN)
         y = torch.where(again, self._noise_and_jpeg(y, 0.5 * level, u_BN[:, 10:16], spread_B55, 1), y).clamp(-1, 1)
         share = self._sharp_part(u_BN[:, 17:21], (x_BCHW.shape[2], x_BCHW.shape[3]))
         damaged = torch.lerp(y, x_BCHW, share)
@@ -135,7 +147,7 @@ class PhotoDamage(Operator):
         gaussian = torch.exp(-0.5 * (along.square() / variance + across.square() / other))
         gaussian = gaussian / gaussian.sum(dim=(1, 2), keepdim=True)
         path = motion_path(level_B * MOTION * u_BN[:, 21], 360 * u_BN[:, 23], self.seed_B.to(u_BN))
-        moving = (u_BN[:, 0] > 0.5)[:, None, None]  # of the blurred ones, those below .65
+        moving = (u_BN[:, 0] > 0.5)[:, None, None]  # of the blurred ones, those below BLURRED
         return torch.where(moving, draw_kernel(path, KERNEL), gaussian)
 
     def _noise_and_jpeg(self, y_BCHW: Tensor, level_B: Tensor, u_BN: Tensor, spread_B55: Tensor, round_: int) -> Tensor:
@@ -145,14 +157,16 @@ class PhotoDamage(Operator):
         noise = convolve(noise, spread_B55)
         grey = _wide(u_BN[:, 0] < 0.3)
         noise = torch.where(grey, noise[:, :1], noise)
-        gaussian_B = torch.where(u_BN[:, 1] < 0.6, level_B * NOISE_STD * u_BN[:, 2], 0.0)
-        photons_B = torch.where(u_BN[:, 3] < 0.3, (level_B * u_BN[:, 3] / 0.3).square() / PHOTONS, 0.0)
+        gaussian_B = torch.where(u_BN[:, 1] < NOISY, level_B * NOISE_STD * u_BN[:, 2], 0.0)
+        photons_B = torch.where(
+            u_BN[:, 3] < PHOTON_NOISE, (level_B * u_BN[:, 3] / PHOTON_NOISE).square() / PHOTONS, 0.0
+        )
         variance = _wide(gaussian_B.square()) + _wide(photons_B) * ((y_BCHW + 1) / 2).clamp(0, 1)
         y = (y_BCHW + 2 * variance.sqrt() * noise).clamp(-1, 1)
         low, high = QUALITY
         quality_B = low + (high - low) * level_B * u_BN[:, 4]
         codec = Codec(quantisation(quality_B, LUMA), quantisation(quality_B, CHROMA), True)
-        return torch.where(_wide(u_BN[:, 5] < 0.6), codec.A(y), y)
+        return torch.where(_wide(u_BN[:, 5] < COMPRESSED), codec.A(y), y)
 
     def _sharp_part(self, u_BN: Tensor, size: tuple[int, int]) -> Tensor:
         """[B, 1, H, W] share of the sharp image: 1 on one side of a line, 0 beyond a soft edge; 0 in most images."""
@@ -162,6 +176,25 @@ class PhotoDamage(Operator):
         distance = angle.cos() * column + angle.sin() * row - _wide(u_BN[:, 2] - 0.5)
         sharp = torch.sigmoid(distance / _wide(0.02 + 0.2 * u_BN[:, 3]))
         return torch.where(_wide(u_BN[:, 0] < self.partial), sharp, 0.0)
+
+
+def only_one_kind(u_BN: Tensor, share: float) -> Tensor:
+    """The random numbers of `PhotoDamage`, changed in a share of the images so that one kind of damage is alone.
+
+    That kind is certain and as strong as the severity allows, and the chances of the others do not come true.
+    """
+    if not share:
+        return u_BN
+    none, blur_alone = u_BN.clone(), u_BN[:, 27] < ALONE[0][0]
+    none[:, [1, 5, 7, 9, 16]] = 1.0  # no scaling, noise of either kind, JPEG, second round
+    none[:, 0] = torch.where(blur_alone, BLURRED * u_BN[:, 0], 1.0)
+    high = 0.0
+    for chance, numbers in ALONE:
+        low, high = high, high + chance
+        here_B = (low <= u_BN[:, 27]) & (u_BN[:, 27] < high)
+        for index, value in numbers.items():
+            none[:, index] = torch.where(here_B, value, none[:, index])
+    return torch.where(u_BN[:, 26:27] < share, none, u_BN)
 
 
 def spreading(std_B: Tensor) -> Tensor:

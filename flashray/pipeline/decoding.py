@@ -14,7 +14,7 @@ from flashray.images import MAX_MEGAPIXELS, OutputFormat, check_side, losses, op
 from flashray.measurement import Photo
 from flashray.pipeline.encoding import refuse_losses
 from flashray.pipeline.load import mask_uri_of
-from flashray.pipeline.pixel_budget import PixelBudget
+from flashray.pipeline.pixel_budget import PixelBudget, counted_pixels
 from flashray.pipeline.run_config import IoConfig
 from flashray.restorer import Restorer
 
@@ -55,7 +55,7 @@ def batches(
                 )
             restorer.check_photo(seen)
             check_side((seen[1], seen[0]), header.format, io.format)
-            budget.check(seen[0] * seen[1])
+            budget.check(seen[1], seen[0])
         except ImageError as error:
             row["error"] = str(error)
             continue
@@ -69,8 +69,10 @@ def batches(
 
 
 def most_pixels(rows: Sequence[Mapping[str, Any]], indices: Iterable[int]) -> int:
-    """Pixels of the largest of these images whose size is known."""
-    return max((rows[i]["width"] * rows[i]["height"] for i in indices if rows[i].get("width")), default=0)
+    """The `counted_pixels` of the largest of these images whose size is known."""
+    return max(
+        (counted_pixels(rows[i]["width"], rows[i]["height"]) for i in indices if rows[i].get("width")), default=0
+    )
 
 
 def decode_photos(

@@ -10,6 +10,7 @@ from flashray import storage
 from flashray.errors import ImageError
 from flashray.images import read_header
 from flashray.pipeline.load import read_images
+from flashray.pipeline.pixel_budget import counted_pixels
 from flashray.shards.place import Place
 
 SAMPLE = 16  # images whose files are read
@@ -19,7 +20,7 @@ LARGE = 0.75  # of the sample's images have no more pixels than a large one
 
 
 def large_pixels(listing: pa.Table, max_megapixels: float) -> int:
-    """About the pixels that three quarters of the images do not exceed, from a sample; 0 where none is known."""
+    """About the `counted_pixels` that three quarters of the images do not exceed, from a sample; 0 if none is known."""
     listing = listing.filter(pc.is_null(listing["refused"]))
     count = min(SAMPLE, len(listing))
     rows = listing.take(pa.array(np.arange(count) * len(listing) // max(count, 1))).to_pylist()
@@ -32,7 +33,7 @@ def large_pixels(listing: pa.Table, max_megapixels: float) -> int:
             (file,) = read_images([place], [None])
             if file.data is not None:
                 header = read_header(file.data, max_megapixels)
-                pixels.append(header.width * header.height)
+                pixels.append(counted_pixels(header.width, header.height))
         except storage.Unavailable:  # the workers wait for it to come back
             break
         except ImageError:  # its row will say so

@@ -15,6 +15,7 @@ from flashray.errors import FlashrayError, ImageError
 from flashray.memory import give_back_freed_memory, machine_memory
 
 PIXEL_BYTES = 250  # of memory that a pixel of a large photo takes at most (docs/results/any-size.md)
+WHOLE_ROWS = 1600  # of the tallest strip of the severity encoder; photos of so few take twice as much a pixel
 MEGAPIXEL = 2**20
 _SHARE = 0.5  # of the machine's memory that large photos may take; models and small photos take the rest
 _WAIT = 0.05  # seconds between two looks
@@ -32,17 +33,18 @@ class PixelBudget:
         self.megapixels = max(1, int(_SHARE * self.memory) // (PIXEL_BYTES * MEGAPIXEL))
         self.folder = folder or shared_folder()
 
-    def check(self, pixels: int) -> None:
+    def check(self, width: int, height: int) -> None:
         """Refuse an image that this machine cannot hold even alone; the ImageError names the memory that it needs."""
-        if pixels * PIXEL_BYTES > self.memory:
+        needed = PIXEL_BYTES * counted_pixels(width, height)
+        if needed > self.memory:
             raise ImageError(
-                f"{pixels / 1e6:.0f} megapixels need about {pixels * PIXEL_BYTES / 1e9:.0f} GB of memory, and this "
+                f"{width * height / 1e6:.0f} megapixels need about {needed / 1e9:.0f} GB of memory, and this "
                 f"machine has {self.memory / 1e9:.0f}; use a larger one, or make the image smaller"
             )
 
     @contextmanager
     def take(self, pixels: int) -> Iterator[None]:
-        """Wait until there is room for an image of so many pixels, and hold it meanwhile.
+        """Wait until there is room for an image of so many `counted_pixels`, and hold it meanwhile.
 
         An image of less than a megapixel waits for nobody. One that is larger than the budget waits until it is alone.
         """
@@ -74,6 +76,11 @@ class PixelBudget:
         with open(self.folder / name, "ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX | how)
             yield
+
+
+def counted_pixels(width: int, height: int) -> int:
+    """The pixels of an image, counted by the memory that they take: low images run whole, tall ones in strips."""
+    return width * max(height, 2 * min(height, WHOLE_ROWS))
 
 
 def shared_folder() -> Path:

@@ -9,8 +9,26 @@ import torch
 from torch import Tensor
 
 from flashray.degradations import make_degradation
-from flashray.degradations.photo import Photo, PhotoDamage, convolve, rescale, spreading
+from flashray.degradations.jpeg import Jpeg
+from flashray.degradations.photo import (
+    AGAIN,
+    ALONE,
+    BLURRED,
+    COMPRESSED,
+    NOISY,
+    PHOTON_NOISE,
+    QUALITY,
+    SCALED,
+    UNIFORMS,
+    Photo,
+    PhotoDamage,
+    convolve,
+    only_one_kind,
+    rescale,
+    spreading,
+)
 from flashray.metrics import psnr
+from flashray.seeding import STREAM_OPERATOR, uniform
 
 SEEDS = torch.arange(40.0)
 
@@ -136,3 +154,29 @@ def test_each_image_is_scaled_by_its_own_scale():
     assert torch.equal(found[0], image[0])
     left = [found[n].diff(dim=2).square().mean() for n in range(3)]
     assert left[0] > left[1] > left[2] > 0
+
+
+def test_one_kind_of_damage_alone():
+    number_BN = uniform(torch.arange(4000), UNIFORMS, STREAM_OPERATOR)
+    alone_BN = only_one_kind(number_BN, 1.0)
+    columns = {0: BLURRED, 1: SCALED, 5: NOISY, 9: COMPRESSED}
+    there = torch.stack([alone_BN[:, index] < share for index, share in columns.items()])
+    assert (there.sum(dim=0) == 1).all()
+    shares = [share for share, _ in ALONE]
+    assert there.double().mean(dim=1).tolist() == pytest.approx(shares, abs=0.03)
+    assert (alone_BN[:, 7] > PHOTON_NOISE).all()
+    assert (alone_BN[:, 16] > AGAIN).all()
+    changed = (only_one_kind(number_BN, 0.3) != number_BN).any(dim=1)
+    assert changed.double().mean().item() == pytest.approx(0.3, abs=0.03)
+    assert only_one_kind(number_BN, 0.0) is number_BN
+
+
+def test_jpeg_alone_is_the_codec_at_the_quality_of_the_severity(x: Tensor):
+    seed_B = torch.arange(200)
+    number_BN = only_one_kind(uniform(seed_B, UNIFORMS, STREAM_OPERATOR), 1.0)
+    seed_B = seed_B[number_BN[:, 9] < COMPRESSED][:2]
+    level_B = torch.tensor([0.2, 0.9])
+    quality_B = QUALITY[0] + (QUALITY[1] - QUALITY[0]) * level_B
+    codec = Jpeg().bind({"quality": quality_B}, (x.shape[2], x.shape[3]))
+    y = PhotoDamage(level_B, seed_B, partial=0.0, alone=1.0).A(x[:2])
+    assert torch.allclose(y, codec.A(x[:2]).clamp(-1, 1), atol=1e-6)

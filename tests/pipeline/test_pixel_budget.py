@@ -13,7 +13,7 @@ import pytest
 
 from flashray.errors import FlashrayError, ImageError
 from flashray.pipeline import pixel_budget
-from flashray.pipeline.pixel_budget import MEGAPIXEL, PIXEL_BYTES, PixelBudget
+from flashray.pipeline.pixel_budget import MEGAPIXEL, PIXEL_BYTES, PixelBudget, counted_pixels
 
 TEN = 20 * PIXEL_BYTES * MEGAPIXEL  # bytes of a machine whose budget is ten megapixels
 HOLD = """
@@ -63,9 +63,16 @@ def test_small_images_wait_for_nobody(tmp_path: Path) -> None:
 
 def test_an_image_that_the_machine_cannot_hold(tmp_path: Path) -> None:
     budget = PixelBudget(TEN, tmp_path)
-    budget.check(20 * MEGAPIXEL)
-    with pytest.raises(ImageError, match="need about 5 GB of memory, and this machine has 5"):
-        budget.check(20 * MEGAPIXEL + 1)
+    budget.check(5120, 4096)
+    with pytest.raises(ImageError, match="21 megapixels need about 5 GB of memory, and this machine has 5"):
+        budget.check(5121, 4096)
+    budget.check(10240, 1024)  # runs whole, so a pixel takes twice as much
+    with pytest.raises(ImageError, match="10 megapixels need about 5 GB"):
+        budget.check(10241, 1024)
+
+
+def test_pixels_count_twice_in_low_images_and_once_in_tall_ones() -> None:
+    assert [counted_pixels(10, height) for height in (1, 1600, 1601, 3200, 4000)] == [20, 32000, 32000, 32000, 40000]
 
 
 def test_a_folder_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,20 @@ from torch import Tensor
 
 from flashray.degradations import make_degradation
 from flashray.degradations.base import AffineOperator
+from flashray.degradations.jpeg import Jpeg
 from flashray.errors import ConfigError
 from flashray.recipe import DegradationConfig, FusionConfig, Recipe, SolverConfig
 from flashray.severity import Start
-from flashray.severity.fusion import GREY_LEVEL, agree_with_measurement, fuse, settled_residual, settled_weight
+from flashray.severity.fusion import (
+    BLOCK,
+    GREY_LEVEL,
+    agree_with_measurement,
+    blockiness,
+    fuse,
+    grain_of,
+    settled_residual,
+    settled_weight,
+)
 from flashray.solvers.solver import Problem
 
 
@@ -78,21 +88,55 @@ def test_a_residual_counts_from_the_grain_on(strength: float, share: float):
     """Grey levels of its root mean square, with a grain of two."""
     sign = images(0, (32, 48)).sign()
     residual = 2 * GREY_LEVEL * strength * sign
-    found = settled_residual(residual, 3, 2.0, 4, (8, 12))
+    found = settled_residual(residual, 3, torch.full((2,), 2.0), 4, (8, 12))
     torch.testing.assert_close(found, share * residual, rtol=0, atol=1e-9)
-    assert torch.equal(settled_residual(residual, 3, 0.0, 4, (8, 12)), residual)
+    each = settled_residual(residual, 3, torch.tensor([0.0, 2.0]), 4, (8, 12))  # each image has its own
+    assert torch.equal(each[0], residual[0])
+    assert torch.equal(each[1], found[1])
 
 
 def test_a_residual_is_judged_in_its_own_part_of_the_photo():
     residual = torch.zeros(1, 3, 40, 160, dtype=torch.float64)
     residual[..., :80] = 0.1
     residual[..., 80:] = 2 * GREY_LEVEL
-    found = settled_residual(residual, 2, 2.0, 4, (10, 40))
+    grain = torch.full((1,), 2.0)
+    found = settled_residual(residual, 2, grain, 4, (10, 40))
     assert torch.equal(found[..., :64], residual[..., :64])
     assert (found[..., 96:] == 0).all()
     spoilt = residual.clone()
     spoilt[..., 120:] = torch.nan  # padding
-    assert torch.equal(settled_residual(spoilt, 2, 2.0, 4, (10, 30))[..., :120], found[..., :120])
+    assert torch.equal(settled_residual(spoilt, 2, grain, 4, (10, 30))[..., :120], found[..., :120])
+
+
+@pytest.mark.parametrize(("quality", "least", "most"), [(None, 0.9, 1.05), (95, 0.9, 1.1), (20, 1.4, 2.5)])
+def test_blocks_of_jpeg_are_seen(photo: Tensor, quality: int | None, least: float, most: float):
+    y = photo[None, :, :200, :203]
+    if quality is not None:
+        y = Jpeg().bind({"quality": torch.tensor([float(quality)])}, (200, 203)).A(y)
+    assert least < blockiness(y).item() < most
+    moved = blockiness(y[..., 3:, 5:])  # the blocks begin elsewhere
+    assert moved.item() < 1.1
+
+
+def test_the_grain_falls_with_blockiness():
+    step = torch.zeros(3, 3, 64, 64)
+    column = torch.arange(64)
+    for n, height in enumerate((1.0, 1.3, 2.0)):  # steps of blocks, over those of all neighbours
+        slope = torch.where(column % BLOCK == 0, height, 1.0).cumsum(0) * GREY_LEVEL
+        step[n] = slope + slope[:, None]
+    assert blockiness(step).tolist() == pytest.approx([1.0, 1.3, 2.0], rel=1e-4)
+    assert grain_of(step, 4.0).tolist() == pytest.approx([4.0, 2.0, 0.0], abs=1e-2)
+
+
+@pytest.mark.parametrize("times", [2, 4])
+def test_pixels_that_were_repeated_are_no_blocks(photo: Tensor, times: int):
+    repeated = photo[None, :, :96, :104].repeat_interleave(times, dim=2).repeat_interleave(times, dim=3)
+    assert blockiness(repeated).item() < 1.1
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (5, 7), (16, 16)])
+def test_flat_and_tiny_photos_have_no_blocks(size: tuple[int, int]):
+    assert blockiness(torch.full((2, 3, *size), 0.3)).tolist() == [1.0, 1.0]
 
 
 @dataclass(frozen=True)
