@@ -6,7 +6,7 @@ import pyarrow.compute as pc
 
 from flashray import storage
 from flashray.pipeline.commit import committed_units, read_commits
-from flashray.pipeline.damage import digests, restored_files
+from flashray.pipeline.damage import PROMISED, ROWS, digests, restored_files
 from flashray.pipeline.lease import held
 from flashray.pipeline.outputs import Layout, image_of
 from flashray.pipeline.run_status import RunStatus
@@ -30,9 +30,10 @@ def clean(output: str) -> list[str]:
         record, status = read_run(output)
         layout = Layout.of_record(output, record)
         orphans = orphans_of(layout, status)
-        if len(status.pending) or not layout.sharded:
-            commits = read_commits(output, committed_units(output)).to_pylist()
-            promised = {file["sha256"] for row in commits for file in layout.promised(row)}
+        if orphans and (len(status.pending) or not layout.sharded):
+            batches = read_commits(output, committed_units(output)).select(PROMISED).to_batches(ROWS)
+            rows = (row for batch in batches for row in batch.to_pylist())
+            promised = {file["sha256"] for row in rows for file in layout.promised(row)}
             orphans = [name for name, digest in digests(output, orphans).items() if digest not in promised]
         found = [storage.join(output, name) for name in orphans] + storage.half_written(output)
         for uri in found:

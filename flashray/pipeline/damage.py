@@ -14,9 +14,9 @@ from flashray.pipeline.outputs import Layout
 from flashray.pipeline.run_folder import SAMPLES, run_files
 
 _READERS = 16
-_ROWS = 10_000  # of commits that are Python objects at a time
+ROWS = 10_000  # of commits that are Python objects at a time
 # what `Layout.promised` looks at
-_PROMISED = ["key", "unit_id", "offset", "size", "sha256", "shard_size", "shard_sha256", "samples"]
+PROMISED = ["key", "unit_id", "offset", "size", "sha256", "shard_size", "shard_sha256", "samples"]
 
 
 def restored_files(output: str) -> dict[str, int]:
@@ -45,11 +45,11 @@ def missing_and_changed(
     `results` are rows of commits, `sizes` the bytes of the files that are there (`restored_files`). `by_hash` compares
     the bytes; otherwise their number alone is compared, where the commit has it.
     """
-    done = results.filter(pc.equal(results["status"], "ok")).select(_PROMISED)
+    done = results.filter(pc.equal(results["status"], "ok")).select(PROMISED)
     missing: set[str] = set()
     changed: set[str] = set()
     sound: dict[str, bool] = {}  # of the shards that were read, because many rows name one
-    for batch in done.to_batches(_ROWS):
+    for batch in done.to_batches(ROWS):
         promised = {row["key"]: layout.promised(row) for row in batch.to_pylist()}
         files = {file["name"]: file for some in promised.values() for file in some}
         there = files.keys() & sizes.keys()

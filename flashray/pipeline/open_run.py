@@ -54,7 +54,7 @@ def open_run(config: RunConfig) -> Run:
     predicted = models.encoder.parameter_names if models.encoder else ()
     archive = read_archive(config, predicted, _taken_before(config))
     if config.policy.overwrite is not None:
-        _erase(config, models)
+        _erase(config, models, archive)
     status = RunStatus.read(io.output)
     limit, taken = config.policy.limit, len(status.plan)
     if limit is not None and taken > limit and len(status.pending):
@@ -78,7 +78,8 @@ def _taken_before(config: RunConfig) -> pa.ChunkedArray | None:
     return run_record.read_listing(output)["key"]
 
 
-def _erase(config: RunConfig, models: Models) -> None:
+def _erase(config: RunConfig, models: Models, archive: Archive) -> None:
+    """Delete the run in the output, unless this same command began it and was interrupted."""
     output = config.io.output
     refuse_old_layout(output)
     if run_record.read_record(output) is None:
@@ -86,6 +87,9 @@ def _erase(config: RunConfig, models: Models) -> None:
     with held(output):
         record = run_record.read_record(output)
         if record is None:
+            return
+        if run_record.goes_on(record, models.identity(), archive.images):
+            log.warning("an interrupted run of this command is there, which began with --overwrite; it goes on")
             return
         plans, commits = read_plans(output), read_commits(output, committed_units(output))
         names = Layout.of_record(output, record).files(*plans, commits)

@@ -108,8 +108,14 @@ class SeverityActor:
     def estimate(self, chunk: dict[str, Any], rows: list[dict[str, Any]], indices: Sequence[int]) -> None:
         """Decode, measure and estimate these images of the chunk, and fill in their rows."""
         for part in batches(self.restorer, chunk, rows, indices, self.batch, self.io, self.budget):
-            with self.budget.take(most_pixels(rows, part)):
-                self.estimate_batch(chunk, rows, part)
+            try:
+                with self.budget.take(most_pixels(rows, part)):
+                    self.estimate_batch(chunk, rows, part)
+            except Exception as error:  # becomes the error of the images of this size alone
+                log.exception("%s", chunk["unit_id"])
+                why = reason(error)
+                for i in part:
+                    rows[i]["error"] = rows[i]["error"] or why
 
     def estimate_batch(self, chunk: dict[str, Any], rows: list[dict[str, Any]], indices: Sequence[int]) -> None:
         """The same of images of one size."""

@@ -148,6 +148,7 @@ def finish(run: Run) -> None:
     solved = run.record.get("solved", {"images": 0, "seconds": 0.0})
     solved = {"images": solved["images"] + run.images_solved, "seconds": solved["seconds"] + run.seconds_solving}
     run.record["solved"] = solved
+    run.record.pop("overwriting", None)
     run.write_record()
     # of the solve passes of all starts that came to their end
     found["images_per_second"] = round(solved["images"] / solved["seconds"], 4) if solved["images"] else None

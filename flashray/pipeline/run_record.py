@@ -95,6 +95,12 @@ def examine(
     return old
 
 
+def goes_on(record: Mapping[str, Any], found: Mapping[str, Any], listing: pa.Table) -> bool:
+    """Whether run.json is that of an unfinished start with --overwrite, of the same configuration and archive."""
+    same = all(record["fingerprint"].get(name) == value for name, value in found.items())
+    return bool(record.get("overwriting")) and same and record["archive"]["sha256"] == listing_hash(listing)
+
+
 def planned(output: str) -> bool:
     """Whether a start has come to its plan; before that no image was taken up."""
     return bool(own_names(run_uri(output, "plan"), r"plan-\d+\.parquet"))
@@ -123,6 +129,7 @@ def open_record(
                 "archive": {"images": len(listing), "sha256": listing_hash(listing)},
                 "versions": _versions(),
                 **({"pinned": dict(pinned)} if pinned else {}),
+                **({"overwriting": True} if config.policy.overwrite else {}),  # until the run is finished
                 "single_writer": not storage.creates_if_absent(run_uri(output, "probe")),
             }
             _write_listing(output, listing)

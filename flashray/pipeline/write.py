@@ -19,6 +19,7 @@ from flashray.pipeline.worker_settings import WorkerSettings
 
 WRITTEN = pa.schema([("unit_id", pa.string()), ("images", pa.int64())])
 _WRITERS = 8
+_NAME_REFUSED = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)  # too long, or characters that exFAT or a share lacks
 _LARGE = 2_000_000  # pixels, or bytes of a file; larger images are encoded one after the other to save memory
 
 
@@ -45,9 +46,9 @@ def write(table: pa.Table, work: WorkerSettings, quarantine: Any) -> pa.Table:
         except ImageError as error:
             row |= {"status": "error", "error": f"it cannot be written: {error}"}
         except OSError as error:
-            if error.errno != errno.ENAMETOOLONG:
+            if error.errno not in _NAME_REFUSED:
                 raise
-            row |= {"status": "error", "error": f"its name is too long for the output's filesystem: {error.strerror}"}
+            row |= {"status": "error", "error": f"the output's filesystem does not take its name: {error.strerror}"}
         else:
             row |= {"unchanged": encoded.unchanged, "lost": encoded.lost, "warnings": encoded.warnings}
             row |= {"sha256": hashlib.sha256(encoded.data).hexdigest(), "size": len(encoded.data)}

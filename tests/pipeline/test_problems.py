@@ -14,7 +14,7 @@ from flashray.pipeline.commit import write_commit
 from flashray.pipeline.open_run import open_run
 from flashray.pipeline.plan import write_plan
 from flashray.pipeline.problems import NAMED, first_errors, write_problems
-from flashray.pipeline.run_record import write_record
+from flashray.pipeline.run_record import read_record, write_record
 from flashray.pipeline.run_status import RunStatus
 from tests.conftest import TinyModels
 from tests.support.runs import MakeConfig, config_of
@@ -71,6 +71,23 @@ def test_overwrite_deletes_nothing_where_a_file_is_not_the_runs(
     open_run(make(archive, output, overwrite="run"))
     assert not (before.keys() - {output / ".DS_Store", output / "letter.txt"}) & set(output.rglob("*"))
     assert (output / ".DS_Store").exists()
+
+
+def test_an_interrupted_run_that_began_with_overwrite_goes_on(make: MakeConfig, archive: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    config = make(archive, output, overwrite="run")
+    open_run(config).open_record()
+    begun = read_record(str(output))
+    assert begun is not None
+    assert begun["overwriting"]
+    open_run(config)
+    assert read_record(str(output)) == begun
+    open_run(make(archive, output, overwrite="run", seed=7))  # another command deletes it
+    assert read_record(str(output)) is None
+    open_run(config).open_record()
+    write_record(str(output), {name: value for name, value in begun.items() if name != "overwriting"})  # finished
+    open_run(config)
+    assert read_record(str(output)) is None
 
 
 def test_addresses_beyond_what_a_column_holds_are_refused(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +146,25 @@ def test_severity_that_fails_is_the_chunks_own_loss(
     assert table["error"].to_pylist() == ["RuntimeError: out of memory"] * 4
 
 
+def test_severity_that_fails_for_one_size_fails_no_other(
+    work: WorkerSettings, quarantine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor = SeverityActor(work, quarantine)
+    todo = chunks(read_archive(work.config).images, 4)
+    monkeypatch.setattr(plan, "batches", lambda restorer, chunk, rows, indices, *_: [indices[:3], indices[3:]])
+    before = actor.estimate_batch
+
+    def breaks(chunk: dict[str, Any], rows: list[dict[str, Any]], indices: Sequence[int]) -> None:
+        if len(indices) == 3:
+            rows[indices[0]]["error"] = "its own"
+            raise RuntimeError("out of memory")
+        before(chunk, rows, indices)
+
+    monkeypatch.setattr(actor, "estimate_batch", breaks)
+    table = actor(load(todo.slice(0, 1), work, quarantine))
+    assert table["error"].to_pylist() == ["its own", "RuntimeError: out of memory", "RuntimeError: out of memory", None]
+
+
 def test_an_interrupted_severity_pass_goes_on(
     work: WorkerSettings, quarantine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +244,24 @@ def test_a_name_too_long_for_the_output_is_an_error_row(work: WorkerSettings) ->
     assert (first["status"], second["status"]) == ("ok", "error")
     assert "too long" in second["error"]
     assert open_image((Path(config.io.output) / "a b.png").read_bytes()).pixels.shape == (3, SIDE, SIDE)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EILSEQ])
+def test_a_name_that_the_outputs_filesystem_refuses_is_an_error_row(
+    work: WorkerSettings, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    source = Path(work.config.io.archive) / "crop 0.png"
+    image: dict[str, Any] = {"pixels": bytes(6 * SIDE * SIDE), "height": SIDE, "width": SIDE}
+    image |= {"uri": str(source), "data": source.read_bytes()}
+    unit = {"unit_id": "00-00000000", "rows": [{"key": "12:30.png", "status": "ok", "nfe": 2}], "images": [image]}
+
+    def refused(*_: Any) -> None:
+        raise OSError(number, "refused")
+
+    monkeypatch.setattr("flashray.pipeline.unit_writers.FileWriter.add", refused)
+    write_unwatched(pa.Table.from_pylist([unit], schema=solving.SOLVED), work)
+    (row,) = read_commits(work.config.io.output, ["00-00000000"]).to_pylist()
+    assert (row["status"], row["error"]) == ("error", "the output's filesystem does not take its name: refused")
 
 
 def test_loaded_rows_keep_their_order_and_their_errors(
