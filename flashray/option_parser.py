@@ -135,7 +135,7 @@ def parse(parser: Any, argv: Sequence[str]) -> Any:
         if name == "--config" and os.path.isfile(value):
             read_yaml(Path(value).read_bytes(), f"config {value}")
         elif value.lstrip().startswith(("[", "{", "&", "!")):  # the parser reads it as YAML, whatever it unfolds into
-            read_yaml(value.encode(errors="replace"), name)
+            read_yaml(value.encode(errors="replace"), name, or_text=True)
     try:
         return parser.instantiate(parser.parse_args(list(argv)))
     except (ArgumentError, TypeError, ValueError) as error:

@@ -14,11 +14,12 @@ _MOST_BYTES = 2**20
 _DEEPEST = 32
 
 
-def read_yaml(data: bytes, where: str) -> Any:
+def read_yaml(data: bytes, where: str, or_text: bool = False) -> Any:
     """The value of a YAML text.
 
     ConfigError, beginning with `where`, when it is no YAML in UTF-8, larger than 1 MiB or deeper than 32 levels, or has
-    aliases (`*name`, which can make a value endless), tags, a name twice, NUL, or half a character.
+    aliases (`*name`, which can make a value endless), tags, a name twice, NUL, or half a character. With `or_text` what
+    breaks the syntax, or has tags, is a text.
     """
     if len(data) > _MOST_BYTES:
         raise ConfigError(f"{where}: is larger than {_MOST_BYTES:,} bytes, and no configuration is")
@@ -30,6 +31,8 @@ def read_yaml(data: bytes, where: str) -> Any:
         _check_events(text)
         return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a month 13, a number of 5000 digits
+        if or_text and isinstance(error, yaml.MarkedYAMLError):  # "[2019] Photos"
+            return text
         raise ConfigError(f"{where}: is not a YAML file: {' '.join(str(error).split())}") from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import posixpath
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,23 @@ def test_row_25_bad_yaml(tmp_path: Path, how: str, option: str, capsys: pytest.C
 def test_row_25_yaml_on_the_command_line(value: str, option: str) -> None:
     with pytest.raises(ConfigError):
         parse_run(["/a", "/o", "--recipe", RECIPE, option, value])
+
+
+@pytest.mark.parametrize("name", ["[2019] Photos", "[1].csv", "{draft} 2", "!new", "& more"])
+def test_names_that_begin_like_yaml_are_taken_as_they_are(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    config = parse_run([name, "/o", "--recipe", RECIPE, "--tracking.experiment", name])
+    assert config.tracking.experiment == posixpath.basename(config.io.archive) == name
+    assert main(["verify", name]) == 2
+    assert f"{name} holds no run" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="--metrics"):
+        parse_run(["/a", "/o", "--recipe", RECIPE, "--metrics", name])
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("value", ["[" * 100_000, f"{{{', '.join(bomb().splitlines())}}}", "&a [*a] Photos"])
+def test_names_that_unfold_are_refused(value: str) -> None:
+    with pytest.raises(ConfigError, match="is not a YAML file"):
+        parse_run(["/a", "/o", "--recipe", RECIPE, "--tracking.experiment", value])
 
 
 @pytest.mark.parametrize("path", ["a\0b", "caf\udce9", "s3://bucket/a\0b"])
