@@ -84,6 +84,11 @@ class TrainPriorConfig(TrainConfig):
             )
         if self.autoencoder == "none" and (self.pixel_block < 1 or self.size % self.pixel_block):
             raise ConfigError(f"pixel_block is {self.pixel_block}; give a divisor of the size, {self.size}")
+        if self.autoencoder != "none" and "autoencoder" in self.stages and not self.init:  # init has levels of its own
+            halved = self.autoencoder.channels[1:] + self.denoiser.channels[1:] * ("denoiser" in self.stages)
+            if self.size % (unit := 2 ** len(halved)):
+                near = max(1, round(self.size / unit)) * unit
+                raise ConfigError(f"size is {self.size}; give a multiple of {unit} for these channels, such as {near}")
         if self.denoiser.cache_views and "denoiser" in self.stages and self.launch.launcher == "ray":
             cached = f"denoiser.cache_views is {self.denoiser.cache_views}, and Ray caches no views"
             raise ConfigError(f"{cached}; give --launch.launcher local, or leave it out")

@@ -214,6 +214,16 @@ def test_unknown_stages_are_config_errors(stages: tuple[str, ...], photos: Calla
         prior_config(photos, tmp_path, stages=stages)
 
 
+def test_a_size_that_the_levels_do_not_divide_is_a_config_error(photos: Callable[[str], str], tmp_path: Path):
+    config = prior_config(photos, tmp_path)
+    with pytest.raises(ConfigError, match=r"size is 36; give a multiple of 8 .*, such as 32"):
+        dataclasses.replace(config, size=36)
+    dataclasses.replace(config, size=36, stages=("autoencoder",))
+    with pytest.raises(ConfigError, match=r"size is 1; give a multiple of 4 .*, such as 4"):
+        dataclasses.replace(config, size=1, stages=("autoencoder",))
+    dataclasses.replace(config, size=36, init="a prior with levels of its own")
+
+
 def test_a_denoiser_without_autoencoder_is_a_config_error(photos: Callable[[str], str], tmp_path: Path):
     with pytest.raises(ConfigError, match="train the stage autoencoder first"):
         train_prior(prior_config(photos, tmp_path, stages=("denoiser",)))
