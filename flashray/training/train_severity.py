@@ -126,6 +126,6 @@ def parameter_ranges(degradation: Degradation, noise: tuple[float, float]) -> di
     if degradation.name == "photo":
         return {}
     ends = [degradation.parameters_at(torch.full((1,), severity)) for severity in (0.0, 1.0)]
-    found = {name: sorted(end[name].item() for end in ends) for name in degradation.parameter_names}
+    found = {name: sorted(end[name].item() for end in ends) for name in degradation.parameter_names if name in ends[0]}
     found["noise_std"] = list(noise)
     return {name: values for name, values in found.items() if values[0] < values[1]}

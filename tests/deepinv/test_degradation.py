@@ -16,6 +16,7 @@ from flashray.degradations.base import AffineOperator
 from flashray.errors import ConfigError, ImageError
 from flashray.recipe import DegradationConfig, Recipe, SolverConfig
 from flashray.solvers.proximal import linearise
+from flashray.training.train_severity import parameter_ranges
 from flashray.yaml_text import read_yaml
 from tests.support.physics import BROKEN, LINEAR, SIDE, Squares, inpainting, mask
 
@@ -140,6 +141,12 @@ def test_each_image_has_its_own_parameters() -> None:
         torch.testing.assert_close(y[n : n + 1], family.bind({"filter": own[None]}, SIZE).A(x[n : n + 1]))
         torch.testing.assert_close(y[n : n + 1], together.select(torch.tensor([n])).A(x[n : n + 1]))
     assert not torch.allclose(y[1], family.bind({}, SIZE).A(x)[1])  # and the family keeps its own
+
+
+def test_a_severity_encoder_predicts_no_tensors() -> None:
+    family = family_of(inpainting())
+    assert family.parameter_names == ("mask",)
+    assert parameter_ranges(family, (0.01, 0.1)) == {"noise_std": [0.01, 0.1]}
 
 
 def test_a_given_object_stays_as_it_is() -> None:
