@@ -10,6 +10,7 @@ from diffusers import AutoencoderDC
 from torch import Tensor, nn
 
 from flashray.metrics import LPIPS, score
+from flashray.prior.geometry import check_crop
 from flashray.training.discriminator import PatchDiscriminator, hinge_losses
 from flashray.training.latents import (
     add_latent_noise,
@@ -99,6 +100,7 @@ class AutoencoderTask(Task):
 
     def __init__(self, model: AutoencoderDC, config: AutoencoderConfig, lpips: LPIPS | None, val_NCHW: Tensor) -> None:
         super().__init__()
+        check_crop("autoencoder.crop", config.crop, model)
         self.model, self.config = model, config
         self.lpips = lpips
         self.val = val_NCHW

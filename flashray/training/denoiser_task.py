@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from flashray.errors import ConfigError
 from flashray.prior import LatentPrior
-from flashray.prior.geometry import latent_geometry
+from flashray.prior.geometry import check_crop
 from flashray.shards.place import Place
 from flashray.training.latent_cache import cached_latents, random_crops
 from flashray.training.loop import Task
@@ -125,10 +125,7 @@ class DenoiserTask(Task):
     def __init__(self, prior: LatentPrior, val_NCHW: Tensor, config: DenoiserConfig | None = None) -> None:
         super().__init__()
         self.prior, self.config = prior, config or DenoiserConfig()
-        if self.config.crop and self.config.crop % (factor := latent_geometry(prior.autoencoder)[1]):
-            raise ConfigError(
-                f"denoiser.crop is {self.config.crop} pixels; give a multiple of {factor}, the latent factor"
-            )
+        check_crop("denoiser.crop", self.config.crop, prior.autoencoder)
         self.draws = self.config.draws
         self.model = prior.denoiser
         self.val = val_NCHW

@@ -15,6 +15,7 @@ from flashray.degradations.base import Parameters
 from flashray.degradations.simulate import degrade, degrade_at, spread_noise_std
 from flashray.errors import ConfigError
 from flashray.prior import LatentPrior
+from flashray.prior.geometry import check_crop
 from flashray.severity.encoder import Severity, SeverityEncoder, estimate
 from flashray.severity.fusion import fuse
 from flashray.severity.loss import FLOOR, map_loss, normal_loss, position_error
@@ -117,6 +118,7 @@ class SeverityTask(Task):
         val_NCHW: Tensor,
     ) -> None:
         super().__init__()
+        check_crop("severity.crop", config.crop, prior.autoencoder)
         self.model, self.prior, self.degradation, self.config = model, prior, degradation, config
         self.noise, self.val = noise, val_NCHW
         settings = {one.name: getattr(degradation, one.name) for one in fields(degradation)} | config.beyond.settings

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from flashray.errors import ConfigError
 from flashray.training.autoencoder_task import AutoencoderConfig, AutoencoderTask, make_autoencoder
 from flashray.training.latents import (
     add_latent_noise,
@@ -102,6 +103,12 @@ def test_each_term_is_reported_and_reaches_the_encoder(options: dict, terms: set
     found["loss"].backward()
     assert task.model.encoder.conv_out.weight.grad.abs().sum() > 0
     assert {"psnr", "roughness"} <= set(task.validate())
+
+
+def test_crops_that_are_no_whole_latents_are_refused():
+    config = AutoencoderConfig(**(vars(SMALL) | {"crop": 30}))
+    with pytest.raises(ConfigError, match=r"autoencoder\.crop is 30 pixels; give a multiple of 4, the latent factor"):
+        AutoencoderTask(make_autoencoder(config), config, None, photos())
 
 
 def test_the_decoder_alone_is_trained():

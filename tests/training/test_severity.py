@@ -443,6 +443,11 @@ def test_figures_of_a_range_of_noise_are_those_of_each_photo(photo: Tensor):
     assert_close(added_N, (2 * spread_noise_std((0.0, 0.4), 0, 18)).square(), rtol=0.1, atol=0.01)
 
 
+def test_views_that_are_no_whole_latents_are_refused(photo: Tensor):
+    with pytest.raises(ConfigError, match=r"severity\.crop is 30 pixels; give a multiple of 4, the latent factor"):
+        tiny_task(photo, dataclasses.replace(SMALL, crop=30))
+
+
 def test_a_family_that_does_not_fit_the_views_is_refused(photo: Tensor):
     task = tiny_task(photo, SeverityConfig(widths=(8,), blocks=(1,)))
     wide = make_degradation("nonlinear_blur", {"motion": [0, 20]})
