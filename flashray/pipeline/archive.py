@@ -97,7 +97,7 @@ def read_archive(config: RunConfig, predicted: Collection[str] = (), taken: pa.C
     index, anew = None, False
     if shards:
         index, anew = _index(config, [(storage.join(root, one.key), one.size) for one in shards])
-    table = _loose(root, images) if index is None else _sharded(index)
+    table = _loose(root, images, io.max_megapixels) if index is None else _sharded(index)
     total, table = len(table), limited(table, config.policy.limit, taken)
     keys = table["key"].to_pylist()
     refused = without_place(keys, io.format)
@@ -191,8 +191,8 @@ def _sharded(index: pa.Table) -> pa.Table:
     return table.set_column(1, "uri", table["uri"].cast(pa.string()))
 
 
-def _loose(root: str, images: list[storage.Entry]) -> pa.Table:
-    """The listing of loose images."""
+def _loose(root: str, images: list[storage.Entry], megapixels: float) -> pa.Table:
+    """The listing of loose images; those whose files are larger than so many pixels need are refused."""
     keys = _keys(images)
     letters = sum(len(key.encode()) for key in keys) + len(keys) * (len(root.encode()) + 1)
     if letters > _LETTERS:
@@ -200,6 +200,10 @@ def _loose(root: str, images: list[storage.Entry]) -> pa.Table:
             f"the addresses of the archive's {len(keys):,} images have {letters / 1e9:.1f} GB, and one run holds "
             f"at most {_LETTERS / 1e9:.1f}; restore it in several runs, one a folder, or pack it into shards"
         )
+    most = 16e6 * megapixels + 2**26  # bytes: a pixel has at most 16, and 64 MiB are for all else
+    large = f"MB are more than an image needs; the limit is {megapixels:g} megapixels (--max-megapixels)"
+    sizes = [f"its {one.size / 1e6:,.0f} {large}" if one.size > most else None for one in images]
+    refused = [_APART if one.apart else size for one, size in zip(images, sizes, strict=True)]
     return pa.table(
         {
             "uri": pa.array([storage.join(root, key) for key in keys], pa.string()),
@@ -207,7 +211,7 @@ def _loose(root: str, images: list[storage.Entry]) -> pa.Table:
             "offset": pa.nulls(len(keys), pa.int64()),
             "length": pa.nulls(len(keys), pa.int64()),
             "size": pa.array([entry.size for entry in images], pa.int64()),
-            "refused": pa.array([_APART if entry.apart else None for entry in images], pa.string()),
+            "refused": pa.array(refused, pa.string()),
         }
     )
 

@@ -45,6 +45,15 @@ def test_sorted_keys_uris_and_sizes(folder: Path) -> None:
     assert listing["given"].null_count == 4
 
 
+def test_a_file_larger_than_its_pixels_can_need_is_not_read(folder: Path) -> None:
+    os.truncate(folder / "a.png", 16 * 10**6 + 2**26)
+    os.truncate(folder / "b.png", 16 * 10**6 + 2**26 + 1)
+    refused = read_archive(config(folder, max_megapixels=1)).images["refused"].to_pylist()
+    assert refused[2] == "its 83 MB are more than an image needs; the limit is 1 megapixels (--max-megapixels)"
+    assert [refused[n] for n in (0, 1, 3)] == [None] * 3
+    assert read_archive(config(folder)).images["refused"].null_count == 4
+
+
 def test_limit_takes_the_first(folder: Path) -> None:
     assert read_archive(config(folder, limit=2)).images["key"].to_pylist() == ["a b.JPG", "a.png"]
 
