@@ -117,7 +117,7 @@ class FusionConfig:
     name: Literal["none", "operator", "learned"] = "none"
     radius: int = 16
     threshold: float = 0.35
-    grain: float = 3.0
+    grain: float = 4.0
     decoder_std: float = 0.03
     gain: float = 0.15
 

@@ -87,6 +87,5 @@ def parameter_types(config: RunConfig) -> dict[str, pa.DataType]:
     if degradation.unknown and not config.io.simulated:
         return {}
     drawn = degradation.parameters_at(torch.zeros(1), torch.Generator().manual_seed(0))
-    return {
-        name: pa.float64() if drawn[name].is_floating_point() else pa.int64() for name in degradation.parameter_names
-    }
+    names = [name for name in degradation.parameter_names if name in drawn]  # a Physics may take tensors beside numbers
+    return {name: pa.float64() if drawn[name].is_floating_point() else pa.int64() for name in names}

@@ -39,7 +39,7 @@ class LaunchConfig:
         if self.device.partition(":")[0] not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"launch.device is {self.device!r}; give cpu, cuda or auto")
         if self.launcher == "ray" and self.device.startswith("cuda:"):
-            raise ConfigError(f"launch.device is {self.device!r}; give cuda, and in CUDA_VISIBLE_DEVICES what Ray may use")
+            raise ConfigError(f"launch.device is {self.device!r}; give cuda, and CUDA_VISIBLE_DEVICES to choose on Ray")
         if self.workers < 1:
             raise ConfigError(f"launch.workers is {self.workers}; give at least 1")
 

@@ -312,7 +312,7 @@ def test_a_device_that_nothing_has_is_refused_before_any_work():
 
 def test_an_index_of_a_gpu_is_refused_on_ray():
     """Ray gives each worker a GPU of its own choice; the index would have been a training on CPUs."""
-    with pytest.raises(ConfigError, match=r"launch\.device is 'cuda:0'; give cuda, and in CUDA_VISIBLE_DEVICES"):
+    with pytest.raises(ConfigError, match=r"launch\.device is 'cuda:0'; give cuda, and CUDA_VISIBLE_DEVICES"):
         LaunchConfig(device="cuda:0")
     assert LaunchConfig("local", device="cuda:0").device == "cuda:0"
 
