@@ -15,6 +15,7 @@ from flashray.pipeline.outputs import Layout, image_of
 from flashray.pipeline.run_record import given_record
 from flashray.pipeline.run_status import RunStatus
 from flashray.shards.shard_index import doubled
+from flashray.shown import storable
 
 _NAMED = 5  # keys a line
 
@@ -67,7 +68,8 @@ def verify(output: str) -> Verified:
     output = status.output
     results = status.results
     promised = set(results.filter(pc.equal(results["status"], "ok"))["key"].to_pylist())
-    layout, sizes = Layout.of_record(output, record), restored_files(output)
+    layout = Layout.of_record(output, record)
+    sizes = {storable(name): size for name, size in restored_files(output).items()}  # as keys are recorded
     others: dict[str, int] = {}
     left: list[str] = []
     for row in read_others(output).to_pylist():

@@ -187,6 +187,18 @@ def test_verify_knows_them(archive: Path, tmp_path: Path) -> None:
     assert not found.sound
 
 
+def test_verify_knows_a_name_that_is_not_utf8(archive: Path, tmp_path: Path) -> None:
+    output = tmp_path / "restored"
+    write_record(str(output), record_of(1))
+    write_plan(str(output), 0, planned(["a.png"], ["u0"]))
+    commit(output, "u0", ["a.png"])
+    (archive / os.fsdecode(b"caf\xe9.txt")).write_bytes(b"old")
+    copy_others(config_of(str(archive), str(output)).io, read(archive).others)
+    assert verify(str(output)).complete
+    (output / os.fsdecode(b"caf\xe8.txt")).write_bytes(b"new")
+    assert verify(str(output)).strangers == ["caf\\xe8.txt"]
+
+
 def test_what_is_left_out_is_said(archive: Path) -> None:
     found = beside_the_images(read(archive), read_others("/nowhere"))
     counted = COUNTS | {"unchanged": 2, "lost": 1, "warnings": 1, "unreadable_folders": ["a (Permission denied)"]}
