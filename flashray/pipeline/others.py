@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flashray import storage
+from flashray.pipeline.damage import restored_files
 from flashray.pipeline.outputs import is_relative_name
 from flashray.pipeline.run_config import IoConfig
 from flashray.pipeline.run_folder import run_uri
@@ -31,17 +32,17 @@ log = logging.getLogger(__name__)
 
 
 def copy_others(run: IoConfig, others: Sequence[storage.Entry], again: bool = False) -> None:
-    """Copy these files of the archive to the same keys below the output, and record them; not those recorded before.
+    """Copy these files of the archive to the same keys below the output, and record them; not those recorded and there.
 
     They are recorded before the first copy too, so that `copied_names` knows the files of a start that was killed. A
     file that cannot be copied is recorded with the reason, and tried `again` if that is asked. OSError where the output
     takes no more, such as a full disk; Unavailable where a store does not answer.
     """
-    if others_copied(run.output, others, again):
-        return
     before = _settled(run.output, again)
     known = set(before["key"].to_pylist())
     todo = [entry for entry in others if storable(entry.key) not in known]
+    if not todo and storage.exists(run_uri(run.output, _RECORD)):
+        return
 
     def record(rows: list[dict[str, Any]]) -> None:
         table = pa.concat_tables([before, pa.Table.from_pylist(rows, schema=OTHERS)])
@@ -92,13 +93,23 @@ def _copy(source: str, target: str, size: int) -> None:
 
 
 def _settled(output: str, again: bool) -> pa.Table:
-    """The record without the files of a start that was killed; with `again`, those that were copied alone."""
+    """The record without the files of a start that was killed, and without copies that are gone or of another size.
+
+    With `again`, those that were copied alone.
+    """
     found = read_others(output)
-    return found.filter(pc.is_null(found["error"]) if again else pc.not_equal(pc.fill_null(found["error"], ""), _BEGUN))
+    sizes = {storable(name): size for name, size in restored_files(output).items()} if len(found) else {}
+
+    def settled(row: dict[str, Any]) -> bool:
+        if row["error"] is None:
+            return sizes.get(row["key"]) == row["size"]
+        return not again and row["error"] != _BEGUN
+
+    return found.filter(pa.array([settled(row) for row in found.to_pylist()], pa.bool_()))
 
 
 def others_copied(output: str, others: Sequence[storage.Entry], again: bool = False) -> bool:
-    """Whether each of these files is recorded as copied or as one that cannot be; with `again`, as copied."""
+    """Whether each of these files is copied and there, or, without `again`, recorded as one that cannot be."""
     known = set(_settled(output, again)["key"].to_pylist())
     return storage.exists(run_uri(output, _RECORD)) and all(storable(entry.key) in known for entry in others)
 

@@ -133,6 +133,19 @@ def test_what_a_grown_archive_adds_is_copied_too(archive: Path, tmp_path: Path) 
     assert read_others(run.output)["key"].to_pylist() == [".DS_Store", "album.txt", "sub/a.xmp", "later.txt"]
 
 
+def test_copies_that_are_gone_or_cut_are_made_again(archive: Path, tmp_path: Path) -> None:
+    output = tmp_path / "restored"
+    run, others = config_of(str(archive), str(output)).io, read(archive).others
+    copy_others(run, others)
+    (output / "album.txt").unlink()
+    (output / "sub" / "a.xmp").write_bytes(b"")
+    assert not others_copied(run.output, others)
+    copy_others(run, others)
+    assert [(output / name).read_bytes() for name in ("album.txt", "sub/a.xmp")] == [b"album.txt", b"sub/a.xmp"]
+    assert others_copied(run.output, others)
+    assert len(read_others(run.output)) == 3
+
+
 def test_what_would_be_written_where_the_page_is_is_refused(archive: Path) -> None:
     (archive / "report.html").write_text("mine")
     assert "report.html" in [entry.key for entry in read(archive).others], "it is no run's"
