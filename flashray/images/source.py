@@ -17,6 +17,7 @@ from flashray.images import ifd, jpeg, metadata, png
 from flashray.images.colour import ColourSpace, colour_space
 from flashray.images.header import MAX_MEGAPIXELS, exif_of, opened, quarter_turn_of_tiff
 from flashray.images.icc import Floats
+from flashray.images.levels import from_uint16, to_uint16
 from flashray.images.samples import Samples, read_samples
 from flashray.images.tiff import ICC, XMP
 
@@ -118,11 +119,12 @@ def open_image(data: bytes, max_megapixels: float = MAX_MEGAPIXELS) -> SourceIma
     )
 
 
-def unchanged(x_out_CHW: Tensor, source: SourceImage) -> bool:
+def unchanged(x_out_CHW: Tensor, source: SourceImage, rounded: bool = False) -> bool:
     """Whether writing [3, H, W] in [-1, 1] would change no pixel by half a grey level of the file's depth.
 
     Grey photos are compared by the mean of the channels, as they are written. Pixels of alpha 0 keep their colour
-    whatever the restoration says, and do not count. NaN counts as a change.
+    whatever the restoration says, and do not count. NaN counts as a change. `rounded` to 16 bits, as by the job, an
+    image is compared with the source's pixels rounded alike; those of 8-bit files lie far enough from half a level.
     """
     if x_out_CHW.shape != source.pixels.shape:
         return False
@@ -132,7 +134,10 @@ def unchanged(x_out_CHW: Tensor, source: SourceImage) -> bool:
         x = x_out_CHW[:, rows].detach().float().cpu().clamp(-1, 1)
         if source.neutral:
             x = x.mean(dim=0, keepdim=True)
-        close = ((x - source.pixels[:, rows]).abs() < half_level(source.depth)).all(dim=0)
+        given = source.pixels[:, rows]
+        if rounded and source.depth > 8:
+            given = from_uint16(to_uint16(given))
+        close = ((x - given).abs() < half_level(source.depth)).all(dim=0)
         if not (close if visible is None else close | ~visible[rows]).all():
             return False
     return True

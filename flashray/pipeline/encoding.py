@@ -75,7 +75,7 @@ def _encoded(
 ) -> EncodedOutput:
     """One sample as a file like its source, whose bytes are `data`."""
     warnings = " ".join(source.warnings) or None
-    if io.format == "same" and unchanged(x, source):
+    if io.format == "same" and unchanged(x, source, rounded=True):
         return EncodedOutput(data, True, None, warnings)
     if x.shape != source.pixels.shape:
         source = reframed(x, source, io.fit)
