@@ -67,7 +67,7 @@ def read_archive(config: RunConfig, predicted: Collection[str] = (), taken: pa.C
 
     Pipes, devices, dead links and names that are not UTF-8 are images by their names like any other: reading them
     fails, and their rows say why. So do links that lead to the output, back to a folder above them, or nowhere,
-    whatever their names are, because they may hide images.
+    whatever their names are, because they may hide images; beside shards they are other files.
 
     `predicted` is what the severity encoder estimates of an image that the manifest gives nothing for. The keys in
     `taken` count first for the limit, because the run has taken them before. ConfigError when the archive is missing or
@@ -76,7 +76,8 @@ def read_archive(config: RunConfig, predicted: Collection[str] = (), taken: pa.C
     """
     archive, io = config.io.archive, config.io
     root, entries, unreadable = _entries(config)
-    images, shards = [entry for entry in entries if _is_image(entry)], _shards(root, entries, io)
+    shards = _shards(root, entries, io)
+    images = [] if shards else [entry for entry in entries if _is_image(entry)]
     if not images and not shards:
         names = f"known: {', '.join(IMAGE_SUFFIXES + PLUGIN_SUFFIXES)}; in shards: .tar, .parquet"
         if len(entries) == 1 and storage.join(root, entries[0].key) == archive:
@@ -151,7 +152,7 @@ def _entries(config: RunConfig) -> tuple[str, list[storage.Entry], list[str]]:
 
 def _shards(root: str, entries: list[storage.Entry], io: IoConfig) -> list[storage.Entry]:
     """The files that hold the archive's images, where they are not loose; the manifest is none, wherever it lies."""
-    images = [entry.key for entry in entries if _is_image(entry)]
+    images = [entry.key for entry in entries if is_photo_name(entry.key) and not is_hidden(entry.key)]
     others = [e.key for e in entries if not is_hidden(e.key) and storage.join(root, e.key) != io.manifest]
     found = shards_among(f"archive {io.archive}", images, others)
     return [entry for entry in entries if entry.key in found]

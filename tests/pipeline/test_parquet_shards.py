@@ -174,6 +174,15 @@ def test_parquet_beside_loose_images_is_a_table(tmp_path: Path) -> None:
     assert [entry.key for entry in found.others] == ["metadata.parquet"]
 
 
+def test_a_link_that_leads_nowhere_makes_no_archive_of_loose_images(tmp_path: Path) -> None:
+    folder = tmp_path / "archive"
+    write_parquet(folder / "train-0.parquet", {"key": ["a.png"], "image": [b"1"]})
+    (folder / "latest").symlink_to(folder / "gone")
+    found = read_archive(config(folder))
+    assert found.images["key"].to_pylist() == ["a.png"]
+    assert [entry.key for entry in found.others] == ["latest"]
+
+
 def test_columns_give_parameters_and_a_manifest_wins(tmp_path: Path) -> None:
     folder = tmp_path / "shards"
     image = {"image": [b"1", b"2"]}
