@@ -166,7 +166,8 @@ def _index(config: RunConfig, shards: list[tuple[str, int]]) -> tuple[pa.Table, 
     """
     degradation, policy = config.recipe.degradation.make(), config.policy
     names = () if degradation.unknown else (*degradation.parameter_names, "noise_std")
-    made_from = json.dumps([sorted(names), shards]).encode()
+    # the times too, because shards of one size may have exchanged their names
+    made_from = json.dumps([sorted(names), [(*one, storage.modified(one[0])) for one in shards]]).encode()
     if not policy.retry_failed and policy.overwrite is None:
         try:
             data = storage.read_bytes(run_uri(config.io.output, _INDEX))
@@ -218,23 +219,30 @@ def _loose(root: str, images: list[storage.Entry], megapixels: float) -> pa.Tabl
 
 
 def listing_hash(listing: pa.Table) -> str:
-    """SHA-256 of the keys, sizes, given parameters and sizes of masks."""
+    """SHA-256 of the keys, and of the columns that are compared."""
     digest = hashlib.sha256()
-    for batch in listing.select(["key", *_COMPARED]).to_batches(max_chunksize=100_000):
+    for batch in listing.select(["key", *_compared(listing)]).to_batches(max_chunksize=100_000):
         lines = zip(*(column.to_pylist() for column in batch.columns), strict=True)
         digest.update("".join(f"{line!r}\n" for line in lines).encode())
     return digest.hexdigest()
 
 
+def _compared(listing: pa.Table) -> list[str]:
+    """The columns that tell a changed image; in shards the shard's address too, because a place in another shard is
+    another image's. A loose image's address follows from its key.
+    """
+    return _COMPARED if listing["offset"].null_count == len(listing) else [*_COMPARED, "uri"]
+
+
 def differences(old: pa.Table, new: pa.Table) -> dict[str, list[str]]:
-    """Keys `added`, `removed` and `changed` (also in parameters or mask) from one listing to another."""
+    """Keys `added`, `removed` and `changed` (also in parameters, mask or shard) from one listing to another."""
     before, after = old["key"], new["key"]
     added = new.filter(pc.invert(pc.is_in(after, before)))["key"].to_pylist()
     removed = old.filter(pc.invert(pc.is_in(before, after)))["key"].to_pylist()
     common = new.filter(pc.is_in(after, before))
     row = pc.index_in(common["key"], before)
     same = pa.array([True] * len(common))
-    for name in _COMPARED:
+    for name in _compared(new):
         was, now = old[name].take(row), common[name]
         equal = pc.fill_null(pc.equal(was, now), False)
         if name == "given":  # 1 and 1.0 are one number

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from pathlib import Path
@@ -194,6 +195,14 @@ def test_differences_are_named(folder: Path) -> None:
     after = read_archive(config(folder)).images
     assert differences(before, after) == {"added": ["new.png"], "removed": ["a.png"], "changed": ["b.png"]}
     assert listing_hash(before) != listing_hash(after)
+
+
+def test_the_hash_of_loose_images_is_that_of_earlier_versions() -> None:
+    """Runs under way would be listed anew. Where the archive lies does not count."""
+    row = {"key": "a.png", "size": 1, "given": '{"blur_std": 1}', "noise_std": 0.5}
+    hashes = {listing_hash(pa.Table.from_pylist([row | {"uri": uri}], schema=LISTING)) for uri in ("/a/a.png", "/b")}
+    line = ("a.png", 1, None, '{"blur_std": 1}', 0.5, None)
+    assert hashes == {hashlib.sha256(f"{line!r}\n".encode()).hexdigest()}
 
 
 def test_a_mask_of_another_size_is_a_difference(folder: Path, tmp_path: Path) -> None:

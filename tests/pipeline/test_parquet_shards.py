@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 
 from flashray.errors import ConfigError
 from flashray.images import open_image
-from flashray.pipeline.archive import read_archive
+from flashray.pipeline import run_record
+from flashray.pipeline.archive import differences, listing_hash, read_archive, write_index
 from flashray.pipeline.encoding import EncodedOutput
 from flashray.pipeline.load import read_images
+from flashray.pipeline.plan import PLAN, write_plan
 from flashray.pipeline.run import restore_archive
 from flashray.pipeline.run_config import RunConfig
 from flashray.pipeline.run_status import RunStatus
@@ -202,6 +204,49 @@ def test_columns_give_parameters_and_a_manifest_wins(tmp_path: Path) -> None:
     (folder / "0.parquet").unlink()
     with pytest.raises(ConfigError, match="column blur_std is not a column of numbers"):
         read_archive(config(folder, **BLUR))
+
+
+@pytest.mark.parametrize("same_size", [True, False])
+def test_shards_that_exchange_their_names_are_another_archive(tmp_path: Path, same_size: bool) -> None:
+    """Their images would be read from each other's places."""
+    folder, output = tmp_path / "shards", tmp_path / "out"
+    for name, image in (("a", b"x" * 40), ("b", b"y" * 40 if same_size else b"y" * 4000)):
+        write_parquet(folder / f"{name}.parquet", {"key": [f"{name}.png"], "image": [image]})
+    sizes = {path.stat().st_size for path in folder.iterdir()}
+    assert (len(sizes) == 1) is same_size
+    asked = config(folder, output=str(output))
+    first = read_archive(asked)
+    write_index(str(output), first.index)
+    (folder / "a.parquet").rename(folder / "c")
+    (folder / "b.parquet").rename(folder / "a.parquet")
+    (folder / "c").rename(folder / "b.parquet")
+    swapped = read_archive(asked).images
+    found = read_images([Place(row["uri"], row["offset"]) for row in swapped.to_pylist()], [None] * 2)
+    assert {key: one.data[:1] for key, one in zip(swapped["key"].to_pylist(), found, strict=True) if one.data} == {
+        "a.png": b"x",
+        "b.png": b"y",
+    }
+    assert sorted(differences(first.images, swapped)["changed"]) == ["a.png", "b.png"]
+    assert listing_hash(first.images) != listing_hash(swapped)
+
+
+def test_a_shard_of_another_name_is_refused_by_its_images(tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    for name in ("a", "b"):
+        write_parquet(folder / f"{name}.parquet", {"key": [f"{name}.png"], "image": [b"x"]})
+    asked = config(folder, output=str(tmp_path / "out"))
+
+    def start() -> None:
+        listing = read_archive(asked).images
+        found = run_record.identity(asked, {})
+        run_record.open_record(asked, run_record.examine(asked, found, listing), found, listing)
+
+    start()
+    write_plan(asked.io.output, 0, PLAN.empty_table())
+    start()
+    (folder / "b.parquet").rename(folder / "c.parquet")
+    with pytest.raises(ConfigError, match=r"is not what the run .* was planned from: 1 changed \(b.png\)"):
+        start()
 
 
 def test_tars_need_names_of_images(tmp_path: Path) -> None:
