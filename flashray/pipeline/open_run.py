@@ -88,7 +88,7 @@ def _erase(config: RunConfig, models: Models, archive: Archive) -> None:
         record = run_record.read_record(output)
         if record is None:
             return
-        if run_record.goes_on(record, models.identity(), archive.images):
+        if run_record.goes_on(output, record, models.identity(), archive.images):
             log.warning("an interrupted run of this command is there, which began with --overwrite; it goes on")
             return
         plans, commits = read_plans(output), read_commits(output, committed_units(output))

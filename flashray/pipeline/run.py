@@ -148,7 +148,6 @@ def finish(run: Run) -> None:
     solved = run.record.get("solved", {"images": 0, "seconds": 0.0})
     solved = {"images": solved["images"] + run.images_solved, "seconds": solved["seconds"] + run.seconds_solving}
     run.record["solved"] = solved
-    run.record.pop("overwriting", None)
     run.write_record()
     # of the solve passes of all starts that came to their end
     found["images_per_second"] = round(solved["images"] / solved["seconds"], 4) if solved["images"] else None
@@ -158,6 +157,8 @@ def finish(run: Run) -> None:
     run.tracker.metrics(summary.numbers(found))  # first, because a run with a summary counts as tracked
     write_problems(run.output, status)
     storage.put_bytes(run_uri(run.output, "summary.json"), run_record.dump(found))
+    if run.record.pop("overwriting", None):  # only now, because until then the same command has to go on
+        run.write_record()
     run.settle_tracking()
     _print_summary(run, found)
 

@@ -95,10 +95,12 @@ def examine(
     return old
 
 
-def goes_on(record: Mapping[str, Any], found: Mapping[str, Any], listing: pa.Table) -> bool:
+def goes_on(output: str, record: Mapping[str, Any], found: Mapping[str, Any], listing: pa.Table) -> bool:
     """Whether run.json is that of an unfinished start with --overwrite, of the same configuration and archive."""
+    if not record.get("overwriting") or storage.exists(run_uri(output, "summary.json")):
+        return False
     same = all(record["fingerprint"].get(name) == value for name, value in found.items())
-    return bool(record.get("overwriting")) and same and record["archive"]["sha256"] == listing_hash(listing)
+    return same and record["archive"]["sha256"] == listing_hash(listing)
 
 
 def planned(output: str) -> bool:

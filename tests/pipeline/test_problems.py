@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from flashray import storage
 from flashray.errors import ConfigError
 from flashray.pipeline import archive as archive_module
 from flashray.pipeline.archive import read_archive
@@ -14,6 +15,7 @@ from flashray.pipeline.commit import write_commit
 from flashray.pipeline.open_run import open_run
 from flashray.pipeline.plan import write_plan
 from flashray.pipeline.problems import NAMED, first_errors, write_problems
+from flashray.pipeline.run_folder import run_uri
 from flashray.pipeline.run_record import read_record, write_record
 from flashray.pipeline.run_status import RunStatus
 from tests.conftest import TinyModels
@@ -84,10 +86,13 @@ def test_an_interrupted_run_that_began_with_overwrite_goes_on(make: MakeConfig, 
     assert read_record(str(output)) == begun
     open_run(make(archive, output, overwrite="run", seed=7))  # another command deletes it
     assert read_record(str(output)) is None
-    open_run(config).open_record()
-    write_record(str(output), {name: value for name, value in begun.items() if name != "overwriting"})  # finished
-    open_run(config)
-    assert read_record(str(output)) is None
+    for finished in ({name: value for name, value in begun.items() if name != "overwriting"}, begun):
+        open_run(config).open_record()
+        write_record(str(output), finished)
+        if finished is begun:  # killed after its summary, before its run.json
+            storage.put_bytes(run_uri(str(output), "summary.json"), b"{}")
+        open_run(config)
+        assert read_record(str(output)) is None
 
 
 def test_addresses_beyond_what_a_column_holds_are_refused(

@@ -201,6 +201,26 @@ def test_a_run_that_is_overwritten_by_name_begins_anew(done: RunConfig, tmp_path
     assert restore_archive(config) == 0  # it goes on without the flag
 
 
+def test_an_overwriting_run_that_ends_before_its_summary_goes_on(
+    done: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command must not delete what it has restored."""
+    output = tmp_path / "over"
+    shutil.copytree(done.io.output, output)
+    (record(output) / "summary.json").unlink()
+    path = record(output) / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"overwriting": True}))
+    config = changed(done, output=str(output), overwrite="over", tracking=TrackingConfig(enabled=False))
+    before = times(output)
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "write_pages", lambda *_: sys.exit(137))
+        with pytest.raises(SystemExit):
+            restore_archive(config)
+    assert restore_archive(config) == 0
+    assert times(output) == before
+    assert "overwriting" not in json.loads(path.read_text())
+
+
 def test_broken_images_are_rows_and_can_be_retried(
     make: MakeConfig, photo: torch.Tensor, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
