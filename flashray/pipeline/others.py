@@ -56,7 +56,8 @@ def copy_others(run: IoConfig, others: Sequence[storage.Entry], again: bool = Fa
             if not is_relative_name(entry.key):
                 raise OSError("it is no name below the output")
             with large if entry.size > _LARGE else nullcontext():
-                _copy(storage.join(run.archive, entry.key), storage.join(run.output, entry.key), entry.size)
+                source, target = (storage.join(place, entry.key) for place in (run.archive, run.output))
+                row["size"] = _copy(source, target, entry.size)  # it may have grown since it was listed
         except storage.Unavailable:
             raise
         except (OSError, UnicodeError) as error:
@@ -76,10 +77,10 @@ class _Refused(OSError):
     """The store of the output did not take a file: it would not take the next one either."""
 
 
-def _copy(source: str, target: str, size: int) -> None:
+def _copy(source: str, target: str, size: int) -> int:
+    """Copy a file that was listed with so many bytes; how many it has now."""
     if storage.is_local(target):
-        storage.copy(source, target)
-        return
+        return storage.copy(source, target)
     if size > _MOST:
         raise OSError("it is larger than the 5 GiB that an object store takes in one put; copy it yourself")
     storage.refuse_special(source)
@@ -90,6 +91,7 @@ def _copy(source: str, target: str, size: int) -> None:
         if error.errno == errno.ENAMETOOLONG:
             raise
         raise _Refused(str(error)) from error
+    return len(data)
 
 
 def _settled(output: str, again: bool) -> pa.Table:

@@ -237,8 +237,8 @@ def modified(uri: str) -> int | None:
         return None
 
 
-def copy(source: str, target: str) -> None:
-    """A file or object as a local file, in parts and at once there; from a local one with its times.
+def copy(source: str, target: str) -> int:
+    """A file or object as a local file, in parts and at once there; from a local one with its times. Returns its bytes.
 
     OSError where it cannot be read or is no ordinary file, or the target cannot be written; Unavailable as `asked`.
     """
@@ -255,12 +255,14 @@ def copy(source: str, target: str) -> None:
         asked(source, read)
         if is_local(source):
             shutil.copystat(normalise(source), temporary)
+        size = temporary.stat().st_size
         sync(temporary)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
+    return size
 
 
 def refuse_special(uri: str) -> None:

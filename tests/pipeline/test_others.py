@@ -54,6 +54,17 @@ def test_they_are_copied_once(archive: Path, tmp_path: Path) -> None:
     assert remarks(found | COUNTS) == []
 
 
+@pytest.mark.parametrize("store", ["", "memory://"])
+def test_what_was_copied_is_recorded_and_not_what_was_listed(archive: Path, tmp_path: Path, store: str) -> None:
+    run = config_of(str(archive), f"{store}{tmp_path}/restored").io
+    others = read(archive).others
+    (archive / "album.txt").write_bytes(b"it has grown while the images were restored")
+    copy_others(run, others)
+    sizes = {row["key"]: row["size"] for row in read_others(run.output).to_pylist()}
+    assert sizes["album.txt"] == storage.file_size(storage.join(run.output, "album.txt")) == 43
+    assert others_copied(run.output, others)
+
+
 def failing(monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
     def fail(*_: Any) -> None:
         raise error
@@ -163,10 +174,10 @@ def test_an_interrupted_copy_begins_anew(archive: Path, tmp_path: Path, monkeypa
     run = config_of(str(archive), str(tmp_path / "restored")).io
     whole = storage.copy
 
-    def dies(source: str, target: str) -> None:
+    def dies(source: str, target: str) -> int:
         if source.endswith(".xmp"):
             raise KeyboardInterrupt
-        whole(source, target)
+        return whole(source, target)
 
     monkeypatch.setattr(storage, "copy", dies)
     with pytest.raises(KeyboardInterrupt):
