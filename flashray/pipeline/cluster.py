@@ -118,7 +118,7 @@ def connect() -> bool:
             return True
         try:
             ray.init(log_to_driver=False, logging_level=logging.WARNING)
-        except (ConnectionError, ray.exceptions.RayError) as error:
+        except (ConnectionError, ValueError, ray.exceptions.RayError) as error:
             shown, reason = storage.redact(address), storage.redact(str(error))
             raise ConfigError(
                 f"the Ray cluster of RAY_ADDRESS={shown} cannot be reached ({reason}); a cluster with tokens needs "

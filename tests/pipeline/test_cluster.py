@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -159,6 +163,17 @@ def test_an_autoscaler_is_asked_for_the_actors_places(
     cluster.await_nodes(config)
     assert asked == [[{"CPU": 1.0, "GPU": 1.0}] * 2, group]  # and let go again
     assert ("has not grown" in caplog.text) is not comes
+
+
+@pytest.mark.parametrize("address", ["head", "1.2.3.4:x", ":6379", "http://head:8265"])
+def test_an_address_that_is_none_is_named_with_the_remedy(address: str) -> None:
+    """In a process of its own, because this one may have a cluster already."""
+    connecting = [sys.executable, "-c", "from flashray.pipeline.cluster import connect; connect()"]
+    root = str(Path(__file__).parents[2])
+    environment = os.environ | {"RAY_ADDRESS": address, "PYTHONPATH": root}
+    said = subprocess.run(connecting, env=environment, capture_output=True, text=True, timeout=120).stderr
+    assert f"flashray.errors.ConfigError: the Ray cluster of RAY_ADDRESS={address} cannot be reached" in said
+    assert "without RAY_ADDRESS the run stays on this machine" in said
 
 
 def test_settings_are_put_back() -> None:
