@@ -138,8 +138,6 @@ def open_record(
             write_record(output, record)
         elif not planned(output) and record["archive"]["sha256"] != listing_hash(listing):
             log.warning("the archive has changed since a start that ended before its plan; it is listed anew")
-            if differences(read_listing(output), listing)["changed"]:
-                storage.delete(run_uri(output, "severity"))  # σ̂ of other files
             _take_listing(output, record, listing)
         elif config.policy.retry_failed or record["archive"]["images"] != len(listing):
             before = record["archive"]["images"]
@@ -285,6 +283,8 @@ def read_listing(output: str) -> pa.Table:
 
 def _take_listing(output: str, record: dict[str, Any], listing: pa.Table) -> None:
     """Replace the listing of the run in an output."""
+    if differences(read_listing(output), listing)["changed"]:
+        storage.delete(run_uri(output, "severity"))  # σ̂ of other files, or for other parameters
     _write_listing(output, listing)
     record["archive"] = {"images": len(listing), "sha256": listing_hash(listing)}
     write_record(output, record)

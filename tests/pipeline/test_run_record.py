@@ -165,6 +165,19 @@ def test_a_retry_takes_up_repaired_images(config: RunConfig) -> None:
     open_run(config)  # the repaired archive is the run's own from now on
 
 
+def test_a_retry_keeps_estimates_of_the_same_files_alone(config: RunConfig) -> None:
+    """A retry that was stopped before its plan leaves them, and the image may be replaced once more."""
+    opened_and_planned(config)
+    retry = changed(config, retry_failed=True)
+    kept = record(config.io.output) / "severity" / "01" / "00000000.parquet"
+    for data, there in ((b"x", True), (b"repaired", False)):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.touch()
+        (Path(config.io.archive) / "a.png").write_bytes(data)
+        open_run(retry, failed={"a.png"})
+        assert kept.exists() is there
+
+
 def test_a_store_without_conditional_puts_is_for_a_single_writer(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
