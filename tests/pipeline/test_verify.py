@@ -88,6 +88,19 @@ def test_a_retried_image_counts_once_and_by_its_later_commit(run: Path):
     assert verify(str(run)) == Verified(images=5, restored=5)
 
 
+def test_a_damaged_shard_is_no_stranger_while_its_images_are_restored_into_others(tmp_path: Path):
+    config = {"io": {"format": "same", "shards": "parquet"}}
+    write_record(str(tmp_path), record_of(2) | {"config": config})
+    write_plan(str(tmp_path), 0, planned(KEYS[:2], ["00-00000000"] * 2))
+    rows = [{"key": key, "status": "ok", "size": 1, "shard_size": 9, "shard_sha256": "0"} for key in KEYS[:2]]
+    write_commit(str(tmp_path), "00-00000000", rows)
+    for name in ("00-00000000.parquet", "00-00000007.parquet"):
+        (tmp_path / name).write_bytes(b"cut")
+    write_plan(str(tmp_path), 1, planned(KEYS[:2], ["01-00000000"] * 2))
+    found = verify(str(tmp_path))
+    assert (found.pending, found.strangers) == (KEYS[:2], ["00-00000007.parquet"])
+
+
 def test_an_image_of_the_archive_that_no_plan_names_is_pending(run: Path):
     write_record(str(run), record_of(6))
     found = verify(str(run))
