@@ -67,6 +67,8 @@ def restore_archive(config: RunConfig) -> int:
                     if config.policy.plan_only:
                         return 0
                     solve(run, session)
+            elif config.policy.plan_only:  # another start has ended since this one looked, or no image can be read
+                return _nothing_to_do(run)
             finish(run)
     return verdict(run)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from flashray import storage
 from flashray.cli import main
 from flashray.errors import ConfigError, FlashrayError
 from flashray.pipeline import attempt_markers
+from flashray.pipeline import run as run_module
 from flashray.pipeline.clean import clean
 from flashray.pipeline.lease import held
 from flashray.pipeline.open_run import Run, open_run
@@ -95,6 +97,26 @@ def test_row_03_what_another_driver_did_before_the_lease_is_seen(config: RunConf
     assert not late.needs_cluster
     with pytest.raises(FlashrayError, match="another driver has planned"):
         write_plan(config.io.output, 0, planned(["other.png"], ["00-00000000"]))
+
+
+def test_row_03_a_quote_finishes_no_run(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another start plans before this one has the lease, and finds that no image can be read."""
+    other = open_run(config)
+
+    @contextmanager
+    def held_late(output: str) -> Iterator[None]:
+        with held(output):
+            other.open_record()
+            write_plan(output, 0, planned(other.listing["key"].to_pylist(), [None] * len(other.listing)))
+        with held(output):
+            yield
+
+    monkeypatch.setattr(run_module, "held", held_late)
+    assert restore_archive(changed(config, plan_only=True)) == 0
+    assert "10 images, 10 of them unreadable" in capsys.readouterr().out
+    assert not files(config.io.output).keys() & {f"{RUN_FOLDER}/summary.json", "report.html"}
 
 
 def test_row_08_a_plan_that_was_deleted(config: RunConfig, tmp_path: Path) -> None:
