@@ -124,7 +124,7 @@ def began(pid: int) -> str:
 
 
 def take(output: str) -> Lease:
-    """A lease of this process; FlashrayError when another driver is at work."""
+    """A lease of this process; FlashrayError when another driver is at work, ConfigError where none can be written."""
     before = latest(output)
     if before is not None and living(output, before):
         raise FlashrayError(
@@ -134,7 +134,13 @@ def take(output: str) -> Lease:
         )
     number = 1 if before is None else before.number + 1
     mine = Lease(number, socket.gethostname(), os.getpid(), began(os.getpid()), time.time(), machine=machine())
-    if not storage.create_if_absent(_uri(output, number), _bytes(mine)):
+    try:
+        ours = storage.create_if_absent(_uri(output, number), _bytes(mine))
+    except OSError as error:
+        if before is None:  # the first that a run writes
+            raise ConfigError(f"output {output} cannot be written to: {error}") from error
+        raise
+    if not ours:
         raise FlashrayError(f"another driver has just begun to work on {output}; wait for it to end")
     return mine
 

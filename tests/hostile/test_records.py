@@ -87,6 +87,24 @@ def test_row_03_nothing_is_written_before_the_lease_is_held(config: RunConfig, t
         assert files(config.io.output) == before
 
 
+def test_row_03_an_output_that_takes_no_lease_is_an_error_of_the_command(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(uri: str, data: bytes) -> bool:
+        raise PermissionError(13, "Permission denied", uri)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "create_if_absent", refuse)
+        with pytest.raises(ConfigError, match=f"output {config.io.output} cannot be written to: .*Permission denied"):
+            restore_archive(config)
+    plan_and_commit(config)
+    (Path(config.io.output) / RUN_FOLDER / "summary.json").unlink()
+    monkeypatch.setattr(storage, "create_if_absent", refuse)
+    with pytest.raises(FlashrayError, match=r"the run stopped: .*Permission denied") as caught:
+        restore_archive(config)
+    assert not isinstance(caught.value, ConfigError), "it wrote there before"
+
+
 def test_row_03_what_another_driver_did_before_the_lease_is_seen(config: RunConfig) -> None:
     late = open_run(config)
     assert len(late.unplanned) == 10
