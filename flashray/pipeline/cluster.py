@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
+import torch
 from ray._private import ray_constants
 from ray.util.placement_group import placement_group, remove_placement_group
 
@@ -49,6 +50,10 @@ _QUIET = {
     "ray.data.exceptions": logging.CRITICAL,
     "ray._private.authentication.authentication_token_setup": logging.ERROR,
 }
+_NO_GPU = (
+    "device is cuda, and the Ray cluster has no GPU; use --device cpu or auto, or, where a group of GPUs "
+    "scales from zero, --solver_actors N --autoscale_seconds 900"
+)
 log = logging.getLogger(__name__)
 
 
@@ -100,6 +105,17 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def _address() -> str:
+    return os.environ.get("RAY_ADDRESS") or "local"
+
+
+def refuse_absent_gpu(device: str) -> None:
+    """ConfigError where the cluster is going to be this machine, the device is cuda, and this machine has no GPU."""
+    here = not ray.is_initialized() and _address() == "local"
+    if device == "cuda" and here and not torch.cuda.is_available():
+        raise ConfigError(_NO_GPU)
+
+
 def connect() -> bool:
     """Connect to the configured cluster (RAY_ADDRESS), or start one on this machine; returns whether this call did.
 
@@ -112,8 +128,8 @@ def connect() -> bool:
     # Ray's core writes an error line for each pool of Ray Data (Ray's issue 53727)
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     with _stderr_without("RAY_BACKEND_LOG_LEVEL"), _own_sigterm():
-        address = os.environ.get("RAY_ADDRESS", "local")
-        if address in ("", "local"):
+        address = _address()
+        if address == "local":
             _start_here()
             return True
         try:
@@ -219,10 +235,7 @@ def size_pools(config: RunConfig, threads: int | None, weights: int, images: int
         )
     gpus = sum(node.gpus for node in nodes)
     if config.resources.device == "cuda" and not gpus:
-        raise ConfigError(
-            "device is cuda, and the Ray cluster has no GPU; use --device cpu or auto, or, where a group of GPUs "
-            "scales from zero, --solver_actors N --autoscale_seconds 900"
-        )
+        raise ConfigError(_NO_GPU)
     if gpus and config.resources.device != "cpu":
         return _pools_on_gpus(nodes, config, threads)
     here = [node["NodeID"] for node in found] == [ray.get_runtime_context().get_node_id()]

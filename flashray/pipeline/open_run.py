@@ -16,7 +16,7 @@ from flashray import storage
 from flashray.errors import ConfigError
 from flashray.pipeline import budget, run_record
 from flashray.pipeline.archive import Archive, is_hidden, read_archive, write_index
-from flashray.pipeline.cluster import Pools
+from flashray.pipeline.cluster import Pools, refuse_absent_gpu
 from flashray.pipeline.commit import committed_units, read_commits
 from flashray.pipeline.cost import read_quoted
 from flashray.pipeline.damage import missing_and_changed, restored_files
@@ -91,6 +91,7 @@ def _erase(config: RunConfig, models: Models, archive: Archive) -> None:
         if run_record.goes_on(output, record, models.identity(), archive.images):
             log.warning("an interrupted run of this command is there, which began with --overwrite; it goes on")
             return
+        refuse_absent_gpu(config.resources.device)
         plans, commits = read_plans(output), read_commits(output, committed_units(output))
         names = Layout.of_record(output, record).files(*plans, commits)
         names |= copied_names(output)

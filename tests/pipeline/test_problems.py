@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import ray
+import torch
 
 from flashray import storage
 from flashray.errors import ConfigError
@@ -93,6 +96,35 @@ def test_an_interrupted_run_that_began_with_overwrite_goes_on(make: MakeConfig, 
             storage.put_bytes(run_uri(str(output), "summary.json"), b"{}")
         open_run(config)
         assert read_record(str(output)) is None
+
+
+@pytest.mark.parametrize(("address", "there", "refused"), [(None, False, True), ("", False, True), (None, True, False)])
+def test_overwrite_deletes_nothing_where_the_device_is_not_there(
+    make: MakeConfig,
+    archive: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    address: str | None,
+    there: bool,
+    refused: bool,
+) -> None:
+    output = tmp_path / "run"
+    write_record(str(output), record_of(1))
+    write_plan(str(output), 0, planned(KEYS[:1], ["u0"]))
+    commit(output, "u0", KEYS[:1])
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    config = make(archive, output, overwrite="run", device="cuda")
+    with pytest.raises(ConfigError, match="the Ray cluster has no GPU") if refused else nullcontext():
+        open_run(config)
+    assert (output / KEYS[0]).exists() is refused
+    if refused:  # on a cluster other machines may have GPUs
+        monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+        open_run(config)
+        assert not (output / KEYS[0]).exists()
 
 
 def test_addresses_beyond_what_a_column_holds_are_refused(
