@@ -33,7 +33,7 @@ from flashray.severity import Severity, SeverityEncoder, estimate
 from flashray.severity.fusion import agree_with_measurement, fuse, grain_of, settled_residual, settled_weight
 from flashray.severity.loss import position_error
 from flashray.severity.regions import spared_windows, window_sigma
-from flashray.windows import LatentGrid, crop
+from flashray.windows import LatentGrid, crop, pad_to
 
 BATCH = 16  # images in one call of a network, outside the solver
 GRADIENT_MEGAPIXELS = 4.0  # of a photo whose solver keeps gradients; latent_dps takes 3 GB for so many
@@ -154,7 +154,9 @@ class Restorer:
         """The severity encoder's estimates of these parameters of an observed image; {} unless it predicts them all."""
         if not names or self.encoder is None or not set(names) <= set(self.encoder.parameter_names):
             return {}
-        severity = estimate(self.encoder, self.prior, self.grid.pad(x_CHW[None].to(self.device)))
+        size = self.grid.valid_size((x_CHW.shape[1], x_CHW.shape[2]))  # a whole window's borders would count as photo
+        x = pad_to(x_CHW[None].to(self.device), (self.grid.factor * size[0], self.grid.factor * size[1]))
+        severity = estimate(self.encoder, self.prior, x)
         return {name: value for name, value in self.encoder.values(severity).items() if name in names}
 
     def measure(self, photos: Sequence[Photo]) -> Measurement:

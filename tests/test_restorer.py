@@ -18,6 +18,7 @@ from flashray.prior import LatentPrior, load_prior
 from flashray.recipe import DegradationConfig, Recipe, SolverConfig
 from flashray.restorer import Restorer
 from flashray.severity import Start, estimate, load_severity_encoder
+from flashray.windows import pad_to
 from tests.conftest import TinyModels
 from tests.support.models import SIDE
 from tests.support.windows import corners
@@ -92,6 +93,31 @@ def test_windows_begin_where_their_own_damage_asks_for(restorer: Restorer, photo
     (solved,) = restorer.solve([job])
     assert solved.error is None
     assert solved.nfe == 6 / 4
+
+
+@pytest.mark.parametrize("size", [(64, 64), (100, 61), (40, 200)])
+def test_the_blur_of_a_photo_smaller_than_a_window_is_predicted_from_the_photo_alone(
+    photo: Tensor, size: tuple[int, int]
+) -> None:
+    """Padded to a window of 128 pixels these photos had an estimate of at most 1.8."""
+    restorer = load("gaussian_blur_flash_proximal", device="cpu", precision="float32")
+    operator = restorer.degradation.bind({"blur_std": torch.tensor([2.5])}, (512, 512))
+    blurred = operator.A(photo[None])[0]
+    noisy = blurred + 0.1 * torch.randn(blurred.shape, generator=torch.Generator().manual_seed(0))
+    y = noisy[:, 100 : 100 + size[0], 150 : 150 + size[1]].clamp(-1, 1)
+    assert restorer.predicted(y, ["blur_std"])["blur_std"] == pytest.approx(2.5, abs=0.5)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, SIDE + 5), (SIDE, SIDE), (SIDE + 19, SIDE + 10)])
+def test_what_is_predicted_does_not_depend_on_padding_beyond_the_last_position(
+    restorer: Restorer, photo: Tensor, size: tuple[int, int]
+) -> None:
+    factor, names = restorer.grid.factor, ["blur_std", "noise_std"]
+    y = photo[:, : size[0], : size[1]]
+    whole = pad_to(y[None], (-(-size[0] // factor) * factor, -(-size[1] // factor) * factor))[0]
+    found = restorer.predicted(y, names)
+    assert list(found) == names
+    assert found == restorer.predicted(whole, names)
 
 
 def test_the_papers_start_is_for_one_window(restorer: Restorer, photos: dict[str, Tensor]) -> None:
