@@ -143,15 +143,20 @@ class Restorer:
             ImageError: as `Measurer.photo` does.
         """
         x, values = self.frame.take(image_CHW), dict(given or {})
-        missing = self.measurer.missing(values, noise_std, mask_1HW)
-        guessed = self.predicted(x, missing)
+        missing, seen = self.measurer.missing(values, noise_std, mask_1HW), x
+        if missing == ["noise_std"] and self.encoder is not None:  # its operator is known: as `estimate` sees it
+            seen = self.measure([self.measurer.photo(key, x, values, 0.0, mask_1HW)]).seen_BCHW[0]
+        guessed = self.predicted(seen, missing)
         noise_std = guessed.pop("noise_std", noise_std)
         photo = self.measurer.photo(key, x, values | guessed, noise_std, mask_1HW)
         return dataclasses.replace(photo, estimated=bool(missing) and bool(guessed or noise_std is not None))
 
     @torch.no_grad()
     def predicted(self, x_CHW: Tensor, names: Sequence[str]) -> dict[str, float]:
-        """The severity encoder's estimates of these parameters of an observed image; {} unless it predicts them all."""
+        """The severity encoder's estimates of these parameters of an image as it sees one (`Measurement.seen_BCHW`).
+
+        {} unless it predicts them all.
+        """
         if not names or self.encoder is None or not set(names) <= set(self.encoder.parameter_names):
             return {}
         size = self.grid.valid_size((x_CHW.shape[1], x_CHW.shape[2]))  # a whole window's borders would count as photo

@@ -20,7 +20,7 @@ from flashray.restorer import Restorer
 from flashray.severity import Start, estimate, load_severity_encoder
 from flashray.windows import pad_to
 from tests.conftest import TinyModels
-from tests.support.models import SIDE
+from tests.support.models import SIDE, severity_encoder
 from tests.support.windows import corners
 
 SIZES = [(SIDE, SIDE), (SIDE + 19, SIDE + 10), (SIDE - 12, 2 * SIDE + 6)]  # one, four and three windows
@@ -118,6 +118,32 @@ def test_what_is_predicted_does_not_depend_on_padding_beyond_the_last_position(
     found = restorer.predicted(y, names)
     assert list(found) == names
     assert found == restorer.predicted(whole, names)
+
+
+@pytest.mark.parametrize("fill", [True, False])
+def test_the_predicted_noise_does_not_depend_on_what_lies_in_the_holes(
+    prior: LatentPrior, photo: Tensor, fill: bool
+) -> None:
+    encoder = severity_encoder(prior, "random_inpainting", parameter_ranges={"noise_std": [0.0, 0.2]})
+    family = DegradationConfig("random_inpainting", {"fill": fill}, noise_std=[0.0, 0.2])
+    restorer = Restorer(Recipe(family, solver=SolverConfig(steps=12)), prior, encoder)
+    y, known = photo[:, : SIDE + 5, :SIDE], torch.ones(1, SIDE + 5, SIDE)
+    known[:, 6:20, 3:17] = 0
+    stds = [restorer.photo("a", y.where(known > 0, hole), None, None, known).noise_std for hole in (-1.0, 0.3, 1.0)]
+    assert len(set(stds)) == 1
+    filled = restorer.measure([restorer.photo("a", y, None, stds[0], known)]).seen_BCHW[0]
+    assert not fill or stds[0] == restorer.predicted(filled, ["noise_std"])["noise_std"]
+    assert stds[0] != restorer.predicted(y, ["noise_std"])["noise_std"]
+
+
+def test_the_noise_of_a_small_measurement_is_predicted_at_the_images_size(prior: LatentPrior, photo: Tensor) -> None:
+    encoder = severity_encoder(prior, "super_resolution", parameter_ranges={"noise_std": [0.0, 0.2]})
+    family = DegradationConfig("super_resolution", {"scale": 2}, noise_std=[0.0, 0.2])
+    restorer = Restorer(Recipe(family, solver=SolverConfig(steps=12)), prior, encoder)
+    one = restorer.photo("a", photo[:, :18, :21])
+    seen = restorer.measure([one]).seen_BCHW[0]
+    assert seen.shape == (3, 36, 42)
+    assert one.noise_std == restorer.predicted(seen, ["noise_std"])["noise_std"]
 
 
 def test_the_papers_start_is_for_one_window(restorer: Restorer, photos: dict[str, Tensor]) -> None:
