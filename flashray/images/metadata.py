@@ -26,7 +26,11 @@ PHOTOSHOP_LAYERS = 37724
 IPTC, PHOTOSHOP = 33723, 34377
 _TOO_PRIVATE = STRUCTURE | {XMP, ICC, PHOTOSHOP_LAYERS, IPTC, PHOTOSHOP}
 _NAMESPACE = "urn:flashray:provenance:1"
-_OWN_NOTE = re.compile(rb'\s*<rdf:Description[^>]*xmlns:flashray="[^"]*"[^>]*/>')
+_IS = rb"""\s*=\s*(?:"[^"]*"|'[^']*')"""  # what follows an attribute's name
+_DESCRIPTION = re.compile(rb"<rdf:Description(?:\s+[^\s=<>/]+" + _IS + rb")*\s*/?>")
+_NOTE = re.compile(rb"\s+flashray:provenance" + _IS)
+_EMPTIED = re.compile(rb"<rdf:Description(?:\s+(?:rdf:about|xmlns:rdf|xmlns:flashray)" + _IS + rb")*\s*/>")
+_NOTE_ELEMENT = re.compile(rb"<flashray:provenance>[^<]*</flashray:provenance>")  # as other programs rewrite it
 
 
 def bare_exif(exif: bytes | None) -> bytes | None:
@@ -132,6 +136,12 @@ def xmp_with_provenance(xmp: bytes | None, provenance: Mapping[str, str]) -> byt
             + note
             + b'</rdf:RDF></x:xmpmeta>\n<?xpacket end="w"?>'
         )
-    xmp = _OWN_NOTE.sub(b"", xmp)
+    xmp = _NOTE_ELEMENT.sub(b"", _DESCRIPTION.sub(_without_note, xmp))
     place = xmp.rfind(b"</rdf:RDF>")
     return None if place < 0 else xmp[:place] + note + xmp[place:]
+
+
+def _without_note(description: re.Match[bytes]) -> bytes:
+    """A tag without the note; nothing where it held that alone, for other programs add properties to the element."""
+    kept = _NOTE.sub(b"", description[0])
+    return b"" if kept != description[0] and _EMPTIED.fullmatch(kept) else kept

@@ -389,6 +389,33 @@ def test_provenance_is_added_once_and_destroys_nothing(format: OutputFormat, exi
         assert (existing is None) or b'dc:source="an album"' in written.xmp
 
 
+@pytest.mark.parametrize(
+    "merged",
+    [
+        b'<rdf:Description rdf:about="" %s xmp:Rating="5" flashray:provenance="{&quot;a&quot;: 1}" xmp:Label="x > y"/>',
+        b"<rdf:Description rdf:about='' %s flashray:provenance='{}'><xmp:Label>x</xmp:Label></rdf:Description>",
+        b'<rdf:Description rdf:about="" %s xmp:Rating="5"><flashray:provenance>{}</flashray:provenance>'
+        b"<xmp:Label>x</xmp:Label></rdf:Description>",
+    ],
+)
+def test_a_note_among_properties_of_others_is_replaced_and_they_stay(merged: bytes) -> None:
+    """Other programs merge the elements of one photo into one."""
+    names = b'xmlns:xmp="http://ns.adobe.com/xap/1.0/"\n xmlns:flashray="urn:flashray:provenance:1"'
+    end = XMP.index(b"</rdf:RDF>")
+    noted = XMP[:end] + merged % names + XMP[end:]
+    source = open_image(saved(colour_photo(), "JPEG", xmp=noted))
+    for _ in range(2):
+        source = open_image(encode_like(source.pixels, source, provenance=NOTE).data)
+    assert source.xmp is not None
+    nodes = list(tree.fromstring(source.xmp).iter())
+    name = "{urn:flashray:provenance:1}provenance"
+    assert [json.loads(node.attrib[name]) for node in nodes if name in node.attrib] == [NOTE]
+    assert name not in [node.tag for node in nodes]
+    assert b'dc:source="an album"' in source.xmp
+    for kept in (b'xmp:Rating="5"', b'xmp:Label="x > y"', b"<xmp:Label>x</xmp:Label>"):
+        assert source.xmp.count(kept) == merged.count(kept)
+
+
 def test_provenance_in_png_is_a_text_chunk() -> None:
     source = open_image(saved(colour_photo()))
     first = encode_like(source.pixels, source, provenance=NOTE).data
