@@ -194,16 +194,18 @@ class LinearPhysicsOperator(AffineOperator, PhysicsOperator):
         white, rows, columns = (self.A_linear(one.expand(len(y_BCHW), 3, *self.size)) for one in ramps)
         if white.shape != y_BCHW.shape:
             raise ValueError(f"measurements are {list(white.shape[1:])} of an image, not {list(y_BCHW.shape[1:])}")
-        known = white > FAINT * white.amax()
+        known = white > FAINT * white.amax(dim=(1, 2, 3), keepdim=True)  # of each image, whatever is beside it
         image = torch.where(known, (y_BCHW + 1) / white.where(known, 1), 0) - 1
         if filled and not bool(known.all()):
             image = fill_in(image, known.to(image))
         if tuple(image.shape[2:]) == self.size:
             return in_colour(image)
-        seen = [(ramp / white).where(known, torch.nan)[0, 0].nanmedian(dim=n) for n, ramp in ((1, rows), (0, columns))]
-        row, column = (places(one.values, side) for one, side in zip(seen, line, strict=True))
-        grid = torch.stack(torch.meshgrid(column, row, indexing="xy"), dim=-1).expand(len(image), -1, -1, -1)
-        return F.grid_sample(in_colour(image), grid, mode="bicubic", padding_mode="border", align_corners=True)
+        seen = [(ramp / white).where(known, torch.nan)[:, 0].nanmedian(dim=n) for n, ramp in ((2, rows), (1, columns))]
+        row, column = ([places(one, side) for one in each.values] for each, side in zip(seen, line, strict=True))
+        grids = [torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1) for x, y in zip(column, row, strict=True)]
+        return F.grid_sample(
+            in_colour(image), torch.stack(grids), mode="bicubic", padding_mode="border", align_corners=True
+        )
 
 
 def in_colour(y_BCHW: Tensor) -> Tensor:
