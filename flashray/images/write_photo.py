@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -244,7 +245,8 @@ def _with_provenance(
         kind, body = png.text_chunk("flashray", metadata.provenance_text(provenance))
         return replace(contents, private=(*contents.private, (kind.decode(), body))), []
     xmp = metadata.xmp_with_provenance(contents.xmp, provenance) if holds.xmp else None
-    if xmp is None:
+    room = _SEGMENT - len(_XMP_PREFIX) if name == "JPEG" else math.inf
+    if xmp is None or len(xmp) > room:  # without the note the photo's own XMP may have room
         return contents, [NO_PLACE_FOR_NOTE]
     return replace(contents, xmp=xmp), []
 

@@ -427,6 +427,16 @@ def test_provenance_in_png_is_a_text_chunk() -> None:
     assert encode_like(source.pixels, source, provenance=dict(reversed(NOTE.items()))).data == first
 
 
+def test_a_note_too_long_for_a_segment_leaves_the_photos_own_xmp() -> None:
+    own = XMP.replace(b"an album", b"x" * 65_000)
+    source = open_image(saved(colour_photo(), "JPEG", xmp=own))
+    encoded = encode_like(source.pixels, source, provenance=NOTE)
+    assert encoded.lost == ("the note of provenance",)
+    assert open_image(encoded.data).xmp == own
+    noted = encode_like(source.pixels, source, "tiff", provenance=NOTE)
+    assert noted.lost == ()
+
+
 def test_broken_xmp_is_not_touched() -> None:
     source = open_image(saved(colour_photo(), "JPEG", xmp=b"<not closed"))
     encoded = encode_like(source.pixels, source, provenance=NOTE)
