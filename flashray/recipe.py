@@ -193,6 +193,11 @@ class Recipe:
             )
         if self.start.mode == "fixed" and self.start.step is None:
             raise ConfigError("start.mode is fixed, and start.step is missing; give the step")
+        if self.start.mode != "flash" and self.start.strength != 1:
+            raise ConfigError(
+                f"start.strength is {self.start.strength:g}, and start.mode {self.start.mode} starts all images at the "
+                "same step; leave strength out, or use start.mode flash"
+            )
         check_source(self.prior, "prior")
         check_source(self.start.severity_encoder, "severity encoder")
         return self

@@ -180,6 +180,8 @@ def test_another_solver_has_its_own_settings() -> None:
         (["--start.c", "0"], ["start.c"]),
         (["--start.mode", "fixed"], ["start.step is missing"]),
         (["--start.step", "3"], ["start.step is 3", "mode fixed"]),
+        (["--start.mode", "full", "--strength", "0"], ["start.strength is 0", "start.mode full", "mode flash"]),
+        (["--start.mode", "fixed", "--start.step", "5", "--strength", "0.5"], ["start.strength is 0.5", "mode flash"]),
         (["--fit", "stretch"], ["fit", "resize"]),
         (["--format", "gif"], ["format", "png"]),
         (["--metrics", "[psnr, beauty]"], ["beauty", "ssim"]),
