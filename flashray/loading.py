@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Literal
 
 import torch
@@ -17,8 +18,8 @@ from flashray.severity import SeverityEncoder, load_severity_encoder
 
 
 def load(
-    recipe: str | Recipe,
-    device: str = "auto",
+    recipe: str | os.PathLike[str] | Recipe,
+    device: str | torch.device = "auto",
     precision: Literal["auto", "float32", "bf16"] = "auto",
     measurement: Literal["observed", "simulated"] = "observed",
     fit: Fit = "whole",
@@ -48,7 +49,7 @@ def load(
         chosen = recipe.check()
     else:
         chosen = load_recipe(recipe, changes)
-    device = chosen_device(device)
+    device = chosen_device(str(device))
     prior, encoder = load_models(chosen, device)
     prior.bf16 = (native_precision(device) if precision == "auto" else precision) == "bf16"
     return Restorer(chosen, prior, encoder, measurement, fit, slots)

@@ -230,7 +230,7 @@ def read_recipe(name: str) -> dict[str, Any]:
     ConfigError when there is no such recipe, with the nearest names, and when the file is not a recipe.
     """
     if name.endswith((".yaml", ".yml")) or os.sep in name:
-        path = Path(name)
+        path = Path(os.path.expanduser(name))
         if not path.is_file():
             raise ConfigError(f"recipe {name}: there is no such file; shipped recipes: {', '.join(recipe_names())}")
         data = path.read_bytes()
@@ -246,13 +246,15 @@ def read_recipe(name: str) -> dict[str, Any]:
     return values
 
 
-def load_recipe(name: str, changes: Mapping[str, Any] | None = None) -> Recipe:
+def load_recipe(name: str | os.PathLike[str], changes: Mapping[str, Any] | None = None) -> Recipe:
     """A checked recipe; ConfigError when the file, a key or a value is wrong.
 
     `name` is one of `recipe_names`, or the path of a YAML file. `changes` replace the file's values, such as
     {"solver": {"steps": 50}} or {"solver.steps": 50}.
     """
-    changes = changes or {}
+    if not isinstance(name, str | os.PathLike):
+        raise ConfigError(f"a recipe is a shipped one's name, the path of a YAML file or a Recipe, not {name!r}")
+    name, changes = os.fspath(name), changes or {}
     names = {section: _name_in(changes, section) for section in WITH_SETTINGS}
     values = without_settings_of_others(read_recipe(name), names)
     for key, value in changes.items():

@@ -265,6 +265,19 @@ def test_a_choice_that_does_not_exist_is_refused(given: dict[str, Any], words: s
         load("gaussian_blur_flash_proximal", **given)
 
 
+def test_a_recipe_of_a_path_and_a_device_of_pytorch_are_taken(
+    tiny_models: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.yaml").write_text(f"prior: {tiny_models.prior}\nstart: {{mode: full}}\nsolver: {{steps: 2}}\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for recipe in (tmp_path / "mine.yaml", "~/mine.yaml", Path("~/mine.yaml")):
+        restorer = load(recipe, device=torch.device("cpu"))
+        assert (restorer.recipe.solver.steps, restorer.device) == (2, torch.device("cpu"))
+    for wrong in (3, None, {"prior": "bundled"}):
+        with pytest.raises(ConfigError, match="a recipe is a shipped one's name, the path of a YAML file"):
+            load(wrong)  # type: ignore[arg-type]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_gpu_that_is_not_there_is_named() -> None:
     with pytest.raises(ConfigError, match="finds no GPU here; give cpu or auto"):
