@@ -408,7 +408,10 @@ class Restorer:
         samples: int = 1,
     ) -> Restored:
         """Restore batches of measurements with their estimates; the result is in the order of `names`."""
-        names = [key for measured, _ in parts for key in measured.keys] if names is None else names
+        keys = [key for measured, _ in parts for key in measured.keys]
+        if len(set(keys)) != len(keys):
+            raise ValueError("keys: two photos have the same, and one would be given for both; give different ones")
+        names = keys if names is None else names
         failed = dict(errors or {})
         jobs: list[Job] = []
         sigma: dict[str, float] = {}

@@ -67,6 +67,15 @@ def test_a_photo_does_not_depend_on_the_others(restorer: Restorer, photos: dict[
         assert (alone.nfe[0], alone.fallback[0]) == (together.nfe[n], together.fallback[n])
 
 
+def test_two_photos_of_one_key_are_refused(restorer: Restorer, photos: dict[str, Tensor]) -> None:
+    batch = [restorer.photo("a", x) for x in photos.values()]
+    with pytest.raises(ValueError, match="keys: two photos have the same"):
+        restorer.restore_photos(batch)
+    parts = [(one, restorer.estimate(one)) for one in (restorer.measure([photo]) for photo in batch)]
+    with pytest.raises(ValueError, match="keys: two photos have the same"):
+        restorer.restore_measured(parts, ["a", "b", "c"])
+
+
 def test_a_window_has_the_root_mean_square_of_the_photos_map(restorer: Restorer, photos: dict[str, Tensor]) -> None:
     x = list(photos.values())[1]
     measured = restorer.measure([restorer.measurer.photo("a", x)])
