@@ -38,6 +38,8 @@ def test_a_picture_is_turned_upright_as_its_file_is(tmp_path: Path) -> None:
         (Image.new("I", (8, 8)), "mode I does not say"),
         (np.zeros((0, 8, 3), np.uint8), "no pixels"),
         (torch.zeros(3, 8, 0), "no pixels"),
+        (Image.new("RGB", (0, 5)), "a picture of 0 x 5 has no pixels"),
+        (Image.new("L", (5, 0)), "a picture of 5 x 0 has no pixels"),
         (None, "not a NoneType"),
         (3, "not a int"),
     ],
