@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from flashray.errors import ConfigError
+from flashray.images import encode_png
 from flashray.loading import load
 from flashray.prior import LatentPrior, load_prior
 from flashray.recipe import DegradationConfig, Recipe, SolverConfig
@@ -74,6 +75,16 @@ def test_two_photos_of_one_key_are_refused(restorer: Restorer, photos: dict[str,
     parts = [(one, restorer.estimate(one)) for one in (restorer.measure([photo]) for photo in batch)]
     with pytest.raises(ValueError, match="keys: two photos have the same"):
         restorer.restore_measured(parts, ["a", "b", "c"])
+
+
+def test_a_path_given_twice_needs_keys(restorer: Restorer, photos: dict[str, Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(encode_png(photos["32x32"]))
+    with pytest.raises(ValueError, match=r"a\.png is given twice.* give keys"):
+        restorer([path, str(path)])
+    with pytest.raises(ValueError, match="keys: give 2 different names"):
+        restorer([path, path], keys=["a", "a"])
+    assert restorer([path, path], keys=["a", "b"]).errors == [None, None]
 
 
 def test_a_window_has_the_root_mean_square_of_the_photos_map(restorer: Restorer, photos: dict[str, Tensor]) -> None:
