@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def as_image(given: ImageLike) -> Tensor:
     """
     if isinstance(given, str | Path):
         try:
-            return open_image(Path(given).read_bytes()).pixels
+            return open_image(Path(os.path.expanduser(given)).read_bytes()).pixels
         except ValueError as error:  # such as a NUL in the path
             raise ImageError(f"{error}: {str(given)!r}") from error
     if isinstance(given, np.ndarray | Tensor) and 0 in given.shape:

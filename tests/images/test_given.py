@@ -31,6 +31,13 @@ def test_a_picture_is_turned_upright_as_its_file_is(tmp_path: Path) -> None:
     torch.testing.assert_close(as_image(Image.open(path)), as_image(path))
 
 
+def test_a_path_may_begin_with_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Image.fromarray(np.full((4, 6, 3), 200, np.uint8)).save(tmp_path / "x.png")
+    for path in ("~/x.png", Path("~/x.png")):
+        torch.testing.assert_close(as_image(path), as_image(tmp_path / "x.png"))
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
