@@ -150,11 +150,13 @@ def typed(name: str) -> str:
 
 def readable(text: str) -> str:
     """The parser's message about a value of the wrong type, in the words of the other messages."""
-    found = re.match(r'Parser key "([\w.]+)": (.*?) (?:Got|Given) value: (.*)$', text)
+    given = (
+        r"(?: Given value type: .*? Given value:| Got value:(?!.* Given value type:))"  # of an option of several types
+    )
+    found = re.match(rf'Parser key "([\w.]+)": (.*?){given} ?(.*)$', text)
     if not found:
         return text
     name, types, value = found.groups()
-    types = types.partition(" Given value type")[0]
     choices = re.findall(r"'(\w+)'", types) if "Literal" in types else []
     kinds = [what for kind, what in _KINDS.items() if re.search(rf"<class '{kind}'>|\b{kind}\[", types)]
     wanted = ", ".join(choices) if choices else " or ".join(kinds)
