@@ -101,8 +101,11 @@ def experiment_id(client: Any, name: str, uri: str) -> str:
 def find_runs(uri: str, experiment: str, chosen: str = "", limit: int = 50) -> list[Any]:
     """The newest runs of an experiment (MLflow's entities) that pass a filter in MLflow's words.
 
-    ConfigError when there is no such experiment, the filter is wrong, or MLflow does not answer.
+    ConfigError when there is no such experiment or database, the filter is wrong, or MLflow does not answer.
     """
+    file = _file(uri)
+    if file is not None and not file.exists():  # MLflow would create it
+        raise ConfigError(f"{storage.redact(uri)}: there is no such file, so nothing is tracked; give --tracking-uri")
     load_mlflow()
     client = connect(uri)
     try:
@@ -137,6 +140,11 @@ def brief(error: BaseException) -> str:
 
 def _artifacts(uri: str) -> str | None:
     """The artifact location of a new experiment: beside an embedded database, else the server's choice."""
-    if not uri.startswith("sqlite:///"):
-        return None
-    return (Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0])).absolute().parent / "mlartifacts").as_uri()
+    file = _file(uri)
+    return None if file is None else (file.absolute().parent / "mlartifacts").as_uri()
+
+
+def _file(uri: str) -> Path | None:
+    """The file of an embedded database."""
+    is_file = uri.startswith("sqlite:///")
+    return Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0])) if is_file else None

@@ -96,3 +96,14 @@ def test_runs_of_mlflow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         find_runs(uri, "mine", "metrics psnr")
     with pytest.raises(ConfigError, match=r"MLflow at http://127.0.0.1:1: .*refused"):
         find_runs("http://127.0.0.1:1", "mine")
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_where_nothing_is_tracked_no_database_is_created(
+    given: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert main(["compare", *(["--tracking-uri", f"sqlite:///{tmp_path}/x%25.db?a=b"] if given else [])]) == 2
+    assert "there is no such file, so nothing is tracked" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
