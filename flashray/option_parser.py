@@ -150,9 +150,7 @@ def typed(name: str) -> str:
 
 def readable(text: str) -> str:
     """The parser's message about a value of the wrong type, in the words of the other messages."""
-    given = (
-        r"(?: Given value type: .*? Given value:| Got value:(?!.* Given value type:))"  # of an option of several types
-    )
+    given = r"(?: Given value type: .*? Given value:| Got value:(?!.* Given value type:))"  # the former of a union
     found = re.match(rf'Parser key "([\w.]+)": (.*?){given} ?(.*)$', text)
     if not found:
         return text

@@ -349,9 +349,7 @@ class Restorer:
         names = list(keys) if keys is not None else [name_of(one, n) for n, one in enumerate(given)]
         if keys is None and len(set(names)) != len(names):
             again = next(name for n, name in enumerate(names) if name in names[:n])
-            raise ValueError(
-                f"{again} is given twice, and the noise follows from the name; give keys to restore it twice"
-            )
+            raise ValueError(f"{again} is given twice; give it once, or give keys, from which the noise follows")
         if len(names) != len(given) or len(set(names)) != len(names):
             raise ValueError(f"keys: give {len(given)} different names, one an image")
         unknown = sorted(set(parameters) - set(self.degradation.parameter_names))

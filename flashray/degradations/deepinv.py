@@ -203,9 +203,8 @@ class LinearPhysicsOperator(AffineOperator, PhysicsOperator):
         seen = [(ramp / white).where(known, torch.nan)[:, 0].nanmedian(dim=n) for n, ramp in ((2, rows), (1, columns))]
         row, column = ([places(one, side) for one in each.values] for each, side in zip(seen, line, strict=True))
         grids = [torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1) for x, y in zip(column, row, strict=True)]
-        return F.grid_sample(
-            in_colour(image), torch.stack(grids), mode="bicubic", padding_mode="border", align_corners=True
-        )
+        image, grid = in_colour(image), torch.stack(grids)
+        return F.grid_sample(image, grid, mode="bicubic", padding_mode="border", align_corners=True)
 
 
 def in_colour(y_BCHW: Tensor) -> Tensor:
