@@ -32,10 +32,11 @@ def as_image(given: ImageLike) -> Tensor:
             return open_image(Path(os.path.expanduser(given)).read_bytes()).pixels
         except ValueError as error:  # such as a NUL in the path
             raise ImageError(f"{error}: {str(given)!r}") from error
-    if isinstance(given, Image.Image) and 0 not in given.size:
-        return _of_picture(given)
-    if isinstance(given, np.ndarray | Tensor | Image.Image) and 0 in (shape := np.shape(given)):
+    shape = given.size[::-1] if isinstance(given, Image.Image) else getattr(given, "shape", ())
+    if 0 in shape:
         raise ValueError(f"an image of shape {list(shape)} has no pixels")
+    if isinstance(given, Image.Image):
+        return _of_picture(given)
     if isinstance(given, np.ndarray):
         if given.dtype != np.uint8 or not (given.ndim == 2 or (given.ndim == 3 and given.shape[2] == 3)):
             raise ValueError(

@@ -45,7 +45,7 @@ def test_a_path_may_begin_with_the_home_folder(tmp_path: Path, monkeypatch: pyte
         (Image.new("I", (8, 8)), "mode I does not say"),
         (np.zeros((0, 8, 3), np.uint8), "no pixels"),
         (torch.zeros(3, 8, 0), "no pixels"),
-        (Image.new("RGB", (0, 5)), "shape .5, 0, 3. has no pixels"),
+        (Image.new("RGB", (0, 5)), "shape .5, 0. has no pixels"),
         (Image.new("L", (5, 0)), "no pixels"),
         (None, "not a NoneType"),
         (3, "not a int"),
