@@ -140,11 +140,11 @@ def test_a_photo_that_needs_nothing_is_not_decoded(
     assert sum(sizes) == 2
 
 
-@pytest.mark.parametrize(("grey_levels", "share"), [(-3.5, 0), (6, 0.5), (20, 1)])
+@pytest.mark.parametrize(("grey_levels", "share"), [(-2.5, 0), (4.5, 0.5), (20, 1)])
 def test_the_residual_corrects_pixels_without_the_decoder(
     tiny: Restorer, photo: Tensor, monkeypatch: pytest.MonkeyPatch, grey_levels: float, share: float
 ) -> None:
-    assert tiny.recipe.fusion.grain == 4
+    assert tiny.recipe.fusion.grain == 3
     monkeypatch.setattr(tiny.prior, "decode", lambda z_BCHW: pytest.fail("decoded"))
     residual = 2 * grey_levels / 255
     says(tiny, 0.0, residual=residual)

@@ -14,6 +14,9 @@ from flashray.windows import crop, pad_to
 GREY_LEVEL = 1 / 255  # a measurement is never trusted to more
 BLOCK = 8  # pixels to a side of JPEG's blocks
 COMPRESSED = (1.2, 1.4)  # blockiness of photos that are taken for compressed: hardly, and wholly
+ALIKE = (0.3, 0.5)  # correlation of a residual's neighbouring pixels: of noise at most, of what sharpens at least
+FAINT = 0.1  # of the grain: what noise changes nearly everywhere
+EVERYWHERE = (0.6, 0.9)  # of a photo: at most in parts, and everywhere
 MOST_STEP = 16  # grey levels, so that blockiness is not that of a few edges
 _EXACT = Proximal()
 _INEXACT = Proximal(linearisations=2, iterations=5)  # more do not change a picture (docs/log.md)
@@ -44,17 +47,27 @@ def settled_weight(weight_Bhw: Tensor, radius: int, threshold: float, valid: tup
 def settled_residual(
     residual_BCHW: Tensor, radius: int, grain_B: Tensor, factor: int, valid: tuple[int, int]
 ) -> Tensor:
-    """R · clamp((s - t) / t, 0, 1), where s is the root mean square of R nearby and t is `grain_B` in grey levels.
+    """R · (a · clamp((s - t) / t, 0, 1) + (1 - a) · n), t being `grain_B` in grey levels.
 
-    Small corrections are those of a photo's own grain and texture. "Nearby" and the padding are as in `settled_weight`.
+    a says whether neighbouring pixels of R are alike: 1 where R sharpens, 0 where it takes noise away. What sharpens
+    counts where it is strong: s is the root mean square of R nearby. Noise is everywhere, and texture that is mistaken
+    for it is in parts: n is 0 where R changes at most .6 of the photo by more than `FAINT` · t, and 1 from .9 on.
+    "Nearby" and the padding are as in `settled_weight`.
     """
     if not residual_BCHW.shape[1]:
         return residual_BCHW
-    square = F.avg_pool2d(residual_BCHW.square().mean(dim=1, keepdim=True), factor)[:, 0]
-    strength = _mean_nearby(square[:, : valid[0], : valid[1]], radius).sqrt()
-    share = _ramp(strength, 2 * GREY_LEVEL * grain_B.to(strength)[:, None, None])  # images are on [-1, 1]
+    r = residual_BCHW[..., : valid[0] * factor, : valid[1] * factor]
+    neighbour = F.pad((r[..., 1:] * r[..., :-1]).mean(dim=1), (0, 1))
+    neighbour += F.pad((r[..., 1:, :] * r[..., :-1, :]).mean(dim=1), (0, 0, 0, 1))
+    square, product = (F.avg_pool2d(one, factor) for one in (r.square().mean(dim=1), neighbour / 2))
+    near = _mean_nearby(square, radius)
+    alike = _between(_mean_nearby(product, radius) / near.clamp(min=1e-12), *ALIKE)
+    grain = 2 * GREY_LEVEL * grain_B.to(square)[:, None, None]  # images are on [-1, 1]
+    noise = _between(_ramp(square.sqrt(), FAINT * grain).mean(dim=(1, 2), keepdim=True), *EVERYWHERE)
+    share = torch.lerp(noise, _ramp(near.sqrt(), grain), alike)
     size = (residual_BCHW.shape[2], residual_BCHW.shape[3])
-    return residual_BCHW * _of_pixels(pad_to(share, (square.shape[1], square.shape[2])), factor, size)
+    padded = pad_to(share, (size[0] // factor, size[1] // factor))
+    return residual_BCHW * _of_pixels(padded, factor, size)
 
 
 def grain_of(y_BCHW: Tensor, grain: float) -> Tensor:
@@ -62,8 +75,7 @@ def grain_of(y_BCHW: Tensor, grain: float) -> Tensor:
 
     The grain protects what may be a photo's own. The borders of JPEG's blocks are nobody's own.
     """
-    low, high = COMPRESSED
-    return grain * (1 - ((blockiness(y_BCHW) - low) / (high - low)).clamp(0, 1))
+    return grain * (1 - _between(blockiness(y_BCHW), *COMPRESSED))
 
 
 def blockiness(y_BCHW: Tensor) -> Tensor:
@@ -96,6 +108,11 @@ def _ramp(value: Tensor, threshold: float | Tensor) -> Tensor:
     """0 up to the threshold, 1 from twice the threshold on."""
     least = torch.as_tensor(threshold, dtype=value.dtype, device=value.device).clamp(min=1e-9)
     return ((value - least) / least).clamp(0, 1)
+
+
+def _between(value: Tensor, low: float, high: float) -> Tensor:
+    """0 up to `low`, 1 from `high` on."""
+    return ((value - low) / (high - low)).clamp(0, 1)
 
 
 def _of_pixels(value_Bhw: Tensor, factor: int, size: tuple[int, int]) -> Tensor:

@@ -49,7 +49,7 @@ def test_grain_counts_where_the_fusion_is_learned(config: RunConfig) -> None:
     photo = changed(config, degradation=DegradationConfig("photo"), fusion=FusionConfig("learned", grain=2.0))
     assert run_record.identity(photo, WEIGHTS)["recipe.fusion.grain"] == 2.0
     open_run(photo)
-    with pytest.raises(ConfigError, match=r"--fusion.grain is 2.0 there and 4.0 here"):
+    with pytest.raises(ConfigError, match=r"--fusion.grain is 2.0 there and 3.0 here"):
         open_run(changed(photo, fusion=FusionConfig("learned")))
     kept = run_record.read_record(photo.io.output)
     assert kept is not None

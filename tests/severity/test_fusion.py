@@ -83,29 +83,43 @@ def test_a_speck_is_left_alone_and_a_damaged_part_changes_everywhere():
     assert (part[weight[1] > 0] == 1).all()
 
 
+def smooth(seed: int, size: tuple[int, int], strength: float) -> Tensor:
+    """A residual that sharpens: blocks of 8 pixels of one sign, of this many grey levels."""
+    sign = images(seed, (size[0] // 8, size[1] // 8)).sign().repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)
+    return 2 * GREY_LEVEL * strength * sign
+
+
 @pytest.mark.parametrize(("strength", "share"), [(0.0, 0.0), (2.0, 0.0), (3.0, 0.5), (4.0, 1.0), (9.0, 1.0)])
-def test_a_residual_counts_from_the_grain_on(strength: float, share: float):
+def test_a_residual_that_sharpens_counts_from_the_grain_on(strength: float, share: float):
     """Grey levels of its root mean square, with a grain of two."""
-    sign = images(0, (32, 48)).sign()
-    residual = 2 * GREY_LEVEL * strength * sign
-    found = settled_residual(residual, 3, torch.full((2,), 2.0), 4, (8, 12))
+    residual = smooth(0, (32, 48), strength)
+    found = settled_residual(residual, 20, torch.full((2,), 2.0), 4, (8, 12))
     torch.testing.assert_close(found, share * residual, rtol=0, atol=1e-9)
-    each = settled_residual(residual, 3, torch.tensor([0.0, 2.0]), 4, (8, 12))  # each image has its own
+    each = settled_residual(residual, 20, torch.tensor([0.0, 2.0]), 4, (8, 12))  # each image has its own
     assert torch.equal(each[0], residual[0])
     assert torch.equal(each[1], found[1])
 
 
-def test_a_residual_is_judged_in_its_own_part_of_the_photo():
-    residual = torch.zeros(1, 3, 40, 160, dtype=torch.float64)
-    residual[..., :80] = 0.1
-    residual[..., 80:] = 2 * GREY_LEVEL
-    grain = torch.full((1,), 2.0)
-    found = settled_residual(residual, 2, grain, 4, (10, 40))
-    assert torch.equal(found[..., :64], residual[..., :64])
-    assert (found[..., 96:] == 0).all()
+def test_a_residual_that_sharpens_is_judged_in_its_own_part_of_the_photo():
+    residual = smooth(0, (40, 160), 2)
+    residual[..., :80] *= 10
+    grain = torch.full((2,), 2.0)
+    found = settled_residual(residual, 4, grain, 4, (10, 40))
+    assert torch.equal(found[..., :60], residual[..., :60])
+    assert (found[..., 100:] == 0).all()
     spoilt = residual.clone()
     spoilt[..., 120:] = torch.nan  # padding
-    assert torch.equal(settled_residual(spoilt, 2, grain, 4, (10, 30))[..., :120], found[..., :120])
+    assert torch.equal(settled_residual(spoilt, 4, grain, 4, (10, 30))[..., :120], found[..., :120])
+
+
+@pytest.mark.parametrize(("covered", "share"), [(48, 0.0), (76, 0.0), (96, 0.5), (116, 1.0), (128, 1.0)])
+@pytest.mark.parametrize("strength", [1.0, 9.0])
+def test_noise_that_is_taken_away_counts_where_it_is_everywhere(strength: float, covered: int, share: float):
+    """Columns of 128 that are noisy; texture that is mistaken for noise is in parts, however strong."""
+    residual = torch.zeros(2, 3, 64, 128, dtype=torch.float64)
+    residual[..., :covered] = 2 * GREY_LEVEL * strength * images(0, (64, covered)).sign()
+    found = settled_residual(residual, 2, torch.full((2,), 3.0), 4, (16, 32))
+    torch.testing.assert_close(found, share * residual, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize(("quality", "least", "most"), [(None, 0.9, 1.05), (95, 0.9, 1.1), (20, 1.4, 2.5)])
