@@ -194,10 +194,11 @@ class Recipe:
             )
         if self.start.mode == "fixed" and self.start.step is None:
             raise ConfigError("start.mode is fixed, and start.step is missing; give the step")
-        if self.start.mode != "flash" and self.start.strength != 1:
+        idle = self.start.mode == "full" or (self.start.mode == "fixed" and self.start.formula != "paper")
+        if idle and self.start.strength != 1:
             raise ConfigError(
-                f"start.strength is {self.start.strength:g}, and start.mode {self.start.mode} starts all images at the "
-                "same step; leave strength out, or use start.mode flash"
+                f"start.strength is {self.start.strength:g}, and would change nothing in start.mode {self.start.mode}; "
+                "leave strength out, or use start.mode flash"
             )
         check_source(self.prior, "prior")
         check_source(self.start.severity_encoder, "severity encoder")

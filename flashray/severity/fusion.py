@@ -14,9 +14,10 @@ from flashray.windows import crop, pad_to
 GREY_LEVEL = 1 / 255  # a measurement is never trusted to more
 BLOCK = 8  # pixels to a side of JPEG's blocks
 COMPRESSED = (1.2, 1.4)  # blockiness of photos that are taken for compressed: hardly, and wholly
-ALIKE = (0.3, 0.5)  # correlation of a residual's neighbouring pixels: of noise at most, of what sharpens at least
-FAINT = 0.1  # of the grain: what noise changes nearly everywhere
-EVERYWHERE = (0.6, 0.9)  # of a photo: at most in parts, and everywhere
+# correlation of a residual's neighbouring pixels: up to the first it takes noise away, from the second on it sharpens
+ALIKE = (0.3, 0.5)
+FAINT = 0.1  # share of the grain; a position that changes by more counts as noisy
+EVERYWHERE = (0.6, 0.9)  # noisy share of a photo: up to the first noise is taken for texture, from the second on not
 MOST_STEP = 16  # grey levels, so that blockiness is not that of a few edges
 _EXACT = Proximal()
 _INEXACT = Proximal(linearisations=2, iterations=5)  # more do not change a picture (docs/log.md)
@@ -49,10 +50,10 @@ def settled_residual(
 ) -> Tensor:
     """R · (a · clamp((s - t) / t, 0, 1) + (1 - a) · n), t being `grain_B` in grey levels.
 
-    a says whether neighbouring pixels of R are alike: 1 where R sharpens, 0 where it takes noise away. What sharpens
-    counts where it is strong: s is the root mean square of R nearby. Noise is everywhere, and texture that is mistaken
-    for it is in parts: n is 0 where R changes at most .6 of the photo by more than `FAINT` · t, and 1 from .9 on.
-    "Nearby" and the padding are as in `settled_weight`.
+    a rises over `ALIKE` with the correlation of R's neighbouring pixels nearby: it is 0 where R takes noise away and 1
+    where R sharpens. What sharpens counts where it is strong: s is the root mean square of R nearby. Noise counts where
+    it is in most of the photo, because texture that is mistaken for it is in parts: n rises over `EVERYWHERE` with the
+    share of positions that R changes by more than `FAINT` · t. "Nearby" and the padding are as in `settled_weight`.
     """
     if not residual_BCHW.shape[1]:
         return residual_BCHW

@@ -186,6 +186,7 @@ def test_another_solver_has_its_own_settings() -> None:
         (["--start.step", "3"], ["start.step is 3", "mode fixed"]),
         (["--start.mode", "full", "--strength", "0"], ["start.strength is 0", "start.mode full", "mode flash"]),
         (["--start.mode", "fixed", "--start.step", "5", "--strength", "0.5"], ["start.strength is 0.5", "mode flash"]),
+        (["--start.mode", "full", "--start.formula", "paper", "--strength", "0.5"], ["start.strength is 0.5"]),
         (["--fit", "stretch"], ["fit", "resize"]),
         (["--format", "gif"], ["format", "png"]),
         (["--metrics", "[psnr, beauty]"], ["beauty", "ssim"]),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from flashray.errors import ConfigError
+from flashray.recipe import load_recipe
 from flashray.schedule import NoiseSchedule
 from flashray.seeding import STREAM_START, image_seed, normal
 from flashray.severity import Start
@@ -187,3 +189,11 @@ def test_more_strength_never_starts_later_in_the_chain():
 def test_a_bad_strength_is_a_config_error(strength: float):
     with pytest.raises(ConfigError, match=r"start\.strength is .*; give a finite number ≥ 0"):
         Start(strength=strength)
+
+
+def test_strength_scales_the_noise_of_a_fixed_start_by_the_papers_formula():
+    changes = {"start": {"mode": "fixed", "step": 5, "formula": "paper", "strength": 0.5}}
+    start = load_recipe("gaussian_blur_flash_latent_dps", changes).start  # is not refused
+    z, sigma, step, seed = torch.zeros(1, 2, 4, 4), torch.tensor([0.4]), torch.tensor([5]), torch.tensor([3])
+    half, whole = (one.latent(z, sigma, step, FULL, seed) for one in (start, dataclasses.replace(start, strength=1.0)))
+    torch.testing.assert_close(2 * half, whole)
