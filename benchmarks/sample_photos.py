@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -67,11 +67,14 @@ def whole_photos() -> dict[str, Tensor]:
 def _read(photos: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
     found = {}
     for package, name in photos:
+        top, *rest = package.split(".")
+        spec = find_spec(top)  # where it is; an import of scikit-learn takes longer than all that is read from it
+        folders = spec.submodule_search_locations if spec is not None else None
         try:
-            data = resources.files(package).joinpath(name).read_bytes()
-            found[Path(name).stem] = as_image(Image.open(io.BytesIO(data)))
-        except (ModuleNotFoundError, FileNotFoundError) as error:
+            data = Path(*(folders or [top]), *rest, name).read_bytes()
+        except FileNotFoundError as error:
             raise ConfigError(f"sample photo {name}: {error}; install flashray[demo]") from error
+        found[Path(name).stem] = as_image(Image.open(io.BytesIO(data)))
     return found
 
 

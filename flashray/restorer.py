@@ -24,7 +24,7 @@ from flashray.errors import ConfigError, ImageError
 from flashray.images import Fit, ImageLike, as_image, as_list, as_mask, name_of
 from flashray.measurement import Frame, Measurement, Measurer, Photo
 from flashray.memory import freed_memory_kept
-from flashray.metrics import LPIPS, score
+from flashray.metrics import LPIPS, score_each
 from flashray.prior import LatentPrior
 from flashray.recipe import Recipe
 from flashray.restored import Estimate, Restored
@@ -308,11 +308,8 @@ class Restorer:
         self, candidates: Mapping[str, Tensor], x_BCHW: Tensor, metrics: Sequence[str], lpips: LPIPS | None = None
     ) -> dict[str, Tensor]:
         """Per-image metrics [B] against clean images, named prefix + metric, for each prefix of the candidates."""
-        reference, found = x_BCHW.to(self.device), dict[str, Tensor]()
-        for prefix, candidate in candidates.items():
-            for metric, values in score(candidate.to(self.device), reference, lpips, metrics).items():
-                found[prefix + metric] = values
-        return found
+        here = {prefix: candidate.to(self.device) for prefix, candidate in candidates.items()}
+        return score_each(here, x_BCHW.to(self.device), lpips, metrics)
 
     @torch.no_grad()
     @freed_memory_kept()

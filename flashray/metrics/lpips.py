@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -125,40 +125,56 @@ class LPIPS(nn.Module):
         return super().train(False)
 
     def forward(self, x_BCHW: Tensor, ref_BCHW: Tensor) -> Tensor:
+        self._check(x_BCHW, ref_BCHW)
+        return self._mean_distance(x_BCHW, self._unit_features(ref_BCHW))
+
+    @torch.no_grad()
+    def score(self, x_BCHW: Tensor, ref_BCHW: Tensor) -> Tensor:
+        """[B] distances of images clamped to [-1, 1], as when they are written; in float32, without gradients."""
+        return self.score_each([x_BCHW], ref_BCHW)[0]
+
+    @torch.no_grad()
+    def score_each(self, candidates: Sequence[Tensor], ref_BCHW: Tensor) -> list[Tensor]:
+        """`score` of several batches against the same references, whose features are computed once.
+
+        VGG takes large images in tiles, for memory: up to rounding the distances are those of the whole.
+        """
+        ref, *images = (image.float().clamp(-1, 1) for image in (ref_BCHW, *candidates))
+        for x in images:
+            self._check(x, ref)
+        height, width = ref.shape[2:]
+        if self.net != "vgg" or height * width <= _TILE**2:
+            features = list(self._unit_features(ref))
+            return [self._mean_distance(x, features) for x in images]
+        totals = [ref.new_zeros(len(ref), len(self.taps), dtype=torch.float64) for _ in images]
+        for top, left in product(range(0, height, _TILE), range(0, width, _TILE)):
+            above, before = max(top - _HALO, 0), max(left - _HALO, 0)
+            rows, columns = slice(above, top + _TILE + _HALO), slice(before, left + _TILE + _HALO)
+            features = list(self._unit_features(ref[:, :, rows, columns]))
+            for x, total in zip(images, totals, strict=True):
+                for depth, distance_Bhw in enumerate(self._distances(x[:, :, rows, columns], features)):
+                    first, start, side = (top - above) >> depth, (left - before) >> depth, _TILE >> depth
+                    inside = distance_Bhw[:, first : first + side, start : start + side]
+                    total[:, depth] += inside.double().sum(dim=(1, 2))
+        counts = totals[0].new_tensor([(height >> depth) * (width >> depth) for depth in range(len(self.taps))])
+        return [(total / counts).sum(dim=1).float() for total in totals]
+
+    def _check(self, x_BCHW: Tensor, ref_BCHW: Tensor) -> None:
         if x_BCHW.shape != ref_BCHW.shape or x_BCHW.ndim != 4 or min(x_BCHW.shape[2:]) < self.min_side:
             raise ValueError(
                 f"LPIPS ({self.net}) compares [B, 3, H, W] images of one shape, at least {self.min_side} pixels a side,"
                 f" not {tuple(x_BCHW.shape)} with {tuple(ref_BCHW.shape)}"
             )
+
+    def _mean_distance(self, x_BCHW: Tensor, ref_features: Iterable[Tensor]) -> Tensor:
         distance = x_BCHW.new_zeros(len(x_BCHW), dtype=torch.float32)
-        for distance_Bhw in self._distances(x_BCHW, ref_BCHW):
+        for distance_Bhw in self._distances(x_BCHW, ref_features):
             distance = distance + distance_Bhw.mean(dim=(1, 2))
         return distance
 
-    @torch.no_grad()
-    def score(self, x_BCHW: Tensor, ref_BCHW: Tensor) -> Tensor:
-        """[B] distances of images clamped to [-1, 1], as when they are written; in float32, without gradients.
-
-        VGG takes large images in tiles, for memory: up to rounding the distances are those of the whole.
-        """
-        x, ref = x_BCHW.float().clamp(-1, 1), ref_BCHW.float().clamp(-1, 1)
-        height, width = x.shape[2:]
-        if self.net != "vgg" or height * width <= _TILE**2:
-            return self(x, ref)
-        total = x.new_zeros(len(x), len(self.taps), dtype=torch.float64)
-        for top, left in product(range(0, height, _TILE), range(0, width, _TILE)):
-            above, before = max(top - _HALO, 0), max(left - _HALO, 0)
-            rows, columns = slice(above, top + _TILE + _HALO), slice(before, left + _TILE + _HALO)
-            for depth, distance_Bhw in enumerate(self._distances(x[:, :, rows, columns], ref[:, :, rows, columns])):
-                first, start, side = (top - above) >> depth, (left - before) >> depth, _TILE >> depth
-                inside = distance_Bhw[:, first : first + side, start : start + side]
-                total[:, depth] += inside.double().sum(dim=(1, 2))
-        counts = [(height >> depth) * (width >> depth) for depth in range(len(self.taps))]
-        return (total / total.new_tensor(counts)).sum(dim=1).float()
-
-    def _distances(self, x_BCHW: Tensor, ref_BCHW: Tensor) -> Iterator[Tensor]:
+    def _distances(self, x_BCHW: Tensor, ref_features: Iterable[Tensor]) -> Iterator[Tensor]:
         """[B, h, w] of each tap."""
-        pairs = zip(self._unit_features(x_BCHW), self._unit_features(ref_BCHW), strict=True)
+        pairs = zip(self._unit_features(x_BCHW), ref_features, strict=True)
         for depth, (x_BDhw, ref_BDhw) in enumerate(pairs):
             head_D = self.get_submodule(f"lin{depth}").get_parameter("weight").view(1, -1, 1, 1)
             yield ((x_BDhw - ref_BDhw).square() * head_D).sum(dim=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.partly_sharp import line, partly_sharp, subject
+from benchmarks.partly_sharp import partly_sharp, saved, subject, table
 
 
 def test_the_subject_is_sharp_and_the_background_is_not():
@@ -20,10 +20,15 @@ def test_the_subject_is_sharp_and_the_background_is_not():
         assert (noisy - mixed)[:, mask == 0].std() == pytest.approx(0.2, abs=0.04)
 
 
-def test_a_line_says_what_the_starts_of_windows_change():
-    regions = [(1.0, 2.0, 30.0, 0.1), (2.0, 2.0, 30.0, 0.1)]
-    one = [(4.0, 4.0, 29.0, 0.2), (4.0, 4.0, 29.0, 0.2)]
-    said = line("photo", "one, 1 σ̂", one, regions)
-    assert said.startswith("| photo | one, 1 σ̂ | 4.00 | 4.00 | 29.00 | 0.2000 | 62% | 50% | +1.00 (")
-    assert "| -0.1000 (" in said
-    assert line("photo", "each window", regions, regions).endswith("| 1.50 | 2.00 | 30.00 | 0.1000 | | | | |")
+def test_what_is_saved_is_read_off_between_the_two_starts_of_equal_lpips():
+    one = [(0.0, 1.0, 30.0, 0.4), (2.0, 3.0, 30.0, 0.2), (4.0, 5.0, 30.0, 0.25)]
+    assert saved((0.5, 1.0, 30.0, 0.3), one) == pytest.approx((0.5, 0.5))  # halfway: 1 evaluation, 2 seconds
+    assert saved((2.0, 3.0, 30.0, 0.2), one) == pytest.approx((0.0, 0.0))
+    assert saved((1.0, 1.0, 30.0, 0.5), one) is saved((1.0, 1.0, 30.0, 0.1), one) is None
+
+
+def test_a_table_has_the_starts_of_windows_and_then_those_of_whole_photos():
+    photo = [(0.5, 1.0, 30.0, 0.3), (0.0, 1.0, 30.0, 0.4), (2.0, 3.0, 29.0, 0.2)]
+    windows, first, last = table("photo", [1.0], [1.0, 2.0], [photo, photo]).splitlines()
+    assert windows == "| photo | windows, 1 σ̂ | 0.50 | 1.000 | 30.00 | 0.3000 | 50% (50% … 50%) | 50% (50% … 50%) |"
+    assert first.endswith("| 0.4000 |  |  |") and last.startswith("| photo | one, 2 σ̂ | 2.00 | 3.000 | 29.00 |")
