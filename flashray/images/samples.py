@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,10 +38,12 @@ def read_samples(image: ImageFile.ImageFile, data: bytes) -> Samples:
     raw_mode = next(iter(_raw_modes(image)), "")
     if ";16" in raw_mode and not image.mode.startswith("I"):
         return _deep(image, data, raw_mode)
+    if raw_mode == "F;32BF" and image.tile[0].codec_name == "libtiff":  # which has swapped the bytes already
+        return _real(_decoded(data, {raw_mode: "F;32NF"}), main)
     transparency = image.info.get("transparency")
     image.load()
     if image.mode == "F":
-        return _real(image, main)
+        return _real(np.asarray(image), main)
     if image.mode.startswith("I;16"):
         return _deep_grey(image, transparency, main, raw_mode)
     if image.mode == "I":
@@ -65,8 +68,7 @@ def _eight_bits(image: Image.Image) -> Samples:
     return Samples(values if values.ndim == 3 else values[..., None], None, kind, dropped)
 
 
-def _real(image: Image.Image, main: ifd.Directory | None) -> Samples:
-    values = np.asarray(image, dtype=np.float32)
+def _real(values: NDArray[Any], main: ifd.Directory | None) -> Samples:
     if not np.isfinite(values).all():
         raise ImageError("the image holds values that are not finite (NaN or infinite)")
     if values.min() < 0 or values.max() > 1:
@@ -127,7 +129,7 @@ def _deep(image: ImageFile.ImageFile, data: bytes, raw_mode: str) -> Samples:
     return Samples(values, None, "rgb")
 
 
-def _decoded(data: bytes, raw_modes: dict[str, str]) -> NDArray[np.uint8]:
+def _decoded(data: bytes, raw_modes: dict[str, str]) -> NDArray[Any]:
     """The pixels as Pillow unpacks them when its raw modes are exchanged."""
     with Image.open(io.BytesIO(data), formats=readable_formats()) as image:
         tiles = []

@@ -51,15 +51,14 @@ def encode(
     bits = samples_HWC.dtype.itemsize * 8
     real = samples_HWC.dtype.kind == "f"
     rows = max(1, min(height, _STRIP_BYTES // (width * count * bits // 8)))
-    strips = [
-        zlib.compress(_packed(samples_HWC[top : top + rows], order, predict=not real), 6)
-        for top in range(0, height, rows)
-    ]
+    deflated = not (real and order == ">")  # Pillow would swap the bytes of those twice
+    packed = (_packed(samples_HWC[top : top + rows], order, predict=not real) for top in range(0, height, rows))
+    strips = [zlib.compress(strip, 6) if deflated else strip for strip in packed]
     entries = {
         256: ifd.longs(order, width),
         257: ifd.longs(order, height),
         258: ifd.shorts(order, *[bits] * count),
-        259: ifd.shorts(order, 8),
+        259: ifd.shorts(order, 8 if deflated else 1),
         262: ifd.shorts(order, {"grey": 1, "rgb": 2, "cmyk": 5}[kind]),
         273: ifd.longs(order, *[0] * len(strips)),
         277: ifd.shorts(order, count),

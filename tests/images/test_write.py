@@ -85,6 +85,7 @@ LOSSLESS: dict[str, Callable[[], bytes]] = {
     "tiff 16 grey profile": lambda: saved_tiff(deep(grey_photo()), iccprofile=profiles.grey()),
     "tiff 16 cmyk": lambda: saved_tiff(deep(np.asarray(inks())), photometric="separated", iccprofile=profiles.cmyk()),
     "tiff float": lambda: saved_tiff((deep(grey_photo()) / 65_535).astype(np.float32)),
+    "tiff float big-endian": lambda: saved_tiff((deep(grey_photo()) / 65_535).astype(np.float32), byteorder=">"),
     "tiff cmyk": lambda: saved(inks(), "TIFF"),
     "tiff cmyk profile": lambda: saved(inks(), "TIFF", icc_profile=profiles.cmyk()),
     "webp lossless": lambda: saved(colour_photo(), "WEBP", lossless=True),
@@ -301,6 +302,15 @@ def test_tiffs_are_read_by_others(name: str) -> None:
     if source.alpha is not None:
         samples = np.concatenate([samples, source.alpha[..., None]], axis=-1)
     np.testing.assert_array_equal(written, samples.squeeze())
+
+
+def test_big_endian_floats_are_read_by_pillow_and_from_deflated_files() -> None:
+    values = (deep(grey_photo()) / 65_535).astype(np.float32)
+    source = open_image(saved_tiff(values, byteorder=">", compression="zlib"))
+    np.testing.assert_array_equal(source.samples.squeeze(), values)
+    written = encode_like(source.pixels, source).data
+    assert written[:2] == b"MM"
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(written))), values)
 
 
 def test_exif_moves_from_jpeg_to_tiff_and_png() -> None:
