@@ -140,8 +140,10 @@ class Restorer:
         Parameters that are not given are the severity encoder's estimates, where it predicts all that are missing.
 
         Raises:
-            ImageError: as `Measurer.photo` does.
+            ImageError: as `Measurer.photo` does, and for values that are not finite.
         """
+        if not torch.isfinite(image_CHW).all():  # one of them would make σ̂ NaN, and fusion would hide it
+            raise ImageError("the image has values that are not finite (NaN or infinite)")
         x, values = self.frame.take(image_CHW), dict(given or {})
         missing, seen = self.measurer.missing(values, noise_std, mask_1HW), x
         if missing == ["noise_std"] and self.encoder is not None:  # its operator is known: as `estimate` sees it

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flashray.errors import ConfigError
+from flashray.errors import ConfigError, ImageError
 from flashray.images import encode_png
 from flashray.loading import load
 from flashray.prior import LatentPrior, load_prior
@@ -310,6 +310,14 @@ def test_a_gpu_that_is_not_there_is_named() -> None:
 def test_no_numbers_are_refused(restorer: Restorer, photos: dict[str, Tensor], given: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"give (one|a finite) number"):
         restorer(photos["32x32"], **given)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_photo_with_a_value_that_is_not_finite_is_refused(restorer: Restorer, photo: Tensor, value: float) -> None:
+    damaged = photo[:, :SIDE, :SIDE].clone()
+    damaged[0, 3, 5] = value
+    with pytest.raises(ImageError, match="not finite"):
+        restorer.photo("a", damaged)
 
 
 def test_without_an_operator_no_photo_takes_the_full_chain(prior: LatentPrior, tiny_models: TinyModels) -> None:
