@@ -15,6 +15,7 @@ from flashray.errors import ImageError
 from flashray.images import metadata
 from flashray.images.colour import colour_space
 from flashray.images.levels import from_uint8
+from flashray.images.samples import sixteen_bits
 from flashray.images.source import open_image, to_pixels
 from flashray.shown import storable
 
@@ -62,7 +63,7 @@ def _of_picture(picture: Image.Image) -> Tensor:
             "[3, H, W] in [-1, 1]"
         )
     picture.load()  # only then all of its metadata are there
-    white_is_zero = getattr(picture, "tag_v2", {}).get(262) == 0  # of a TIFF; 16 bits are left as they are in the file
+    tags = getattr(picture, "tag_v2", {})  # of a TIFF
     icc, exif = picture.info.get("icc_profile"), picture.info.get("exif")
     if isinstance(exif, bytes):
         turned = metadata.orientation(metadata.bare_exif(exif)) > 1
@@ -70,8 +71,9 @@ def _of_picture(picture: Image.Image) -> Tensor:
         turned = not picture.info.keys() & {"xmp", "XML:com.adobe.xmp"} and picture.getexif().get(274, 1) != 1
     picture = ImageOps.exif_transpose(picture) if turned else picture
     if picture.mode.startswith("I;16"):
-        values = np.array(picture).astype(np.uint16)
-        return to_pixels((65_535 - values if white_is_zero else values)[..., None], colour_space("grey", 16, icc)[0])
+        values = sixteen_bits(picture, 12 in tags.get(258, ()), tags.get(262) == 0)
+        return to_pixels(values[..., None], colour_space("grey", 16, icc)[0])
+    picture = picture.convert("LA") if picture.mode == "La" else picture  # Pillow makes nothing else of it
     mode = {"CMYK": "CMYK", "L": "L", "LA": "L", "1": "L"}.get(picture.mode, "RGB")
     values = np.array(picture.convert(mode))
     kind = {"CMYK": "cmyk", "L": "grey", "RGB": "rgb"}[mode]

@@ -87,17 +87,18 @@ def _white_is_zero(main: ifd.Directory | None) -> bool:
 
 
 def _deep_grey(image: Image.Image, transparency: object, main: ifd.Directory | None, raw_mode: str) -> Samples:
-    values = np.asarray(image).astype(np.uint16)
-    warnings: tuple[str, ...] = ()
-    if raw_mode == "I;12":
-        values = np.rint(values.astype(np.float32) * (65_535 / 4095)).astype(np.uint16)
-        warnings = ("the 12 bits of a sample are scaled to 16",)
-    if _white_is_zero(main):
-        values = 65_535 - values
-    alpha = None
-    if isinstance(transparency, int):
-        alpha = np.where(values == transparency, 0, 65_535).astype(np.uint16)
+    values = sixteen_bits(image, raw_mode == "I;12", _white_is_zero(main))
+    warnings = ("the 12 bits of a sample are scaled to 16",) if raw_mode == "I;12" else ()
+    alpha = np.where(values == transparency, 0, 65_535).astype(np.uint16) if isinstance(transparency, int) else None
     return Samples(values[..., None], alpha, "grey", warnings=warnings)
+
+
+def sixteen_bits(image: Image.Image, twelve: bool, white_is_zero: bool) -> NDArray[np.uint16]:
+    """[H, W] of a picture of mode I;16, in which Pillow leaves 12 bits and white at 0 as they are in the file."""
+    values = np.asarray(image).astype(np.uint16)
+    if twelve:
+        values = np.rint(values.astype(np.float32) * (65_535 / 4095)).astype(np.uint16)
+    return 65_535 - values if white_is_zero else values
 
 
 def _deep(image: ImageFile.ImageFile, data: bytes, raw_mode: str) -> Samples:
@@ -132,14 +133,11 @@ def _deep(image: ImageFile.ImageFile, data: bytes, raw_mode: str) -> Samples:
 def _decoded(data: bytes, raw_modes: dict[str, str]) -> NDArray[Any]:
     """The pixels as Pillow unpacks them when its raw modes are exchanged."""
     with Image.open(io.BytesIO(data), formats=readable_formats()) as image:
-        tiles = []
-        for tile in image.tile:
-            args = tile.args
-            if isinstance(args, str):
-                tiles.append(tile._replace(args=raw_modes[args]))
-            elif args:
-                tiles.append(tile._replace(args=(raw_modes[args[0]], *args[1:])))
-        image.tile = tiles
+        image.tile = [
+            tile._replace(args=raw_modes[args] if isinstance(args, str) else (raw_modes[args[0]], *args[1:]))
+            for tile in image.tile
+            if (args := tile.args)
+        ]
         image.load()
         return np.asarray(image)
 
