@@ -78,19 +78,18 @@ class FlashReconstructor(Reconstructor):
         """
         count = len(y)
         check_measurement(physics, y, count)
-        std_B = noise_std_of(physics, y) if self.noise_std is None else y.new_tensor([self.noise_std])
-        each = {name: value for name, value in parameters_of(physics).items() if value.ndim and 1 < count == len(value)}
-        first = physics.clone()
+        measured, first = y.float(), physics.clone().float()
+        std_B = noise_std_of(first, measured) if self.noise_std is None else measured.new_tensor([self.noise_std])
+        each = {name: value for name, value in parameters_of(first).items() if value.ndim and 1 < count == len(value)}
         first.update_parameters(**{name: value[:1] for name, value in each.items()})
-        size = tuple(first.A_adjoint(y[:1]).shape[-2:]) if hasattr(first, "A_adjoint") else (0, 0)
+        size = tuple(first.A_adjoint(measured[:1]).shape[-2:]) if hasattr(first, "A_adjoint") else (0, 0)
         recipe = dataclasses.replace(self.recipe, degradation=degradation(first.cpu(), 0.0, size)).check()
         restorer = Restorer(recipe, self.prior, self.encoder)
         photos = [
-            restorer.photo(str(n), 2 * y[n] - 1, {name: value[n] for name, value in each.items()}, std.item())
+            restorer.photo(str(n), 2 * measured[n] - 1, {name: value[n] for name, value in each.items()}, std.item())
             for n, std in enumerate(std_B.expand(count))
         ]
         self.restored = restorer.restore_photos(photos)
-        wrong = [error for error in self.restored.errors if error]
-        if wrong:
+        if wrong := [error for error in self.restored.errors if error]:
             raise FlashrayError(f"{len(wrong)} of {count} images could not be restored: {wrong[0]}")
-        return (torch.stack([image for image in self.restored.images if image is not None]).to(y) + 1) / 2
+        return ((torch.stack([image for image in self.restored.images if image is not None]) + 1) / 2).to(y)

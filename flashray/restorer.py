@@ -140,11 +140,12 @@ class Restorer:
         Parameters that are not given are the severity encoder's estimates, where it predicts all that are missing.
 
         Raises:
-            ImageError: as `Measurer.photo` does, and for values that are not finite.
+            ImageError: as `Measurer.photo` does, and for values that are not finite or no floating-point numbers.
         """
-        if not torch.isfinite(image_CHW).all():  # one of them would make σ̂ NaN, and fusion would hide it
-            raise ImageError("the image has values that are not finite (NaN or infinite)")
-        x, values = self.frame.take(image_CHW), dict(given or {})
+        image = image_CHW.float()
+        if not (image_CHW.is_floating_point() and torch.isfinite(image).all()):  # else σ̂ is NaN, and fusion hides it
+            raise ImageError("the image has values that are no finite floating-point numbers")
+        x, values = self.frame.take(image), dict(given or {})
         missing, seen = self.measurer.missing(values, noise_std, mask_1HW), x
         if missing == ["noise_std"] and self.encoder is not None:  # its operator is known: as `estimate` sees it
             seen = self.measure([self.measurer.photo(key, x, values, 0.0, mask_1HW)]).seen_BCHW[0]

@@ -316,8 +316,18 @@ def test_no_numbers_are_refused(restorer: Restorer, photos: dict[str, Tensor], g
 def test_a_photo_with_a_value_that_is_not_finite_is_refused(restorer: Restorer, photo: Tensor, value: float) -> None:
     damaged = photo[:, :SIDE, :SIDE].clone()
     damaged[0, 3, 5] = value
-    with pytest.raises(ImageError, match="not finite"):
+    with pytest.raises(ImageError, match="no finite floating-point numbers"):
         restorer.photo("a", damaged)
+
+
+def test_a_photo_in_another_precision_is_taken(restorer: Restorer, photos: dict[str, Tensor]) -> None:
+    x = photos["32x32"].half()
+    found = [restorer.restore_photos([restorer.photo("a", x.to(dtype))]) for dtype in (torch.float64, torch.float16)]
+    assert found[0].images[0] is not None
+    assert found[1].images[0] is not None
+    torch.testing.assert_close(found[0].images[0], found[1].images[0], rtol=0, atol=0)
+    with pytest.raises(ImageError, match="no finite floating-point numbers"):
+        restorer.photo("a", torch.zeros(3, SIDE, SIDE, dtype=torch.uint8))
 
 
 def test_without_an_operator_no_photo_takes_the_full_chain(prior: LatentPrior, tiny_models: TinyModels) -> None:

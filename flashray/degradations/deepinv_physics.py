@@ -32,7 +32,7 @@ def library() -> Any:
 def make_physics(given: Any) -> Any:
     """A class of deepinv.physics by its name, {name: {argument: value}}, or a copy of a Physics."""
     if hasattr(given, "noise_model"):
-        return given.clone()
+        return given.clone().float()
     name, arguments = next(iter(given.items())) if isinstance(given, Mapping) and len(given) == 1 else (given, {})
     if not (isinstance(name, str) and name and isinstance(arguments, Mapping)):
         raise ConfigError(

@@ -93,6 +93,18 @@ def test_images_of_one_batch_have_their_own_physics(models: dict[str, FlashRecon
         assert psnr(image[0], both[n]) > 30
 
 
+def test_other_precisions_are_restored_as_float32_is(models: dict[str, FlashReconstructor], x: Tensor) -> None:
+    filters = torch.cat([gaussian_blur(sigma=(2, 2)), gaussian_blur(sigma=(2, 2)).roll(3)])  # of each image
+    physics = P.Blur(filters, padding="circular", noise_model=P.GaussianNoise(0.05))
+    torch.manual_seed(0)
+    y = physics(x).half()
+    expected = models["blur"](y.float(), physics)
+    for dtype in (torch.float64, torch.float16):
+        restored = models["blur"](y.to(dtype), physics.clone().to(dtype))
+        assert restored.dtype == dtype
+        assert psnr(restored.float(), expected) > 45
+
+
 def test_a_nonlinear_physics_is_restored(x: Tensor) -> None:
     model = FlashReconstructor("nonlinear_blur_flash_proximal")
     physics = Squares()
