@@ -330,8 +330,8 @@ class Restorer:
 
         Args:
             images: a path, a PIL picture, an array or a tensor, or a list of them. Arrays are uint8 [H, W, 3] or
-                [H, W]; tensors are floating point [3, H, W] (or [B, 3, H, W]) in [-1, 1]. `fit` decides what becomes of
-                other sizes than the prior's.
+                [H, W]; tensors are floating point [3, H, W] (or [B, 3, H, W]) in [-1, 1], up to ±3 where they are noisy
+                measurements of a known degradation. `fit` decides what becomes of other sizes than the prior's.
             keys: names of the images; the noise of an image follows from its name. Default: the path, else the
                 position.
             noise_std: of the measurements, on the [0, 1] scale; default: the recipe's, if that is one number.
@@ -371,9 +371,10 @@ class Restorer:
             raise ValueError(f"samples is {samples!r}; give a whole number, at least 1")
         errors: dict[str, str] = {}
         photos: list[Photo] = []
+        reach = 1.0 if self.measurer.simulated or self.degradation.unknown else 3.0  # noise leads out of [-1, 1]
         for name, one in zip(names, given, strict=True):
             try:
-                image = as_image(one)
+                image = as_image(one, reach)
                 self.check_photo(self.image_size((image.shape[1], image.shape[2])))
                 known_1HW = None if mask is None else self.frame.take_mask(as_mask(mask), image)
                 photos.append(self.photo(name, image, parameters, noise_std, known_1HW))

@@ -330,6 +330,26 @@ def test_a_photo_in_another_precision_is_taken(restorer: Restorer, photos: dict[
         restorer.photo("a", torch.zeros(3, SIDE, SIDE, dtype=torch.uint8))
 
 
+def test_simulated_measurements_are_taken_as_observed_ones(
+    prior: LatentPrior, tiny_models: TinyModels, photos: dict[str, Tensor]
+) -> None:
+    """Noise takes them out of [-1, 1]; other scales, clean images and photos of unknown damage are held to it."""
+    recipe, encoder = Recipe(solver=SolverConfig(steps=12)), load_severity_encoder(tiny_models.encoder)
+    simulated, observed = (Restorer(recipe, prior, encoder, kind) for kind in ("simulated", "observed"))
+    x = 1 - 0.01 * photos["32x32"].abs()
+    y = simulated.measure([simulated.photo("a", x, {"blur_std": 1.0}, 0.2)]).y_BCHW
+    assert 1.1 < y.max() < 3
+    expected = simulated(x, keys=["a"], blur_std=1.0, noise_std=0.2).images[0]
+    found = observed(y, keys=["a"], blur_std=1.0, noise_std=0.2).images[0]
+    assert found is not None
+    assert expected is not None
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    unknown = Recipe(DegradationConfig("photo"), solver=SolverConfig("unguided", steps=12))
+    for one, tensor in ((simulated, y), (Restorer(unknown, prior, encoder), y), (observed, 127.5 * x)):
+        with pytest.raises(ValueError, match=r"values are in \[-1, 1\], and these are from"):
+            one(tensor)
+
+
 def test_without_an_operator_no_photo_takes_the_full_chain(prior: LatentPrior, tiny_models: TinyModels) -> None:
     """A full chain that looks at no measurement would end at another photo."""
     encoder = load_severity_encoder(tiny_models.encoder)

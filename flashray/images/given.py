@@ -22,8 +22,8 @@ from flashray.shown import storable
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 
 
-def as_image(given: ImageLike) -> Tensor:
-    """A path, picture, array or tensor as float32 [3, H, W] in [-1, 1].
+def as_image(given: ImageLike, reach: float = 1.0) -> Tensor:
+    """A path, picture, array or tensor as float32 [3, H, W] in [-1, 1]; of a tensor in ±`reach`, as noise leaves it.
 
     ValueError for a wrong shape, range or type; ImageError for a file that is no valid image; OSError for one that
     cannot be read.
@@ -49,7 +49,7 @@ def as_image(given: ImageLike) -> Tensor:
     if isinstance(given, Tensor):
         if given.ndim != 3 or given.shape[0] != 3 or not given.dtype.is_floating_point:
             raise ValueError(f"a tensor is floating point [3, H, W] in [-1, 1], not {given.dtype} {list(given.shape)}")
-        if not bool(torch.isfinite(given).all()) or given.min() < -1.001 or given.max() > 1.001:
+        if not -1.001 * reach <= given.min() <= given.max() <= 1.001 * reach:  # nor of NaN
             raise ValueError(f"a tensor's values are in [-1, 1], and these are from {given.min():g} to {given.max():g}")
         return given.detach().float().cpu()
     raise ValueError(f"an image is a path, a PIL picture, an array or a tensor, not a {type(given).__name__}")
@@ -75,9 +75,8 @@ def _of_picture(picture: Image.Image) -> Tensor:
         return to_pixels(values[..., None], colour_space("grey", 16, icc)[0])
     picture = picture.convert("LA") if picture.mode == "La" else picture  # Pillow makes nothing else of it
     mode = {"CMYK": "CMYK", "L": "L", "LA": "L", "1": "L"}.get(picture.mode, "RGB")
-    values = np.array(picture.convert(mode))
-    kind = {"CMYK": "cmyk", "L": "grey", "RGB": "rgb"}[mode]
-    return to_pixels(values if values.ndim == 3 else values[..., None], colour_space(kind, 8, icc)[0])
+    values = np.atleast_3d(np.array(picture.convert(mode)))
+    return to_pixels(values, colour_space({"CMYK": "cmyk", "L": "grey", "RGB": "rgb"}[mode], 8, icc)[0])
 
 
 def as_mask(given: ImageLike) -> Tensor:
