@@ -144,15 +144,13 @@ def _decoded(data: bytes, raw_modes: dict[str, str]) -> NDArray[Any]:
 
 def _raw_modes(image: ImageFile.ImageFile) -> list[str]:
     """The names by which Pillow's decoders know the order of bytes in a pixel."""
-    arguments = [tile.args for tile in image.tile]
-    return [args if isinstance(args, str) else str(args[0]) for args in arguments if args]
+    return [args if isinstance(args, str) else str(args[0]) for tile in image.tile if (args := tile.args)]
 
 
 def _other_order(raw_mode: str) -> str:
     name, _, order = raw_mode.partition(";16")
-    if order == "N":
-        order = "L" if sys.byteorder == "little" else "B"
-    return f"{name};16{'B' if order == 'L' else 'L'}"
+    little = order == "L" or (order == "N" and sys.byteorder == "little")
+    return f"{name};16{'B' if little else 'L'}"
 
 
 def _deep_netpbm(image: ImageFile.ImageFile, data: bytes) -> NDArray[np.uint16] | None:

@@ -118,7 +118,7 @@ def use_plain_attention(model: nn.Module) -> None:
 
 
 class DenoiserTask(Task):
-    """‖ε - ε̂(√ᾱ_t E(x) + √(1-ᾱ_t) ε, t)‖² (Ho et al. 2020, equation 14), or the same of v (Salimans & Ho 2022)."""
+    """‖ε - ε̂(√ᾱ_t E(x) + √(1-ᾱ_t) ε, t)‖² (Ho et al. 2020, equation 14), or of v (Salimans & Ho 2022) or E(x)."""
 
     alphas_cumprod: Tensor
 
@@ -174,10 +174,10 @@ class DenoiserTask(Task):
         noise = torch.randn_like(z0)
         noisy = self.noisy(z0, timestep_B, noise).contiguous(memory_format=torch.channels_last)
         prediction = self.model(noisy, timestep_B).sample.float()
-        if self.prior.prediction_type == "epsilon":
-            return {"loss": (prediction - noise).square().mean()}
         alpha = self.alphas_cumprod[timestep_B][:, None, None, None]
-        return {"loss": (prediction - alpha.sqrt() * noise + (1 - alpha).sqrt() * z0).square().mean()}
+        velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * z0
+        target = {"epsilon": noise, "v_prediction": velocity, "sample": z0}[self.prior.prediction_type]
+        return {"loss": (prediction - target).square().mean()}
 
     def parts(self) -> list[nn.Module]:
         return [self.model, self.prior.autoencoder.encoder]
@@ -195,5 +195,4 @@ class DenoiserTask(Task):
                 timestep_B = torch.full((len(z0),), timestep, device=device)
                 error = (self.prior.epsilon(self.noisy(z0, timestep_B, noise), timestep_B) - noise).square()
                 totals[timestep] += error.mean().item() * len(z0) / len(self.val)
-        losses = {f"loss_t{timestep:03d}": total for timestep, total in totals.items()}
-        return {"loss": sum(totals.values()) / len(totals), **losses}
+        return {"loss": sum(totals.values()) / len(totals)} | {f"loss_t{t:03d}": total for t, total in totals.items()}

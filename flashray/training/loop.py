@@ -293,8 +293,7 @@ def load_averaged(task: Task, folder: Path) -> dict[str, float]:
     ema = EMAModel(trained)
     ema.load_state_dict(state["ema"])
     ema.copy_to(trained)
-    figures: dict[str, float] = state.get("figures", {})  # older states have none
-    return figures
+    return dict(state.get("figures", {}))  # older states have none
 
 
 def save_half(model: Any, folder: Path) -> None:

@@ -71,8 +71,9 @@ class StartTask(DenoiserTask):
         if from_starts:
             loss = terms["start"] = (found - z0).square().mean()
         else:
-            scale = alpha_B[:, None, None, None] if self.prior.prediction_type == "v_prediction" else 1.0
-            loss = terms["clean"] = ((epsilon - noise).square() / scale).mean()  # of v it is that of ε over ᾱ
+            alpha = alpha_B[:, None, None, None]  # the errors of v and z0 are that of ε over these
+            scale = {"v_prediction": alpha, "sample": alpha / (1 - alpha)}.get(self.prior.prediction_type, 1.0)
+            loss = terms["clean"] = ((epsilon - noise).square() / scale).mean()
         visible_B = timestep_B < LOOKS_BELOW
         if self.config.lpips and visible_B.any():
             decoded = self.prior.decode(found[visible_B])

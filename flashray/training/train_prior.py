@@ -18,6 +18,8 @@ from flashray.metrics import load_lpips
 from flashray.prior import LatentPrior, latent_geometry, load_autoencoder, load_prior
 from flashray.prior.folder import INDEX, SCHEDULER, STATISTICS, resolve
 from flashray.prior.pixel_space import SpaceToDepth
+from flashray.prior.weights import read_json
+from flashray.schedule import is_flow
 from flashray.severity import load_severity_encoder
 from flashray.shards.place import Place
 from flashray.sources import pinned
@@ -98,8 +100,10 @@ def train_prior(config: TrainPriorConfig) -> None:
     """Train the stages in order; each can be resumed by running the same command again."""
     config = with_absolute_paths(config, "init", "lpips_weights")
     encoders = tuple(pinned(absolute(source), "severity encoder") for source in config.denoiser.encoders)
-    config = replace(config, init=pinned(config.init, "prior"))
-    config = replace(config, denoiser=replace(config.denoiser, encoders=encoders))
+    config = replace(config, init=pinned(config.init, "prior"), denoiser=replace(config.denoiser, encoders=encoders))
+    scheduler = Path(resolve(config.init) if config.init else config.output, "scheduler", SCHEDULER)
+    if "denoiser" in config.stages and scheduler.is_file() and is_flow(read_json(scheduler)):
+        raise ConfigError(f"{scheduler}: its denoiser predicts a flow, which is not trained here; give another init")
     for source in encoders:  # before any work
         load_severity_encoder(source)
     if "autoencoder" in config.stages:
@@ -191,9 +195,8 @@ def build_denoiser_task(config: TrainPriorConfig) -> DenoiserTask:
     """The second stage's task: the output's autoencoder, and its denoiser, which is trained."""
     torch.manual_seed(config.denoiser_loop.seed)
     prior: LatentPrior = load_prior(config.output)
-    prior.denoiser = UNet2DModel.from_pretrained(
-        resolve(config.init or config.output) / "unet", torch_dtype=torch.float32
-    )
+    unet = resolve(config.init or config.output) / "unet"
+    prior.denoiser = UNet2DModel.from_pretrained(unet, torch_dtype=torch.float32)
     prior.denoiser.requires_grad_(True)
     if device_here(config.launch) == "cpu":
         use_plain_attention(prior.denoiser)

@@ -86,7 +86,7 @@ def test_crops_are_squares_of_each_latent():
     assert random_crops(place, 9, torch.Generator()) is place
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 def test_cached_latents_and_windows_are_trained_on_alike(prediction: str, tmp_path: Path):
     config = DenoiserConfig((16, 32), (False, True), 1, draws=2, crop=16, cache_views=2, flash_share=0.5)
     x = windows()[:, :, :32, :32].float() / 127.5 - 1
@@ -99,20 +99,24 @@ def test_cached_latents_and_windows_are_trained_on_alike(prediction: str, tmp_pa
     assert 0 < task.validate()["loss"] < 5
 
 
-def test_a_perfect_prediction_of_v_costs_nothing():
-    """A denoiser that knows z₀ = 0: ε = z_t / √(1-ᾱ) and v = √ᾱ ε."""
-    schedule = SCHEDULE
-    alphas = schedule.alphas_cumprod.float()
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_a_perfect_prediction_costs_nothing(prediction: str):
+    """Of a denoiser that knows z₀."""
+    alphas = SCHEDULE.alphas_cumprod.float()
+    z0 = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
     class Exact(torch.nn.Module):
         def forward(self, z: Tensor, t: Tensor) -> object:
-            alpha = alphas[t][:, None, None, None]
-            return type("Output", (), {"sample": alpha.sqrt() * z / (1 - alpha).sqrt()})
+            alpha, clean = alphas[t][:, None, None, None], z0.repeat(len(z) // len(z0), 1, 1, 1)
+            noise = (z - alpha.sqrt() * clean) / (1 - alpha).sqrt()
+            velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
+            return type("Output", (), {"sample": {"epsilon": noise, "sample": clean}.get(prediction, velocity)})
 
-    zero = LatentPrior(SpaceToDepth(), Exact(), schedule, 32, prediction_type="v_prediction")
-    task = DenoiserTask(zero, torch.zeros(1, 3, 8, 8))
-    task.latents = lambda batch, generator: torch.zeros(6, 3, 8, 8)  # type: ignore[method-assign]
-    assert task(torch.zeros(6, 3, 8, 8), torch.Generator())["loss"].item() < 1e-8
+    task = DenoiserTask(
+        LatentPrior(SpaceToDepth(), Exact(), SCHEDULE, 32, prediction_type=prediction), torch.zeros(1, 3, 8, 8)
+    )
+    task.latents = lambda batch, generator: z0  # type: ignore[method-assign]
+    assert task(z0, torch.Generator())["loss"].item() < 1e-8
 
 
 def test_part_of_the_draws_are_where_flash_starts():

@@ -224,6 +224,14 @@ def test_a_size_that_the_levels_do_not_divide_is_a_config_error(photos: Callable
     dataclasses.replace(config, size=36, init="a prior with levels of its own")
 
 
+def test_a_flow_is_refused_before_any_work(photos: Callable[[str], str], tiny_models: TinyModels, tmp_path: Path):
+    init = shutil.copytree(tiny_models.prior, tmp_path / "init")
+    (init / "scheduler" / "scheduler_config.json").write_text('{"_class_name": "FlowMatchEulerDiscreteScheduler"}')
+    with pytest.raises(ConfigError, match="predicts a flow, which is not trained here; give another init"):
+        train_prior(prior_config(photos, tmp_path, init=str(init)))
+    assert {path.name for path in tmp_path.iterdir()} == {"init"}
+
+
 def test_a_denoiser_without_autoencoder_is_a_config_error(photos: Callable[[str], str], tmp_path: Path):
     with pytest.raises(ConfigError, match="train the stage autoencoder first"):
         train_prior(prior_config(photos, tmp_path, stages=("denoiser",)))

@@ -77,7 +77,7 @@ def test_starts_alone_clean_latents_alone_or_both(
     assert kinds == {0.0: {"loss", "clean"}, 0.5: {"loss", "clean", "start"}, 1.0: {"loss", "start"}}
 
 
-@pytest.mark.parametrize("predicted", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("predicted", ["epsilon", "v_prediction", "sample"])
 def test_the_clean_loss_is_that_of_the_denoiser_task(
     prior: LatentPrior, tiny_models: TinyModels, photo: Tensor, windows: Tensor, predicted: str
 ) -> None:
@@ -91,7 +91,8 @@ def test_the_clean_loss_is_that_of_the_denoiser_task(
     timestep_B = task.timesteps(len(x), x.device)
     noise = torch.randn_like(z0)
     alpha = task.alphas_cumprod[timestep_B][:, None, None, None]
-    wanted = noise if predicted == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * z0
+    velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * z0
+    wanted = {"epsilon": noise, "v_prediction": velocity, "sample": z0}[predicted]
     expected = (prior.denoiser(task.noisy(z0, timestep_B, noise), timestep_B).sample - wanted).square().mean()
     torch.testing.assert_close(found, expected)
 
