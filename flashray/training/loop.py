@@ -191,7 +191,8 @@ def fit(
     compute = wrap(task)
     figures: dict[str, float] = {}
     rate: Rate | None = None
-    started, cooling = step, False
+    # of a state that another process left, the rate of its last step tells
+    cooling = config.decay == "cooldown" and optimizer.param_groups[0]["lr"] < learning_rate(config, step - 1, 0.0)
 
     def progress_made() -> dict[str, Any]:
         return {"epoch": epoch, "step": step, "seconds": spent, "samples": step * config.batch_size * workers}
@@ -216,7 +217,7 @@ def fit(
             elapsed = clock(spent + time.perf_counter() - mark) if config.seconds else 0.0
             progress = max(step / planned, elapsed / config.seconds if config.seconds else 0.0)
             if config.cools(progress):
-                if not cooling and step > started:
+                if step and not cooling:
                     keep(save)
                 cooling = True
             for group in optimizer.param_groups:
@@ -241,8 +242,7 @@ def fit(
             if due is not None and say is not None:
                 loss = terms["loss"].item()
                 say(f"step {step} loss {loss:.4g} " + " ".join(f"{name} {value:.3g}" for name, value in due.items()))
-            if config.seconds and elapsed >= config.seconds:
-                out_of_time = True
+            if out_of_time := bool(config.seconds) and elapsed >= config.seconds:
                 break
         if count == 0:
             raise ConfigError(f"batch_size is {config.batch_size}, but a worker has fewer training windows than that")

@@ -381,6 +381,17 @@ def test_a_training_that_resumes_in_its_cooldown_keeps_no_second_state(tmp_path:
     assert keep.calls == 0
 
 
+def test_a_training_that_resumes_where_its_cooldown_begins_keeps_the_state_before_it(tmp_path: Path):
+    loop = LoopConfig(**(vars(COOLING) | {"cooldown": 0.51}))  # of 36 steps the 19th is the first that cools
+    keeps = [Keeper(tmp_path / "whole"), Keeper(tmp_path / "resumed")]
+    train(Recorder(tmp_path / "first"), loop, keep=keeps[0])
+    train(Recorder(tmp_path / "second"), loop, resume=tmp_path / "first" / "3", keep=keeps[1])
+    assert [keep.calls for keep in keeps] == [1, 1]
+    whole, resumed = (torch.load(keep.folder / STATE_FILE, weights_only=True) for keep in keeps)
+    assert whole["step"] == resumed["step"] == 18
+    assert_equal(whole["model"], resumed["model"])
+
+
 def test_progress_is_said_with_its_rate(tmp_path: Path):
     said: list[str] = []
     loop = LoopConfig(**(vars(LOOP) | {"progress_every": 1e-9}))
