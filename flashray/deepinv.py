@@ -10,7 +10,7 @@ from deepinv.models import Reconstructor
 from deepinv.physics import Physics
 from torch import Tensor
 
-from flashray.degradations.deepinv_physics import check_measurement, parameters_of
+from flashray.degradations.deepinv_physics import check_measurement, parameters_of, refused
 from flashray.errors import ConfigError, FlashrayError
 from flashray.loading import load
 from flashray.recipe import DegradationConfig, Recipe
@@ -82,8 +82,11 @@ class FlashReconstructor(Reconstructor):
         std_B = noise_std_of(first, measured) if self.noise_std is None else measured.new_tensor([self.noise_std])
         each = {name: value for name, value in parameters_of(first).items() if value.ndim and 1 < count == len(value)}
         first.update_parameters(**{name: value[:1] for name, value in each.items()})
-        size = tuple(first.A_adjoint(measured[:1]).shape[-2:]) if hasattr(first, "A_adjoint") else (0, 0)
-        recipe = dataclasses.replace(self.recipe, degradation=degradation(first.cpu(), 0.0, size)).check()
+        channels, *size = first.A_adjoint(measured[:1]).shape[1:] if hasattr(first, "A_adjoint") else (3, 0, 0)
+        if channels != 3:
+            why = f"is for images of {channels} channels, and a prior's have three"
+            raise refused(physics, f"{why}; of a grey one give y.expand(-1, 3, -1, -1) and a physics of three channels")
+        recipe = dataclasses.replace(self.recipe, degradation=degradation(first.cpu(), 0.0, (size[0], size[1]))).check()
         restorer = Restorer(recipe, self.prior, self.encoder)
         photos = [
             restorer.photo(str(n), 2 * measured[n] - 1, {name: value[n] for name, value in each.items()}, std.item())

@@ -107,7 +107,6 @@ def _deep(image: ImageFile.ImageFile, data: bytes, raw_mode: str) -> Samples:
     So it decodes the file twice, the second time told that the bytes of a sample stand the other way round, and the two
     halves are put together: its decoders (libtiff's compressions and predictors, PNG's interlacing) serve here too.
     """
-    transparency = image.info.get("transparency")
     if raw_mode == "LA;16B":  # its four bytes, as if each were a channel
         bytes_HWC = _decoded(data, {raw_mode: "RGBA"}).astype(np.uint16)
         grey, alpha = (bytes_HWC[..., i] << 8 | bytes_HWC[..., i + 1] for i in (0, 2))
@@ -124,7 +123,7 @@ def _deep(image: ImageFile.ImageFile, data: bytes, raw_mode: str) -> Samples:
             ratio = colours.astype(np.float32) * (65_535 / np.maximum(alpha, 1)[..., None].astype(np.float32))
             colours = np.rint(ratio.clip(0, 65_535)).astype(np.uint16)
         return Samples(colours, alpha, "rgb")
-    if isinstance(transparency, tuple):
+    if isinstance(transparency := image.info.get("transparency"), tuple):
         clear = (values == np.array(transparency, np.uint16)).all(axis=-1)
         return Samples(values, np.where(clear, 0, 65_535).astype(np.uint16), "rgb")
     return Samples(values, None, "rgb")
@@ -157,10 +156,8 @@ def _deep_netpbm(image: ImageFile.ImageFile, data: bytes) -> NDArray[np.uint16] 
     """The samples of a binary PPM or PGM of 16 bits, of which Pillow keeps 8 for colour; None for other files."""
     if data[:2] not in (b"P5", b"P6") or not image.tile:
         return None
-    args = image.tile[0].args
-    most = args[-1] if args else 255
-    if isinstance(args, str):
-        most = 65_535 if ";16" in args else 255
+    args = image.tile[0].args or (255,)
+    most = args[-1] if isinstance(args, tuple) else 65_535 if ";16" in args else 255
     if not isinstance(most, int) or most <= 255:
         return None
     width, height = image.size

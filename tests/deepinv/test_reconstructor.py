@@ -187,6 +187,26 @@ def test_measurements_that_are_no_images_are_refused_by_name(models: dict[str, F
         models["blur"](x[0], P.Denoising(P.GaussianNoise(0.1)))
 
 
+@pytest.mark.parametrize(
+    "physics",
+    [
+        P.Inpainting((1, SIDE, SIDE), mask=mask(0.5, 0, SIDE)[0], noise_model=P.GaussianNoise(0.05)),
+        P.Downsampling((1, SIDE, SIDE), filter="gaussian", factor=2, noise_model=P.GaussianNoise(0.05)),
+    ],
+    ids=lambda physics: type(physics).__name__,
+)
+def test_grey_measurements_are_refused_with_a_remedy(
+    physics: Any, models: dict[str, FlashReconstructor], x: Tensor
+) -> None:
+    y = physics(x[:1, :1])
+    with pytest.raises(ConfigError, match=r"images of 1 channels, and a prior's have three; .*give y\.expand\(-1, 3"):
+        models["inpainting"](y, physics)
+    if isinstance(physics, P.Inpainting):
+        colour = P.Inpainting((3, SIDE, SIDE), mask=physics.mask[0], noise_model=physics.noise_model)
+        restored = models["inpainting"](y.expand(-1, 3, -1, -1), colour).mean(dim=1, keepdim=True)
+        assert psnr(restored, x[:1, :1]) > psnr(y, x[:1, :1]) + 5
+
+
 def test_a_recipe_in_python_takes_a_physics(x: Tensor) -> None:
     physics = inpainting(side=2 * SIDE)
     physics.set_noise_model(P.GaussianNoise(0.05))
