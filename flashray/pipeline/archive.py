@@ -21,7 +21,7 @@ from flashray import storage
 from flashray.errors import ConfigError
 from flashray.images import IMAGE_SUFFIXES, PLUGIN_SUFFIXES, is_photo_name
 from flashray.pipeline.manifest import manifest_columns
-from flashray.pipeline.outputs import refuse_page, refuse_without_suffix, without_place
+from flashray.pipeline.outputs import refuse_taken, refuse_without_suffix, without_place
 from flashray.pipeline.run_config import IoConfig, RunConfig
 from flashray.pipeline.run_folder import run_files, run_uri
 from flashray.pipeline.run_tables import parquet
@@ -102,7 +102,7 @@ def read_archive(config: RunConfig, predicted: Collection[str] = (), taken: pa.C
     total, table = len(table), limited(table, config.policy.limit, taken)
     keys = table["key"].to_pylist()
     refused = without_place(keys, io.format)
-    refuse_page([] if io.shards != "none" else keys, io.format, [one.key for one in others] if io.copy_others else [])
+    refuse_taken([] if io.shards != "none" else keys, io.format, [one.key for one in others] if io.copy_others else [])
     refuse_without_suffix(keys, io)
     like_shards = [one.key for one in others if re.fullmatch(r"\d{2,}-\d{8}\.(tar|parquet)", one.key)]
     if io.copy_others and io.shards != "none" and like_shards:

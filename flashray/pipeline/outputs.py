@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -133,8 +133,15 @@ def without_place(keys: Sequence[str], format: OutputFormat) -> dict[str, str]:
     }
 
 
-def refuse_page(keys: Iterable[str], format: OutputFormat, copied: Iterable[str] = ()) -> None:
-    """Raise ConfigError where an image of these keys, or a file of the `copied`, would lie where the run's page is."""
+def refuse_taken(keys: Sequence[str], format: OutputFormat, copied: Sequence[str] = ()) -> None:
+    """Raise ConfigError where an image of these keys, or a file of the `copied`, would lie where the run's page is, or
+    one of each in one place.
+    """
+    if both := {*copied}.intersection(output_name(key, format) for key in keys):
+        raise ConfigError(
+            f"an image and another file of the archive, both {min(both)!r}, would be written to one file; rename it, "
+            "or leave out --copy-others"
+        )
     names = ((output_name(key, format), "") for key in keys)
     for name, other_remedy in chain(names, ((name, ", or leave out --copy-others") for name in copied)):
         if name.split("/")[0] == PAGE:

@@ -17,6 +17,7 @@ from flashray.pipeline.plan import write_plan
 from flashray.pipeline.run_record import write_record
 from flashray.pipeline.summary import beside_the_images, remarks
 from flashray.pipeline.verify import verify
+from flashray.shards.parquet_shard import parquet_of
 from tests.support.runs import config_of
 from tests.support.small_runs import commit, planned, record_of
 
@@ -155,6 +156,15 @@ def test_copies_that_are_gone_or_cut_are_made_again(archive: Path, tmp_path: Pat
     assert [(output / name).read_bytes() for name in ("album.txt", "sub/a.xmp")] == [b"album.txt", b"sub/a.xmp"]
     assert others_copied(run.output, others)
     assert len(read_others(run.output)) == 3
+
+
+def test_an_image_of_a_shard_and_another_file_have_names_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "x.parquet").write_bytes(parquet_of(["portrait", "b.png"], [b"x", b"x"], {}))
+    (tmp_path / "portrait").write_text("no image")
+    assert len(read(tmp_path).images) == 2
+    with pytest.raises(ConfigError, match=r"both .portrait., would be written to one file; .*leave out --copy-others"):
+        read_archive(config_of(str(tmp_path), copy_others=True, measurement="simulated"))
+    read_archive(config_of(str(tmp_path), copy_others=True, shards="parquet", measurement="simulated"))
 
 
 def test_what_would_be_written_where_the_page_is_is_refused(archive: Path) -> None:
