@@ -35,9 +35,10 @@ class Registered:
 
 def check_registry(name: str, alias: str, uri: str) -> None:
     """ConfigError where nothing could be registered under this name: bad names, no server."""
-    for kind, value in (("name of a model", name), ("alias", alias)):
-        if not re.fullmatch(r"[\w.-]+", value):
-            raise ConfigError(f"{value!r} is no {kind}; give letters, digits, '-', '_' and '.'")
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise ConfigError(f"{name!r} is no name of a model; give letters, digits, '-', '_' and '.'")
+    if not re.fullmatch(r"(?!(latest|v\d+)$)[\w-]+", alias, re.IGNORECASE):
+        raise ConfigError(f"{alias!r} is no alias; give letters, digits, '-' and '_', and neither latest nor v1")
     load_mlflow()
     try:
         connect(uri).search_registered_models(max_results=1)
@@ -59,7 +60,8 @@ def register(
     except Exception as error:
         raise FlashrayError(
             f"severity encoder {folder} is saved, and MLflow at {storage.redact(uri)} did not register it: "
-            f"{brief(error)}. flashray register {folder} {name} registers it"
+            f"{brief(error)}. flashray register {folder} {name} --alias {alias} --tracking-uri {storage.redact(uri)} "
+            "registers it"
         ) from error
 
 

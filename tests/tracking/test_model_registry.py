@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -90,10 +91,12 @@ def test_a_registry_is_looked_at_before_hours_of_training(tiny_models: TinyModel
         check_registry("name", "champion", NOWHERE)
     with pytest.raises(ConfigError, match="'a/b' is no name of a model"):
         check_registry("a/b", "champion", uri)
-    with pytest.raises(ConfigError, match="'' is no alias"):
-        check_registry("name", "", uri)
-    with pytest.raises(FlashrayError, match=r"is saved, and MLflow at .* did not register it: .*flashray register"):
-        registered(tiny_models.encoder, "name", NOWHERE)
+    for alias in ("", "a.b", "latest", "V1"):
+        with pytest.raises(ConfigError, match=f"'{alias}' is no alias"):
+            check_registry("name", alias, uri)
+    again = f"flashray register {tiny_models.encoder} name --alias vague --tracking-uri {NOWHERE} registers it"
+    with pytest.raises(FlashrayError, match=rf"is saved, and MLflow at .* did not register it: .*{re.escape(again)}"):
+        registered(tiny_models.encoder, "name", NOWHERE, "vague")
 
 
 def test_what_is_no_encoder_of_ours_is_refused(uri: str, tmp_path: Path) -> None:
