@@ -144,6 +144,8 @@ def open_record(
             if len(listing) > before:
                 log.warning("%d images are new in the archive, and are restored too", len(listing) - before)
             _take_listing(output, record, listing)  # failed images may have been repaired or removed, and others added
+        if old is not None and not config.policy.plan_only and _take_free(record, config):
+            write_record(output, record)
     except OSError as error:
         raise ConfigError(f"output {output} cannot be written to: {error}") from error
     if record.get("single_writer"):
@@ -288,6 +290,18 @@ def _take_listing(output: str, record: dict[str, Any], listing: pa.Table) -> Non
     _write_listing(output, listing)
     record["archive"] = {"images": len(listing), "sha256": listing_hash(listing)}
     write_record(output, record)
+
+
+def _take_free(record: dict[str, Any], config: RunConfig) -> bool:
+    """Take the settings of this start that may change into the run's configuration; whether one has changed."""
+    before, values = dump(record), to_dict(config)
+    for name in _FREE:
+        *sections, last = name.split(".")
+        there, here = record["config"], values
+        for section in sections:
+            there, here = there.setdefault(section, {}), here[section]
+        there[last] = here[last]
+    return dump(record) != before
 
 
 def _write_listing(output: str, listing: pa.Table) -> None:

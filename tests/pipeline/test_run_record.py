@@ -13,7 +13,7 @@ from flashray.errors import ConfigError
 from flashray.pipeline import run_record
 from flashray.pipeline.archive import read_archive
 from flashray.pipeline.plan import PLAN, write_plan
-from flashray.pipeline.run_config import RunConfig
+from flashray.pipeline.run_config import RunConfig, flatten
 from flashray.pipeline.run_folder import RUN_FOLDER
 from flashray.recipe import DegradationConfig, FusionConfig, SolverConfig
 from flashray.severity import Start
@@ -84,7 +84,17 @@ def test_what_changes_no_byte_may_change(config: RunConfig) -> None:
     first = open_run(config)
     free = changed(config, solver_actors=3, severity_actors=2, plan_only=True, retry_failed=True)
     free = changed(free, budget_seconds=60.0)  # kept in an entry of its own
-    assert open_run(free) == first
+    assert open_run(free) == first, "a quote leaves it as it is"
+
+
+def test_a_start_that_works_records_what_it_changed(config: RunConfig) -> None:
+    first = open_run(config)
+    now = open_run(changed(config, max_megapixels=178.0, limit=2, prior="/moved"))
+    assert now == run_record.read_record(config.io.output)
+    assert now["fingerprint"] == first["fingerprint"]
+    before, after = (flatten(one["config"]) for one in (first, now))
+    different = {name: value for name, value in after.items() if before[name] != value}
+    assert different == {"io.max_megapixels": 178.0, "policy.limit": 2, "recipe.prior": "/moved"}
 
 
 def opened_and_planned(config: RunConfig) -> dict[str, Any]:
