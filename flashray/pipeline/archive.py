@@ -8,7 +8,7 @@ import logging
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -47,7 +47,8 @@ _INDEX, _MADE_FROM = "index.parquet", b"flashray.made_from"  # of shards, in the
 _LETTERS = 2**31 - 1  # bytes of all addresses: what a column of Arrow strings can hold
 _APART = "it is a link to the run's own output"
 # an image with the same key and another of these has changed
-_COMPARED = ["size", "offset", "given", "noise_std", "mask_size"]
+OF_MANIFEST = ["given", "noise_std", "mask_size"]  # or of the shards' own columns
+_COMPARED = ["size", "offset", *OF_MANIFEST]
 log = logging.getLogger(__name__)
 
 
@@ -234,7 +235,7 @@ def _compared(listing: pa.Table) -> list[str]:
     return _COMPARED if listing["offset"].null_count == len(listing) else [*_COMPARED, "uri"]
 
 
-def differences(old: pa.Table, new: pa.Table) -> dict[str, list[str]]:
+def differences(old: pa.Table, new: pa.Table, ignored: Sequence[str] = ()) -> dict[str, list[str]]:
     """Keys `added`, `removed` and `changed` (also in parameters, mask or shard) from one listing to another."""
     before, after = old["key"], new["key"]
     added = new.filter(pc.invert(pc.is_in(after, before)))["key"].to_pylist()
@@ -242,7 +243,7 @@ def differences(old: pa.Table, new: pa.Table) -> dict[str, list[str]]:
     common = new.filter(pc.is_in(after, before))
     row = pc.index_in(common["key"], before)
     same = pa.array([True] * len(common))
-    for name in _compared(new):
+    for name in (name for name in _compared(new) if name not in ignored):
         was, now = old[name].take(row), common[name]
         equal = pc.fill_null(pc.equal(was, now), False)
         if name == "given":  # 1 and 1.0 are one number

@@ -19,7 +19,7 @@ import pyarrow as pa
 from flashray import storage
 from flashray.errors import ConfigError
 from flashray.option_parser import typed
-from flashray.pipeline.archive import LISTING, differences, is_hidden, listing_hash
+from flashray.pipeline.archive import LISTING, OF_MANIFEST, differences, is_hidden, listing_hash
 from flashray.pipeline.run_config import Format, RunConfig, Shards, flatten, to_dict
 from flashray.pipeline.run_folder import RUN_FOLDER, page_uri, refuse_old_layout, run_files, run_uri
 from flashray.pipeline.run_tables import own_names, parquet, read_table
@@ -258,15 +258,21 @@ def _refuse_other_configuration(config: RunConfig, there: Mapping[str, Any], her
 
 
 def _refuse_other_archive(config: RunConfig, listing: pa.Table, failed: Collection[str]) -> None:
-    output = config.io.output
-    changes = differences(read_listing(output), listing)
+    output, there = config.io.output, read_listing(config.io.output)
+    changes = differences(there, listing)
     hint = ""
     if {*changes["changed"], *changes["removed"]} & set(failed):
         hint = "; --retry-failed takes up images that failed and were replaced, and lets go of those that were removed"
     if config.policy.retry_failed:
         for kind in ("changed", "removed"):
             changes[kind] = [key for key in changes[kind] if key not in failed]
-    if changes["changed"] or changes["removed"]:
+    changed = changes["changed"]
+    if changed and not changes["removed"] and not {*changed} & {*differences(there, listing, OF_MANIFEST)["changed"]}:
+        raise ConfigError(
+            f"{len(changed)} images ({first_of(changed)}) have other parameters, noise or masks than the run in "
+            f"{output} was planned from. Give that run's manifest again, or choose another output{hint}"
+        )
+    if changed or changes["removed"]:
         named = [f"{len(keys)} {kind} ({first_of(keys)})" for kind, keys in changes.items() if keys]
         raise ConfigError(
             f"archive {config.io.archive} is not what the run in {output} was planned from: {', '.join(named)}. "

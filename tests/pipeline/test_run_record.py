@@ -136,6 +136,16 @@ def test_another_archive_is_refused_by_its_keys(config: RunConfig) -> None:
     assert all(word in message for word in ("1 added (c d.png)", "1 removed (b.png)", "1 changed (a.png)"))
 
 
+def test_another_manifest_is_no_other_archive(config: RunConfig, tmp_path: Path) -> None:
+    opened_and_planned(config)
+    (tmp_path / "m.csv").write_text("key,blur_std\na.png,1\n")
+    with pytest.raises(ConfigError, match=r"^1 images \(a.png\) have other parameters.*Give that run's manifest again"):
+        open_run(changed(config, manifest=str(tmp_path / "m.csv")))
+    (Path(config.io.archive) / "a.png").write_bytes(b"longer")
+    with pytest.raises(ConfigError, match=r"^archive .* 1 changed \(a.png\)"):
+        open_run(changed(config, manifest=str(tmp_path / "m.csv")))
+
+
 def test_an_archive_may_grow(config: RunConfig, caplog: pytest.LogCaptureFixture) -> None:
     before = opened_and_planned(config)["archive"]["images"]
     (Path(config.io.archive) / "c d.png").write_bytes(b"x")
