@@ -168,7 +168,9 @@ def erase(output: str, names: Iterable[str], *others: str) -> None:
     with ThreadPoolExecutor(_DELETERS) as deleters:
         list(deleters.map(lambda name: storage.delete(storage.join(output, name)), names))
     storage.delete(page_uri(output))
-    for name in (*_PARTS, *others, "run.json"):
+    # the latest first, so that a deletion that is cut short leaves plans that can be read
+    plans = [f"plan/{name}" for name in reversed(own_names(run_uri(output, "plan"), r"plan-\d+\.parquet"))]
+    for name in (*plans, *_PARTS, *others, "run.json"):
         storage.delete(run_uri(output, name))
 
 

@@ -12,7 +12,7 @@ from flashray import storage
 from flashray.errors import ConfigError
 from flashray.pipeline import run_record
 from flashray.pipeline.archive import read_archive
-from flashray.pipeline.plan import PLAN, write_plan
+from flashray.pipeline.plan import PLAN, read_plans, write_plan
 from flashray.pipeline.run_config import RunConfig, flatten
 from flashray.pipeline.run_folder import RUN_FOLDER
 from flashray.recipe import DegradationConfig, FusionConfig, SolverConfig
@@ -242,6 +242,24 @@ def test_a_run_is_erased_and_what_else_lies_there_stays(config: RunConfig, tmp_p
     assert sorted(left) == [f"{RUN_FOLDER}/drivers/000001.json", "notes.txt", "summary.json"]
     run_record.erase(str(run), [], "drivers")
     assert (run / RUN_FOLDER / "drivers" / "000001.json").exists(), "there is no run to erase any more"
+
+
+def test_an_erasure_that_is_cut_short_leaves_plans_that_can_be_read(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, delete = config.io.output, storage.delete
+    opened_and_planned(config)
+    for attempt in range(1, 12):
+        write_plan(output, attempt, PLAN.empty_table())
+    left: list[int] = []
+
+    def counted(uri: str) -> None:
+        delete(uri)
+        left.append(len(read_plans(output)))
+
+    monkeypatch.setattr(storage, "delete", counted)
+    run_record.erase(output, [])
+    assert [*dict.fromkeys(left)] == [*range(12, -1, -1)]
 
 
 def test_an_output_with_other_files_is_refused(config: RunConfig, tmp_path: Path) -> None:
