@@ -120,10 +120,12 @@ def make_parser(prog: str, sections: Mapping[str, type[Any]], description: str =
     """A jsonargparse parser of these sections; it raises errors instead of ending the process."""
     from jsonargparse import ArgumentParser
 
-    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    parser: Any = ArgumentParser(prog=prog, description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="a YAML file with the keys below")
     for prefix, section in sections.items():
         parser.add_class_arguments(section, prefix or None)
+    fields = [one for prefix, section in sections.items() for one in fields_of(section, prefix)]
+    parser.texts = {f"--{name}" for name, hint in fields if {str, type(None)} <= {*typing.get_args(hint)}}
     return parser
 
 
@@ -137,7 +139,11 @@ def parse(parser: Any, argv: Sequence[str]) -> Any:
         elif value.lstrip().startswith(("[", "{", "&", "!")):  # the parser reads it as YAML, whatever it unfolds into
             read_yaml(value.encode(errors="replace"), name, or_text=True)
     try:
-        return parser.instantiate(parser.parse_args(list(argv)))
+        values = parser.parse_args(list(argv))
+        for name, value in dict(pairwise(argv)).items():  # of a text that may be none, "#1.csv" is a comment in YAML
+            if name in parser.texts and value != "null" and values[name[2:]] is None:
+                values[name[2:]] = value or None
+        return parser.instantiate(values)
     except (ArgumentError, TypeError, ValueError) as error:
         raise ConfigError(readable(" ".join(str(error).split()))) from error
 

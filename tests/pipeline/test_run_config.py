@@ -254,6 +254,14 @@ def test_the_job_in_python_has_the_same_default_recipe() -> None:
     assert run_config({"archive": "/data/photos", "output": "/data/run"}).recipe == parse_run(ARGUMENTS[:2]).recipe
 
 
+def test_names_that_yaml_takes_for_nothing_are_names() -> None:
+    for name in ("#1.csv", "&co.csv", "# é"):
+        argv = [*ARGUMENTS, "--manifest", name, "--references", "null"]
+        assert (found := parse_run(argv).io).manifest == str(Path(name).absolute())
+        assert found.references is None
+    assert parse_run([*ARGUMENTS, "--manifest", "#1.csv", "--manifest", "null"]).io.manifest is None
+
+
 @pytest.mark.parametrize("name", ["recipe", "config", "print_config"])
 def test_folders_may_be_called_as_options_are(name: str) -> None:
     found = parse_run([f"/data/{name}", "/data/run"]).recipe
