@@ -108,7 +108,7 @@ def _image_column(uri: str, schema: pa.Schema) -> str:
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
 
 def _has_field(kind: pa.DataType, name: str) -> bool:
@@ -119,12 +119,13 @@ def _has_field(kind: pa.DataType, name: str) -> bool:
 
 def _texts(uri: str, name: str, column: pa.ChunkedArray) -> pa.Array:
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
         raise ConfigError(f"shard {uri}: column {name} is of type {kind}; keys are text")
-    lacking = pc.fill_null(pc.equal(column.cast(kind), ""), True)
+    column = column.cast(pa.string())
+    lacking = pc.fill_null(pc.equal(column, ""), True)
     if pc.any(lacking).as_py():
         raise ConfigError(f"shard {uri}: row {pc.index(lacking, True).as_py()} has no {name}")
-    return column.cast(pa.string()).combine_chunks()
+    return column.combine_chunks()
 
 
 def _sizes(metadata: pq.FileMetaData, image: str) -> np.ndarray[Any, np.dtype[np.int64]]:

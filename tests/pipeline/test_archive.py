@@ -222,6 +222,13 @@ def test_a_mask_of_another_size_is_a_difference(folder: Path, tmp_path: Path) ->
     assert listing_hash(listings[0]) != listing_hash(listings[1])
 
 
+def test_names_of_masks_may_be_numbers(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "manifest.csv").write_text("key,mask\na.png,001\nb.png,2024-01-05\n")
+    asked = config(folder, manifest=str(tmp_path / "manifest.csv"), degradation=DegradationConfig("random_inpainting"))
+    given = read_archive(asked).images["given"].to_pylist()
+    assert given[1:3] == [f'{{"mask": "{tmp_path}/{name}"}}' for name in ("001", "2024-01-05")]
+
+
 def test_a_changed_manifest_is_a_difference(folder: Path, tmp_path: Path) -> None:
     manifest = tmp_path / "manifest.csv"
     listings = []

@@ -249,6 +249,13 @@ def test_a_shard_of_another_name_is_refused_by_its_images(tmp_path: Path) -> Non
         start()
 
 
+def test_views_of_text_and_bytes_are_text_and_bytes(tmp_path: Path) -> None:
+    columns = {"key": pa.array(["a.png"], pa.string_view()), "image": pa.array([b"x"], pa.binary_view())}
+    write_parquet(tmp_path / "a.parquet", columns)
+    assert read_archive(config(tmp_path)).images["key"].to_pylist() == ["a.png"]
+    assert read_rows(str(tmp_path / "a.parquet"), [0]) == [b"x"]
+
+
 def test_tars_need_names_of_images(tmp_path: Path) -> None:
     write_parquet(tmp_path / "shards" / "0.parquet", {"key": ["a"], "image": [b"1"]})
     with pytest.raises(ConfigError, match=r"'a' has no image's suffix .*--format, or --shards parquet"):
