@@ -55,14 +55,22 @@ def compare(rows: Sequence[Row], metrics: Sequence[str] = SHOWN) -> str:
     for name in metrics:
         check_metric(rows, name)
     shown = [name for name in metrics if any(known(row, name) for row in rows)]
+    values = {name: _cut([row.params.get(name, "") for row in rows]) for name in differ}
     return to_markdown(
         [
             {"run": row.name, "status": row.status}
-            | {name: row.params.get(name, "")[:_LONGEST] for name in differ}
+            | {name: values[name][at] for name in differ}
             | {name: f"{row.metrics[name]:.5g}" if known(row, name) else "" for name in shown}
-            for row in rows
+            for at, row in enumerate(rows)
         ]
     )
+
+
+def _cut(values: Sequence[str]) -> Sequence[str]:
+    """The values without their middles where they are long, unless different ones would look the same."""
+    half = _LONGEST // 2
+    short = [value if len(value) <= _LONGEST else f"{value[:half]}…{value[-half:]}" for value in values]
+    return short if len({*short}) == len({*values}) else values
 
 
 def check_metric(rows: Sequence[Row], name: str) -> None:

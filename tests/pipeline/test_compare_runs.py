@@ -39,6 +39,19 @@ def test_what_differs_is_shown_and_what_is_known() -> None:
     assert "psnr" not in compare(ROWS, ["mean_nfe"])
 
 
+def test_long_values_that_differ_look_different() -> None:
+    def shown(*archives: str) -> list[str]:
+        rows = [Row("a", "FINISHED", {"io.archive": archive}, {}) for archive in archives]
+        return [line.split(" | ")[2].removesuffix(" |") for line in compare(rows).splitlines()[2:]]
+
+    long = "s3://museum-archive-production/collections/"
+    assert shown(f"{long}1930", f"{long}1950") == [
+        f"s3://museum-archive-…ion/collections/{year}" for year in (1930, 1950)
+    ]
+    whole = [f"{long}{year}/photographs/mounted" for year in (1930, 1950)]
+    assert shown(*whole) == whole
+
+
 def test_sorted_by_a_number() -> None:
     assert [row.name for row in by_metric(ROWS, "psnr", ascending=False)] == ["b", "a", "c"]
     assert [row.name for row in by_metric(ROWS, "psnr", ascending=True)] == ["a", "b", "c"]
