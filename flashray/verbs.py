@@ -116,6 +116,9 @@ def compare(argv: Sequence[str]) -> int:
     from flashray.tracking.client import find_runs
 
     if config.outputs:
+        for name in ("experiment", "filter", "limit"):
+            if getattr(config, name) != getattr(CompareConfig, name):
+                raise ConfigError(f"--{name} chooses among MLflow's runs; leave it out, or the outputs")
         rows = [row_of_output(output) for output in config.outputs]
     else:
         uri = config.tracking_uri or default_uri("run")

@@ -111,6 +111,12 @@ def test_runs_of_mlflow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         find_runs("http://127.0.0.1:1", "mine")
 
 
+def test_what_chooses_runs_of_mlflow_is_refused_beside_outputs(capsys: pytest.CaptureFixture[str]) -> None:
+    for option, value in (("--limit", "1"), ("--filter", "metrics.psnr > 25"), ("--experiment", "mine")):
+        assert main(["compare", "a", "b", option, value]) == 2
+        assert f"{option} chooses among MLflow's runs; leave it out" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("given", [True, False])
 def test_where_nothing_is_tracked_no_database_is_created(
     given: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
