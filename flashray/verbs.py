@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from flashray.build import nearest
 from flashray.errors import ConfigError
@@ -188,11 +187,18 @@ def register(argv: Sequence[str]) -> int:
     folder = bundled("severity", source.removeprefix("bundled:")) if inside else local_folder(source, kind)
     uri = config.tracking_uri or default_uri(source if Path(source).is_dir() else "encoder")
     check_registry(config.name, config.alias, uri)
-    card = folder / "card.json"
-    figures: dict[str, Any] = json.loads(card.read_text())["figures"] if card.is_file() else {}
-    made = register_encoder(encoder, folder, config.name, config.alias, uri, figures)
+    made = register_encoder(encoder, folder, config.name, config.alias, uri, _figures(folder / "card.json"))
     print(f"{made}, models:/{config.name}@{config.alias}")
     return 0
+
+
+def _figures(card: Path) -> dict[str, float]:
+    """A model's figures by its card, if there is one; ConfigError where it is damaged."""
+    try:
+        found = json.loads(card.read_bytes()) if card.is_file() else {}
+        return {name: float(value) for name, value in found.get("figures", {}).items()}
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{card} is damaged ({error}); put it back, or delete it: no model needs it") from error
 
 
 def train(argv: Sequence[str]) -> int:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from flashray.cli import main
 from flashray.errors import ConfigError, FlashrayError
 from flashray.pipeline.models import load_models
 from flashray.pipeline.run import restore_archive
@@ -97,6 +99,16 @@ def test_a_registry_is_looked_at_before_hours_of_training(tiny_models: TinyModel
     again = f"flashray register {tiny_models.encoder} name --alias vague --tracking-uri {NOWHERE} registers it"
     with pytest.raises(FlashrayError, match=rf"is saved, and MLflow at .* did not register it: .*{re.escape(again)}"):
         registered(tiny_models.encoder, "name", NOWHERE, "vague")
+
+
+def test_a_card_may_lack_figures_and_may_not_be_damaged(
+    tiny_models: TinyModels, uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(tiny_models.encoder, tmp_path / "encoder")
+    for text, code in (("{", 2), ("[]", 2), ('{"figures": {"psnr": "high"}}', 2), ("{}", 0)):
+        (folder / "card.json").write_text(text)
+        assert main(["register", str(folder), "carded", "--tracking-uri", uri]) == code
+        assert ("card.json is damaged" in capsys.readouterr().err) == (code == 2)
 
 
 def test_what_is_no_encoder_of_ours_is_refused(uri: str, tmp_path: Path) -> None:
