@@ -319,12 +319,11 @@ class Run:
         if not self.status.attempts or (here == there and not (here and new)):
             return False
         if set(pc.unique(self.status.planned["unit_id"]).to_pylist()) & self.status.units:
-            why = f"this start asks for {here or 'unlimited'}: choose another output, or give that budget"
-            grown = f"{new} images are new: restore them to another output"
-            raise ConfigError(
-                f"output {self.output} holds a run planned with the budget {there or 'unlimited'} and partly done, and "
-                f"{why if here != there else grown}"
-            )
+            was, now = ("".join(f"{n} {v:g}" for n, v in one.items()) or "no budget" for one in (there, here))
+            why = f"{new} images are new: restore them to another output"
+            if here != there:
+                why = f"this start asks for {now}: choose another output, or give that budget"
+            raise ConfigError(f"output {self.output} holds a run planned with {was} and partly done, and {why}")
         return True
 
     def _settings(self, device: str, threads: int) -> WorkerSettings:

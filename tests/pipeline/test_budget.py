@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from flashray.errors import ConfigError
 from flashray.pipeline import budget
 from flashray.pipeline.cost import CostModel, Prediction, predict, predict_packed
+from flashray.pipeline.open_run import Run
 from flashray.pipeline.run_config import RunConfig
 from flashray.pipeline.units import Packing
 from flashray.pipeline.workload import Integers, Workload
@@ -81,6 +84,14 @@ def test_an_impossible_budget_names_the_least_possible() -> None:
     least = float(str(caught.value).split("takes ")[1].split(";")[0])
     assert least > 5 + 300 * 0.3 / 3 - 0.1  # start-up, and what each image costs beside its chain, on three actors
     assert fit(budget_seconds=1.001 * least)["decoded_alone"] > 0
+
+
+def test_another_budget_is_refused_in_words() -> None:
+    status = SimpleNamespace(attempts=1, planned=pa.table({"unit_id": ["u"]}), units={"u"})
+    values: dict[str, Any] = {"output": "/o", "status": status, "_new": list}
+    run = SimpleNamespace(**values, requested=config_of(budget_seconds=60.0), record={})
+    with pytest.raises(ConfigError, match=r"planned with no budget and .* asks for budget_seconds 60: choose"):
+        Run._rebudgeted(cast(Run, run))
 
 
 def test_what_is_kept_gives_the_same_starts_again() -> None:

@@ -204,7 +204,7 @@ def test_ask_the_price_then_name_a_budget_then_run(
     found = summary_of(config.io.output)
     assert found["predicted_solver_seconds"] > 0
     assert found["predicted_over_actual_seconds"] > 0
-    with pytest.raises(ConfigError, match=r"planned with the budget .* asks for unlimited"):
+    with pytest.raises(ConfigError, match=r"planned with budget_seconds .* asks for no budget"):
         restore_archive(config)
 
     # the budget is nothing but a scale on σ̂: the same recipe with that scale gives the same bytes
