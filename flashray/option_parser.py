@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from flashray.build import nearest
 from flashray.errors import ConfigError
+from flashray.storage import redact
 from flashray.yaml_text import read_yaml
 
 T = TypeVar("T")
@@ -138,14 +141,18 @@ def parse(parser: Any, argv: Sequence[str]) -> Any:
             read_yaml(Path(value).read_bytes(), f"config {value}")
         elif value.lstrip().startswith(("[", "{", "&", "!")):  # the parser reads it as YAML, whatever it unfolds into
             read_yaml(value.encode(errors="replace"), name, or_text=True)
+    printed = io.StringIO()  # by --print_config, which ends the process
     try:
-        values = parser.parse_args(list(argv))
+        with redirect_stdout(printed):
+            values = parser.parse_args(list(argv))
         for name, value in dict(pairwise(argv)).items():  # of a text that may be none, "#1.csv" is a comment in YAML
             if name in parser.texts and value != "null" and values[name[2:]] is None:
                 values[name[2:]] = value or None
         return parser.instantiate(values)
     except (ArgumentError, TypeError, ValueError) as error:
         raise ConfigError(readable(" ".join(str(error).split()))) from error
+    finally:
+        print(re.sub("(?<=tracking_uri: ).+", lambda uri: redact(uri[0]), printed.getvalue()), end="")
 
 
 def typed(name: str) -> str:

@@ -229,6 +229,12 @@ def test_print_config_can_be_read_again(tmp_path: Path, capsys: pytest.CaptureFi
     assert parse_run(["--config", str(printed)]) == parse_run(argv)
 
 
+def test_print_config_shows_no_password(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_run([*ARGUMENTS, "--tracking-uri", "postgresql://me:hunter2@host/db", "--print_config"])
+    assert "tracking_uri: postgresql://***@host/db\n" in capsys.readouterr().out
+
+
 def test_a_configuration_file_changes_the_recipe_that_it_names_or_the_default(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
