@@ -177,17 +177,16 @@ def register(argv: Sequence[str]) -> int:
     from flashray.prior import bundled
     from flashray.severity import load_severity_encoder
     from flashray.sources import local_folder
-    from flashray.tracking import default_uri
-    from flashray.tracking.model_registry import check_registry
-    from flashray.tracking.model_registry import register as register_encoder
+    from flashray.tracking import default_uri, model_registry
 
     encoder = load_severity_encoder(config.encoder)
     source, kind = config.encoder, "severity encoder"
     inside = source.startswith("bundled:")
     folder = bundled("severity", source.removeprefix("bundled:")) if inside else local_folder(source, kind)
     uri = config.tracking_uri or default_uri(source if Path(source).is_dir() else "encoder")
-    check_registry(config.name, config.alias, uri)
-    made = register_encoder(encoder, folder, config.name, config.alias, uri, _figures(folder / "card.json"))
+    model_registry.check_registry(config.name, config.alias, uri)
+    figures = _figures(folder / "card.json")
+    made = model_registry.register(encoder, folder, config.name, config.alias, uri, figures)
     print(f"{made}, models:/{config.name}@{config.alias}")
     return 0
 

@@ -129,9 +129,8 @@ def _read_manifest(uri: str) -> pa.Table:
             table = pq.read_table(io.BytesIO(data))
             table.validate(full=True)
         else:
-            text = pyarrow.csv.ConvertOptions(
-                column_types=dict.fromkeys(("key", "mask"), pa.string()), strings_can_be_null=False
-            )
+            types = dict.fromkeys(("key", "mask"), pa.string())
+            text = pyarrow.csv.ConvertOptions(column_types=types, strings_can_be_null=False)
             table = pyarrow.csv.read_csv(io.BytesIO(data), convert_options=text)
         names = table.column_names
     except (pa.ArrowException, OSError, UnicodeError) as error:

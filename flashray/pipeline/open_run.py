@@ -93,8 +93,7 @@ def _erase(config: RunConfig, models: Models, archive: Archive) -> None:
             return
         refuse_absent_gpu(config.resources.device)
         plans, commits = read_plans(output), read_commits(output, committed_units(output))
-        names = Layout.of_record(output, record).files(*plans, commits)
-        names |= copied_names(output)
+        names = Layout.of_record(output, record).files(*plans, commits) | copied_names(output)
         there = {name: storable(image_of(name)) in names for name in restored_files(output) if name != PAGE}
         strange = [name for name, own in there.items() if not own and not is_hidden(name)]
         if strange:

@@ -144,7 +144,8 @@ def open_record(
             if len(listing) > before:
                 log.warning("%d images are new in the archive, and are restored too", len(listing) - before)
             _take_listing(output, record, listing)  # failed images may have been repaired or removed, and others added
-        if old is not None and not config.policy.plan_only and _take_free(record, config):
+        if old is not None and not config.policy.plan_only:
+            _take_free(record["config"], to_dict(config))
             write_record(output, record)
     except OSError as error:
         raise ConfigError(f"output {output} cannot be written to: {error}") from error
@@ -300,16 +301,14 @@ def _take_listing(output: str, record: dict[str, Any], listing: pa.Table) -> Non
     write_record(output, record)
 
 
-def _take_free(record: dict[str, Any], config: RunConfig) -> bool:
-    """Take the settings of this start that may change into the run's configuration; whether one has changed."""
-    before, values = dump(record), to_dict(config)
+def _take_free(there: dict[str, Any], here: dict[str, Any]) -> None:
+    """Take the settings of this start that may change into the run's configuration."""
     for name in _FREE:
         *sections, last = name.split(".")
-        there, here = record["config"], values
+        was, now = there, here
         for section in sections:
-            there, here = there.setdefault(section, {}), here[section]
-        there[last] = here[last]
-    return dump(record) != before
+            was, now = was.setdefault(section, {}), now[section]
+        was[last] = now[last]
 
 
 def _write_listing(output: str, listing: pa.Table) -> None:

@@ -142,22 +142,12 @@ def _described(encoder: SeverityEncoder, model: Any, run_id: str) -> Any:
     from mlflow.types import Schema, TensorSpec
 
     single = np.dtype(np.float32)
-    signature = ModelSignature(
-        inputs=Schema([TensorSpec(single, (-1, 3, -1, -1), "y_BCHW")]),
-        outputs=Schema(
-            [
-                TensorSpec(single, (-1, encoder.config.latent_channels, -1, -1), "z_hat_BCHW"),
-                TensorSpec(single, (-1, -1, -1), "log_variance_Bhw"),
-            ]
-        ),
-    )
-    described = Model(
-        artifact_path=model.artifact_location,
-        run_id=run_id,
-        signature=signature,
-        model_uuid=model.model_id,
-        model_id=model.model_id,
-    )
+    y = TensorSpec(single, (-1, 3, -1, -1), "y_BCHW")
+    z_hat = TensorSpec(single, (-1, encoder.config.latent_channels, -1, -1), "z_hat_BCHW")
+    log_variance = TensorSpec(single, (-1, -1, -1), "log_variance_Bhw")
+    signature = ModelSignature(inputs=Schema([y]), outputs=Schema([z_hat, log_variance]))
+    ids = {"run_id": run_id, "model_uuid": model.model_id, "model_id": model.model_id}
+    described = Model(artifact_path=model.artifact_location, signature=signature, **ids)
     described.add_flavor("flashray", data=_FOLDER, degradation=encoder.degradation)
     return described
 
