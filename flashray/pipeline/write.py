@@ -19,8 +19,7 @@ from flashray.pipeline.worker_settings import WorkerSettings
 
 WRITTEN = pa.schema([("unit_id", pa.string()), ("images", pa.int64())])
 _WRITERS = 8
-# too long, characters that exFAT or a share lacks, or something in the way that was there before
-_NAME_REFUSED = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+_NAME_REFUSED = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)  # too long, or characters that exFAT or a share lacks
 _LARGE = 2_000_000  # pixels, or bytes of a file; larger images are encoded one after the other to save memory
 
 
