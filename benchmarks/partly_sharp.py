@@ -106,7 +106,10 @@ def saved(windows: Row, one_start: Sequence[Row]) -> tuple[float, float] | None:
 
 
 def shares(each: Sequence[Row], alike: Sequence[Sequence[Row]]) -> list[str]:
-    """Cells of what starts of windows save: of the photos, and the 95 % interval of photos drawn from them anew."""
+    """Cells of what starts of windows save: of the photos, and the 95 % interval of photos drawn from them anew.
+
+    Draws in which no single start has the LPIPS of the windows are left out.
+    """
     found = saved(mean(each), [mean(rows) for rows in alike])
     if found is None:
         return ["", ""]

@@ -156,8 +156,8 @@ class LPIPS(nn.Module):
                     first, start, side = (top - above) >> depth, (left - before) >> depth, _TILE >> depth
                     inside = distance_Bhw[:, first : first + side, start : start + side]
                     total[:, depth] += inside.double().sum(dim=(1, 2))
-        counts = totals[0].new_tensor([(height >> depth) * (width >> depth) for depth in range(len(self.taps))])
-        return [(total / counts).sum(dim=1).float() for total in totals]
+        counts = [(height >> depth) * (width >> depth) for depth in range(len(self.taps))]
+        return [(total / total.new_tensor(counts)).sum(dim=1).float() for total in totals]
 
     def _check(self, x_BCHW: Tensor, ref_BCHW: Tensor) -> None:
         if x_BCHW.shape != ref_BCHW.shape or x_BCHW.ndim != 4 or min(x_BCHW.shape[2:]) < self.min_side:

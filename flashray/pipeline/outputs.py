@@ -137,7 +137,7 @@ def refuse_taken(keys: Sequence[str], format: OutputFormat, copied: Sequence[str
     """Raise ConfigError where an image of these keys, or a file of the `copied`, would lie where the run's page is, or
     one of each in one place.
     """
-    if both := {*copied}.intersection(output_name(key, format) for key in keys):
+    if copied and (both := {*copied}.intersection(output_name(key, format) for key in keys)):
         raise ConfigError(
             f"an image and another file of the archive, both {min(both)!r}, would be written to one file; rename it, "
             "or leave out --copy-others"
